@@ -1,0 +1,122 @@
+"""A KV cache that is shorter than the text it stands for, and knows both lengths."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+
+@dataclass
+class DecodeState:
+    """What later chunks of a shortened prompt must know; lives on the cache, so that it shares the cache's fate.
+
+    Attributes:
+        gap: caller's columns minus cached columns of layer 0.
+        real: per decoder layer, (B, P) bool of the cached columns that are real; None when all are. Layers of equal
+            history share one tensor.
+        shift: per decoder layer, (B,) long to subtract from the caller's position ids; None where ids are kept.
+    """
+
+    gap: int
+    real: list[Tensor | None]
+    shift: list[Tensor | None] = field(default_factory=list)
+
+    def rows(self, pick: Any) -> None:
+        """Apply ``pick`` to the batch dimension of everything stored."""
+        seen: dict[int, Tensor] = {}
+
+        def once(x: Tensor | None) -> Tensor | None:
+            return None if x is None else seen.setdefault(id(x), pick(x))
+
+        self.real = [once(x) for x in self.real]
+        self.shift = [once(x) for x in self.shift]
+
+
+class _Reduced:
+    """Mixed into the class of a cache: reports the caller's length to callers, the physical one to masks."""
+
+    reduction: DecodeState | None = None
+
+    def get_seq_length(self, layer_idx: int = 0) -> Any:
+        length = super().get_seq_length(layer_idx)  # type: ignore[misc]
+        if layer_idx != 0 or self.reduction is None:
+            return length
+        if isinstance(length, Tensor):
+            return length + self.reduction.gap * (length > 0)
+        return length + self.reduction.gap if length else length
+
+    def get_query_offset(self, layer_idx: int = 0) -> Any:
+        return super().get_seq_length(layer_idx)  # type: ignore[misc]
+
+    def reset(self) -> None:
+        super().reset()  # type: ignore[misc]
+        self.reduction = None
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)  # type: ignore[misc]
+        if self.reduction is not None:
+            self.reduction.rows(lambda x: x[indices.to(x.device)])
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)  # type: ignore[misc]
+        if self.reduction is not None:
+            self.reduction.rows(lambda x: x.repeat_interleave(repeats, dim=0))
+
+
+@cache
+def _reduced_class(base: type[Cache]) -> type[Cache]:
+    return type(f"Reduced{base.__name__}", (_Reduced, base), {})
+
+
+def state_of(cache: Cache | None) -> DecodeState | None:
+    """The state left by an earlier chunk; None for no cache, an empty one, or one never shortened."""
+    state = getattr(cache, "reduction", None)
+    if state is None or cache is None:
+        return None
+    length = physical_length(cache, 0)
+    return state if isinstance(length, Tensor) or length > 0 else None
+
+
+def adopt(cache: Cache, state: DecodeState) -> None:
+    """Give ``cache`` its state; its class becomes a subclass of what it was."""
+    if not isinstance(cache, _Reduced):
+        cache.__class__ = _reduced_class(type(cache))
+    cache.reduction = state
+
+
+def physical_length(cache: Cache | None, layer: int) -> Any:
+    """Columns really held by ``layer``: an int, or a tensor for static caches."""
+    if cache is None:
+        return 0
+    if isinstance(cache, _Reduced):
+        return cache.get_query_offset(layer)
+    return cache.get_seq_length(layer)
+
+
+def keep_columns(cache: Cache, layer: int, index: Tensor) -> None:
+    """Keep the columns ``index`` (B, P) of ``layer`` and free the rest."""
+    held = cache.layers[layer]
+    if type(held) is not DynamicLayer:
+        raise ValueError(
+            f"stage 'cache' cannot shorten a {type(held).__name__}; allowed: the layers of a DynamicCache. "
+            "Leave out cache_implementation / past_key_values, or use a method without a cache stage."
+        )
+    at = index[:, None, :, None]
+    held.keys = held.keys.gather(2, at.expand(-1, held.keys.shape[1], -1, held.keys.shape[3]))
+    held.values = held.values.gather(2, at.expand(-1, held.values.shape[1], -1, held.values.shape[3]))
+
+
+def num_bytes(cache: Cache | None) -> int:
+    """Bytes of keys and values held."""
+    if cache is None:
+        return 0
+    total = 0
+    for layer in cache.layers:
+        for x in (getattr(layer, "keys", None), getattr(layer, "values", None)):
+            total += x.numel() * x.element_size() if isinstance(x, torch.Tensor) else 0
+    return total

@@ -1,0 +1,284 @@
+"""The decoder's door: a pre-hook shortens whatever the multimodal model hands over, a post-hook restores its length."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Literal, NamedTuple
+
+import torch
+from tokenreduce.adapters.cache import adopt, num_bytes, state_of
+from tokenreduce.adapters.family import Family
+from tokenreduce.adapters.layers import KEY, LayerDoor, Listener
+from tokenreduce.adapters.packing import Packing, gather
+from tokenreduce.adapters.plan import Plan, carried, write
+from tokenreduce.adapters.tower import TowerTap
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import create_masks_for_generate
+
+from tokenreduce.cost import DecoderShape, Report
+from tokenreduce.groups import group_images
+from tokenreduce.pipeline import Pipeline
+from tokenreduce.provenance import Trace
+
+OutputLength = Literal["full", "reduced"]
+
+
+class Call(NamedTuple):
+    """What the multimodal model was called with; forgotten when its forward pass ends."""
+
+    input_ids: Tensor | None
+    inputs_embeds: Tensor | None
+
+
+class DecoderDoor:
+    """Shortens prompts on their way into the decoder and keeps masks, positions and caches in step ever after."""
+
+    def __init__(self, family: Family, pipeline: Pipeline, output_length: OutputLength = "full") -> None:
+        self.family = family
+        self.pipeline = pipeline
+        self.output_length = output_length
+        self.tap = TowerTap(family, pipeline)
+        self.call: Call | None = None
+        self.plan: Plan | None = None
+        self.trace: Trace | None = None
+        self.report: Report | None = None
+
+    def attach(self) -> list[Any]:
+        """Install every hook; returns their handles. Nothing stays behind when one of them fails."""
+        core, decoder = self.family.core, self.family.decoder
+        handles: list[Any] = []
+        try:
+            handles.append(core.register_forward_pre_hook(self.note_call, with_kwargs=True))
+            handles.append(core.register_forward_hook(self.forget_call, always_call=True))
+            handles.append(decoder.register_forward_pre_hook(self.enter, with_kwargs=True))
+            handles.append(decoder.register_forward_hook(self.leave, with_kwargs=True))
+            if self.by_layer:
+                for i, layer in enumerate(decoder.layers):
+                    handles.append(layer.register_forward_pre_hook(LayerDoor(i), with_kwargs=True))
+                Listener(self).attach(handles)
+            self.tap.attach(handles)
+        except BaseException:
+            release(handles)
+            raise
+        return handles
+
+    @property
+    def by_layer(self) -> bool:
+        """Whether single decoder layers have to be looked after."""
+        return bool(self.pipeline.layers("llm") or self.pipeline.layers("cache"))
+
+    # ------------------------------------------------------------------ the multimodal model's own call
+
+    def note_call(self, core: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if args:
+            kwargs = inspect.signature(core.forward).bind_partial(*args, **kwargs).arguments
+        self.call = Call(kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
+
+    def forget_call(self, core: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self.call = self.plan = None
+
+    # ------------------------------------------------------------------ in
+
+    def enter(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.plan = None
+        embeds, cache = kwargs.get("inputs_embeds"), kwargs.get("past_key_values")
+        if self.call is None or embeds is None:
+            return None
+        state = state_of(cache)
+        batch, length = embeds.shape[:2]
+        visual = torch.zeros(batch, length, dtype=torch.bool)
+        if length > 1:
+            visual = self.family.visual_columns(*self.call)
+        images = self.family.locate(visual)
+        if state is None and not images and length == 1:
+            return None
+
+        past = int(cache.get_seq_length()) if isinstance(cache, Cache) else 0
+        real, past_real, counts = real_columns(kwargs.get("attention_mask"), embeds, past, continues=state is not None)
+        depth = decoder.config.num_hidden_layers
+        plan = self.plan = Plan(
+            decoder,
+            self.pipeline,
+            cache,
+            Packing.untouched(real, counts),
+            [past_real] * depth if state is None else state.real,
+            [None] * depth if state is None else state.shift,
+            visual,
+            offset=past,
+        )
+        changed = False
+        if images:
+            plan.groups = group_images(images, embeds.device)
+            plan.tower_values, plan.repeat = self.tap.take(len(images))
+            plan.tower_rows = tower_rows([image.sample for image in images], plan.repeat)
+            changed = self._projector(plan, embeds)
+        plan.passive = state is None and not changed and not self._acts_later(plan)
+        if plan.passive:
+            return None
+        kwargs = dict(kwargs)
+        with self.pipeline.stopwatch(embeds.device):
+            self._hand_over(plan, kwargs, changed)
+        plan.groups = [group.settle() for group in plan.groups]
+        if self.by_layer:
+            kwargs[KEY] = plan
+        return args, kwargs
+
+    def _projector(self, plan: Plan, embeds: Tensor) -> bool:
+        """Carry out the projector steps; whether anything changed."""
+        if not self.pipeline.at("projector"):
+            return False
+        for group in plan.groups:
+            group.features = embeds[group.samples[:, None], group.columns]
+        groups, changed = self.pipeline.run("projector", None, plan.groups, plan.look)
+        if changed:
+            with self.pipeline.stopwatch(embeds.device):
+                plan.repack(0, groups)
+        plan.groups = groups
+        return changed
+
+    def _acts_later(self, plan: Plan) -> bool:
+        later = [method for method, step in self.pipeline.steps if step.stage in ("llm", "cache")]
+        return any(not method.is_identity(group.num_tokens) for method in later for group in plan.groups)
+
+    def _hand_over(self, plan: Plan, kwargs: dict[str, Any], changed: bool) -> None:
+        """Replace every argument of the decoder that has a column per token."""
+        embeds, mask, cache = kwargs["inputs_embeds"], kwargs.get("attention_mask"), plan.cache
+        batch, length = embeds.shape[:2]
+        packing = plan.packings[0]
+
+        positions = kwargs.get("position_ids")
+        if positions is None:
+            positions = torch.arange(length, device=embeds.device)[None] + plan.offset
+        if positions.ndim == 3 and positions.shape[0] == 4:
+            positions = positions[1:]  # the first of four rows only serves to detect packed sequences
+        positions = positions.expand(*positions.shape[:-2], batch, length)
+        if changed:
+            columns = carried(packing, plan.groups)
+            positions = positions.gather(-1, columns.expand(*positions.shape[:-2], -1, -1))
+            for name, value in kwargs.items():
+                aligned = isinstance(value, Tensor) and value.shape[:2] == (batch, length)
+                if aligned and name not in ("inputs_embeds", "attention_mask", "position_ids"):
+                    kwargs[name] = gather(value, packing.order)
+            embeds = kwargs["inputs_embeds"] = write(gather(embeds, packing.order), packing, plan.groups)
+        plan.positions = positions
+        if any(group.renumbered for group in plan.groups):
+            plan.renumber(0, torch.arange(packing.width, device=embeds.device).expand(batch, -1))
+        ids = plan.ids(0)
+        kwargs["position_ids"] = positions if ids is None else ids
+
+        use_cache = kwargs.get("use_cache")
+        if cache is None and (self.family.decoder.config.use_cache if use_cache is None else use_cache):
+            cache = plan.cache = kwargs["past_key_values"] = DynamicCache(config=self.family.decoder.config)
+        visible = plan.visible(0)
+        if visible is None and cache is None:
+            # without a mask and without a cache, gaps between position ids would be taken for packed sequences
+            visible = torch.ones(batch, packing.width, dtype=torch.bool, device=embeds.device)
+        if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
+            make = getattr(self.family.model, "create_masks_for_generate", create_masks_for_generate)
+            visible = make(
+                config=self.family.model.config,
+                inputs_embeds=embeds,
+                attention_mask=visible,
+                past_key_values=cache,
+                position_ids=None,
+            )
+        kwargs["attention_mask"] = visible
+
+    # ------------------------------------------------------------------ out
+
+    def leave(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        plan = self.plan
+        if plan is None:
+            return None
+        hidden = output[0]
+        if not plan.passive:
+            for layer in range(plan.depth):
+                plan.visible(layer)
+            with self.pipeline.stopwatch(hidden.device):
+                plan.trim_cache(hidden)
+            if plan.cache is not None:
+                adopt(plan.cache, plan.state())
+        self._record(plan, output, hidden)
+        final = plan.packing(plan.depth - 1)
+        if plan.passive or self.output_length == "reduced" or final.width == plan.visual.shape[1]:
+            return None
+        full = final.fill(hidden)
+        if isinstance(output, tuple):
+            return (full, *output[1:])
+        output["last_hidden_state"] = full
+        return output
+
+    def _record(self, plan: Plan, output: Any, hidden: Tensor) -> None:
+        """Note trace and cost of a prompt; decode steps and text that continues a shortened prompt leave them alone."""
+        if not plan.groups and plan.offset:
+            return
+        step = plan.repeat
+        self.trace = Trace(plan.groups, plan.visual, plan.offset, self.pipeline.layers("llm"), step)
+        images = self.trace.images_per_sample()
+        shape = DecoderShape.of(self.family.decoder.config)
+        layers = range(plan.depth)
+        widths = [plan.packing(i).counts for i in layers]
+        flops = sum(shape.layer_flops(n, n + plan.past(i)) for i in layers for n in widths[i])
+        whole = sum(shape.depth * shape.layer_flops(n, n + plan.offset) for n in plan.length_in)
+        cache = plan.cache if plan.cache is not None else getattr(output, "past_key_values", None)
+        held = num_bytes(cache) if isinstance(cache, Cache) else 0
+        batch, length = plan.visual.shape
+        self.report = Report(
+            tokens_in=[[n for n, _ in row] for row in images],
+            tokens_kept=[[k for _, k in row] for row in images],
+            tokens_at_layer=[plan.visual_counts[plan.start(i)][::step] for i in layers],
+            flops=flops,
+            flops_unreduced=whole,
+            kv_bytes=held,
+            kv_bytes_unreduced=held and batch * (plan.offset + length) * shape.token_kv_bytes(hidden.element_size()),
+            methods=tuple(method.name for method in self.pipeline.methods),
+            stopwatch=self.pipeline.stopwatch.lap(),
+        )
+
+
+def release(handles: list[Any]) -> None:
+    """Remove ``handles``, latest first."""
+    for handle in reversed(handles):
+        handle.remove()
+    handles.clear()
+
+
+def tower_rows(samples: list[int], repeat: int) -> list[int]:
+    """Encoded image behind each image of the call, when every ``repeat`` decoder rows share the images of one sample."""
+    rows, first = [], 0
+    for i, sample in enumerate(samples):
+        if i and sample != samples[i - 1]:
+            first = rows[-1] + 1 if sample // repeat != samples[i - 1] // repeat else first
+            rows.append(first)
+        else:
+            rows.append(rows[-1] + 1 if i else 0)
+    return rows
+
+
+def real_columns(mask: Any, embeds: Tensor, past: int, *, continues: bool) -> tuple[Tensor, Tensor | None, list[int]]:
+    """Which columns of this chunk are real (B, L), which of the ``past`` ones were (None: all), and how many are.
+
+    ``mask`` is what the decoder was given: None, (B, past + L), or masks already made for a cache of fixed size.
+    """
+    batch, length = embeds.shape[:2]
+    everything = torch.ones(batch, length, dtype=torch.bool, device=embeds.device)
+    if mask is None or length == 1:
+        return everything, None, [length] * batch
+    if isinstance(mask, dict):
+        mask = next((m for m in mask.values() if m is not None), None)
+    if mask is None or not isinstance(mask, Tensor):
+        return everything, None, [length] * batch
+    if mask.ndim == 4:
+        if continues:
+            return everything, None, [length] * batch
+        square = mask[:, 0, :length, past : past + length].diagonal(dim1=-2, dim2=-1)
+        before, real = None, square if square.dtype == torch.bool else square >= 0
+        real = real.expand(batch, length)
+    else:
+        mask = mask.to(embeds.device).bool()
+        before, real = mask[:, :past], mask[:, -length:]
+    counts = real.sum(dim=1).tolist()
+    if before is not None and (continues or past == 0 or bool(before.all())):
+        before = None
+    return real, before, counts

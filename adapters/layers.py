@@ -1,0 +1,102 @@
+"""Hooks on single decoder layers: hand each its own tokens, positions and mask; listen to the ones that are asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tokenreduce.adapters.attention import Probe
+from tokenreduce.adapters.plan import Plan, layer_type
+from tokenreduce.kernels.attention_received import attention_received
+from tokenreduce.kernels.attention_row import attention_row
+from torch import Tensor, nn
+
+from tokenreduce.signals import AttentionReceived, LastQueryAttention, Signal
+
+if TYPE_CHECKING:
+    from tokenreduce.adapters.door import DecoderDoor
+
+#: name under which the plan rides in the decoder's keyword arguments, down to every layer and back through re-runs
+KEY = "tokenreduce_plan"
+
+
+class LayerDoor:
+    """Pre-hook of decoder layer ``index``."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+    def __call__(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if KEY not in kwargs:
+            return None
+        kwargs = dict(kwargs)
+        plan: Plan = kwargs.pop(KEY)
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if plan.groups and self.index in plan.pipeline.layers("llm"):
+            hidden = plan.shorten(self.index, hidden)
+        if plan.differs(self.index):
+            kwargs["attention_mask"] = plan.mask(self.index, hidden)
+            table = kwargs["position_embeddings"]
+            kwargs["position_embeddings"] = plan.position_embeddings(self.index, table, hidden)
+            kwargs["position_ids"] = None
+        if args:
+            return (hidden, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": hidden}
+
+
+class Listener:
+    """Captures decoder signals while a prompt that holds images runs."""
+
+    def __init__(self, door: DecoderDoor) -> None:
+        self.door = door
+        self.wanted: dict[int, list[Signal]] = {}
+        for signal in door.pipeline.needs:
+            if isinstance(signal, (AttentionReceived, LastQueryAttention)) and signal.part == "llm":
+                self.wanted.setdefault(signal.layer, []).append(signal)
+
+    def attach(self, handles: list[Any]) -> None:
+        for layer in self.wanted:
+            handles.append(Probe(self.door.family.decoder_attention(layer), self.listen))
+
+    @torch.no_grad()
+    def listen(self, module: nn.Module, query: Tensor, key: Tensor, mask: Any, scale: float) -> None:
+        plan = self.door.plan
+        if plan is None or plan.passive or not plan.groups:
+            return
+        layer = next(i for i in self.wanted if self.door.family.decoder_attention(i) is module)
+        packing, past, visible = plan.packing(layer), plan.past(layer), plan.visible(layer)
+        length = past + packing.width
+        key = key[:, :, :length]  # a static cache holds room for more
+        config = self.door.family.decoder.config
+        window = config.sliding_window if layer_type(config, layer) == "sliding_attention" else None
+        with plan.pipeline.stopwatch(query.device):
+            for signal in self.wanted[layer]:
+                if isinstance(signal, LastQueryAttention):
+                    last = packing.last_slot()
+                    rows = query[:, :, -1:] if last is None else query.gather(2, _at(last, query))
+                    seen = _window(visible, last, past, length, window, query)
+                    value = attention_row(rows, key, scale, visible=seen)[:, 0]
+                else:
+                    value = attention_received(
+                        query, key, scale, visible=visible, causal=True, window=window, query_mask=packing.valid
+                    )
+                plan.captured[signal] = (value[:, past:], packing)
+
+
+def _at(index: Tensor, x: Tensor) -> Tensor:
+    return index[:, None, None, None].expand(-1, x.shape[1], 1, x.shape[3])
+
+
+def _window(
+    visible: Tensor | None, last: Tensor | None, past: int, length: int, window: int | None, like: Tensor
+) -> Tensor | None:
+    """(B, length) bool of the keys the last real query sees; None when it sees all."""
+    column = torch.arange(length, device=like.device)
+    if last is not None:
+        upto = column <= (past + last)[:, None]
+        visible = upto if visible is None else visible & upto
+    if window is not None and window < length:
+        end = torch.full((like.shape[0],), length - 1, device=like.device) if last is None else past + last
+        near = column > (end - window)[:, None]
+        visible = near if visible is None else visible & near
+    return visible

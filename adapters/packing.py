@@ -1,0 +1,64 @@
+"""Which columns of the decoder's input are still alive, and where they sit once the rest is taken out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Packing:
+    """Rows of a (B, L) sequence with their living columns moved to the right, in order.
+
+    Attributes:
+        alive: (B, L) bool, columns that are real and kept.
+        order: (B, W) long, column in each slot (padding slots hold some dead column).
+        valid: (B, W) bool, slots that hold a living column; None when every slot does.
+        slot: (B, L) long, slot of the last living column at or before each column (0 or more).
+    """
+
+    def __init__(self, alive: Tensor, counts: list[int]) -> None:
+        """``counts[b]`` is the number of living columns of row b, known on the host so that no device is waited for."""
+        length, width = alive.shape[1], max(counts)
+        self.alive = alive
+        self.counts = counts
+        self.width = width
+        # uint8: sorting booleans is not available on every backend
+        self.order = alive.to(torch.uint8).argsort(dim=1, stable=True)[:, length - width :]
+        self.valid = None if min(counts) == width else alive.gather(1, self.order)
+        number = torch.tensor(counts, device=alive.device)[:, None]
+        self.slot = (alive.cumsum(dim=1) - 1 + (width - number)).clamp_min(0)
+
+    @classmethod
+    def untouched(cls, real: Tensor, counts: list[int]) -> Packing:
+        """The sequence as it came: every column in its place, padding included."""
+        self = cls.__new__(cls)
+        batch, length = real.shape
+        self.alive, self.counts, self.width = real, counts, length
+        self.order = torch.arange(length, device=real.device).expand(batch, length)
+        self.valid = None if min(counts) == length else real
+        self.slot = self.order
+        return self
+
+    def last_slot(self) -> Tensor | None:
+        """(B,) slot of the last living column; None when that is the last slot of every row."""
+        if self.valid is None:
+            return None
+        place = torch.arange(self.width, device=self.alive.device)
+        return torch.where(self.valid, place, -1).amax(dim=1)
+
+    def fill(self, hidden: Tensor) -> Tensor:
+        """(B, W, D) back to (B, L, D): a dead column repeats the last living one before it."""
+        return gather(hidden, self.slot)
+
+
+def gather(x: Tensor, index: Tensor) -> Tensor:
+    """Rows ``index`` (B, K) of ``x`` (B | 1, N, ...) along dim 1."""
+    x = x.expand(index.shape[0], *x.shape[1:])
+    for _ in range(x.ndim - 2):
+        index = index.unsqueeze(-1)
+    return x.gather(1, index.expand(-1, -1, *x.shape[2:]))
+
+
+def scatter(x: Tensor, index: Tensor, rows: Tensor, values: Tensor) -> Tensor:
+    """``x`` (B, N, ...) with ``values`` (M, K, ...) written at rows ``rows`` (M,) and columns ``index`` (M, K)."""
+    return x.index_put((rows[:, None].expand_as(index), index), values.to(x.dtype))

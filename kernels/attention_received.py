@@ -1,0 +1,60 @@
+"""Attention received: the column mean of the attention map, without the map."""
+
+from __future__ import annotations
+
+import torch
+from tokenreduce.kernels.attention_row import attention_row
+from torch import Tensor
+
+CHUNK = 256
+
+
+def attention_received(
+    query: Tensor,
+    key: Tensor,
+    scale: float,
+    *,
+    visible: Tensor | None = None,
+    causal: bool = False,
+    window: int | None = None,
+    query_mask: Tensor | None = None,
+    chunk: int = CHUNK,
+) -> Tensor:
+    """Mean over heads and over real queries of the softmax attention each key receives.
+
+    Loops over blocks of ``chunk`` queries, so memory is O(B * H * chunk * N), never N x N.
+
+    Args:
+        query: (B, H, Q, d); ``key``: (B, H_kv, N, d), H_kv divides H.
+        scale: factor on the dot product.
+        visible: (B, N) bool, keys that are real; None: all.
+        causal: query i sees keys up to N - Q + i only; with ``window``, only the last ``window`` of those.
+        query_mask: (B, Q) bool, queries that are real; None: all.
+        chunk: queries per block.
+
+    Returns:
+        (B, N) float32. Without ``causal`` the values of one image sum to 1.
+    """
+    batch, _, num_queries, _ = query.shape
+    n = key.shape[2]
+    total = key.new_zeros(batch, n, dtype=torch.float32)
+    columns = torch.arange(n, device=key.device)
+    for start in range(0, num_queries, chunk):
+        stop = min(start + chunk, num_queries)
+        seen = visible
+        if causal:
+            limit = torch.arange(start, stop, device=key.device) + (n - num_queries)
+            allowed = columns[None] <= limit[:, None]
+            if window is not None:
+                allowed = allowed & (columns[None] > limit[:, None] - window)
+            allowed = allowed.expand(batch, -1, -1)
+            seen = allowed if visible is None else allowed & visible[:, None]
+        elif visible is not None:
+            seen = visible[:, None].expand(batch, stop - start, n)
+        weights = attention_row(query[:, :, start:stop], key, scale, visible=seen)
+        if query_mask is not None:
+            weights = weights * query_mask[:, start:stop, None]
+        total += weights.sum(dim=1)
+    if query_mask is None:
+        return total / num_queries
+    return total / query_mask.sum(dim=1, keepdim=True).clamp_min(1)

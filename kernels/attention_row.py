@@ -1,0 +1,36 @@
+"""Attention of a few query rows, without the rest of the attention map."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Heads = Literal["mean", "max"]
+
+
+def attention_row(
+    query: Tensor, key: Tensor, scale: float, *, visible: Tensor | None = None, heads: Heads = "mean"
+) -> Tensor:
+    """Softmax attention of R query rows over N keys, reduced over heads.
+
+    Args:
+        query: (B, H, R, d) the rows asked for, after q norm and rotary embedding.
+        key: (B, H_kv, N, d); H_kv divides H, grouped keys are never repeated in memory.
+        scale: factor on the dot product, usually d ** -0.5.
+        visible: (B, N) or (B, R, N) bool, keys a row may see; None: all.
+        heads: ``mean`` or ``max`` over the H heads.
+
+    Returns:
+        (B, R, N) float32, each row of the mean sums to 1 over visible keys.
+    """
+    batch, num_heads, rows, dim = query.shape
+    kv_heads, n = key.shape[1], key.shape[2]
+    grouped = query.float().reshape(batch, kv_heads, num_heads // kv_heads * rows, dim)
+    logits = torch.matmul(grouped, key.float().transpose(-1, -2)).mul_(scale).reshape(batch, num_heads, rows, n)
+    if visible is not None:
+        visible = visible.reshape(batch, 1, -1, n)
+        logits = logits.masked_fill(~visible, torch.finfo(torch.float32).min)
+    weights = logits.softmax(dim=-1)
+    return weights.mean(dim=1) if heads == "mean" else weights.amax(dim=1)

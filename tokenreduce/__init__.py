@@ -1,0 +1,71 @@
+"""Visual token reduction for vision-language models: wrap any current model in one call, undo it in one call.
+
+>>> import tokenreduce as tr
+>>> # model = tr.wrap(model, "hiprune", keep=1/3); model.generate(**inputs); tr.report(model); tr.unwrap(model)
+"""
+
+from importlib import import_module as _import_module
+from pathlib import Path as _Path
+from typing import TYPE_CHECKING, Any
+
+_checkout = _Path(__file__).resolve().parent.parent
+if (_checkout / "setup.cfg").is_file() and (_checkout / "adapters").is_dir():
+    # in a checkout the rooms adapters, kernels and eval stand beside this folder, in a wheel inside it
+    __path__.append(str(_checkout))
+
+if TYPE_CHECKING:
+    from tokenreduce.cost import Report
+    from tokenreduce.method import Method, ModelFacts, Step
+    from tokenreduce.methods.fastervlm import FasterVLM
+    from tokenreduce.methods.fastv import FastV
+    from tokenreduce.methods.hiprune import HiPrune
+    from tokenreduce.methods.pool import Pool
+    from tokenreduce.methods.random import Random
+    from tokenreduce.methods.uniform import Uniform
+    from tokenreduce.provenance import Trace
+    from tokenreduce.tables import families, methods
+    from tokenreduce.tokens import Budget, Layout, Reduction, VisualTokens
+    from tokenreduce.wrapping import budget, is_wrapped, report, trace, unwrap, wrap, wrapped
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Budget": "tokens",
+    "Report": "cost",
+    "Method": "method",
+    "ModelFacts": "method",
+    "Step": "method",
+    "families": "tables",
+    "Layout": "tokens",
+    "Reduction": "tokens",
+    "VisualTokens": "tokens",
+    "Trace": "provenance",
+    "budget": "wrapping",
+    "is_wrapped": "wrapping",
+    "report": "wrapping",
+    "trace": "wrapping",
+    "unwrap": "wrapping",
+    "wrap": "wrapping",
+    "wrapped": "wrapping",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: ``import tokenreduce`` itself stays light. Method classes are found by their own name."""
+    if name == "methods":  # the folder of methods, which lists itself when called
+        return _import_module("tokenreduce.methods")
+    if name in _HOME:
+        return getattr(_import_module(f"tokenreduce.{_HOME[name]}"), name)
+    if not name.startswith("_") and name[:1].isupper():
+        from tokenreduce.method import registry
+
+        for cls in registry().values():
+            if cls.__name__ == name:
+                return cls
+    raise AttributeError(f"module 'tokenreduce' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    from tokenreduce.method import registry
+
+    return sorted([*_HOME, "methods", *(cls.__name__ for cls in registry().values()), "__version__"])

@@ -1,0 +1,188 @@
+"""Images of one call, travelling through the stages: what is left of each, where it sits, what it stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from tokenreduce.tokens import Layout, Reduction, Stage
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image or video in the prompt: its sample, the columns of its tokens in the decoder's row, its layout."""
+
+    sample: int
+    columns: Tensor
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class Passage:
+    """What one stage did to a group: the original tokens' rows afterwards, and the roles given."""
+
+    stage: Stage
+    layer: int | None
+    method: str
+    assign: Tensor
+    seats: Tensor
+    source: Tensor
+    role: Tensor | None
+    role_names: tuple[str, ...]
+
+
+@dataclass
+class ImageGroup:
+    """B images of one call that share their layout and their current number of tokens.
+
+    Attributes:
+        members: index of each image in the order of the call.
+        samples: (B,) long, decoder row of each image.
+        columns: (B, N0) long, column of each original token in the decoder's input.
+        seats: (B, N) long, columns at which the current tokens sit, ascending.
+        source: (B, N) long, original token of each current one; -1 for a summary token.
+        place: (B, N) long, column whose position id each current token carries.
+        size: (B, N) float, original tokens each current one stands for.
+        assign: (B, N0) long, current token that stands for each original one; -1 when it is gone.
+        role: (B, N) long, roles given so far.
+        features: (B, N, D), present while a stage runs.
+        moved: whether a token is new or sits elsewhere since ``settle``; renumbered: whether a method asked for that.
+        history: every stage passed.
+    """
+
+    layout: Layout
+    members: list[int]
+    samples: Tensor
+    columns: Tensor
+    seats: Tensor
+    source: Tensor
+    place: Tensor
+    size: Tensor
+    assign: Tensor
+    role: Tensor
+    features: Tensor | None = None
+    moved: bool = False
+    renumbered: bool = False
+    history: list[Passage] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        return self.seats.shape[1]
+
+    def settle(self) -> ImageGroup:
+        """The same images once a stage has been carried out: features handed over, each token at home in its seat."""
+        return replace(self, place=self.seats, features=None, moved=False, renumbered=False)
+
+    def rows(self, index: list[int]) -> ImageGroup:
+        """The sub-group of the images ``index``."""
+        pick = torch.tensor(index, device=self.seats.device)
+
+        def of(x: Tensor) -> Tensor:
+            return x.index_select(0, pick)
+
+        return replace(
+            self,
+            members=[self.members[i] for i in index],
+            samples=of(self.samples),
+            columns=of(self.columns),
+            seats=of(self.seats),
+            source=of(self.source),
+            place=of(self.place),
+            size=of(self.size),
+            assign=of(self.assign),
+            role=of(self.role),
+            features=None if self.features is None else of(self.features),
+            history=[
+                replace(
+                    p,
+                    assign=of(p.assign),
+                    seats=of(p.seats),
+                    source=of(p.source),
+                    role=None if p.role is None else of(p.role),
+                )
+                for p in self.history
+            ],
+        )
+
+    def apply(self, reduction: Reduction, stage: Stage, layer: int | None, method: str) -> list[ImageGroup]:
+        """The images after ``reduction``; more than one group when counts depend on the data."""
+        if reduction.valid is None:
+            return [self._apply(reduction, stage, layer, method)]
+        counts = reduction.valid.sum(dim=1).tolist()
+        parts = []
+        for count in sorted(set(counts)):
+            index = [i for i, c in enumerate(counts) if c == count]
+            pick = torch.tensor(index, device=self.seats.device)
+            part = replace(
+                reduction,
+                source=reduction.source[pick, :count],
+                assign=reduction.assign[pick],
+                features=None if reduction.features is None else reduction.features[pick, :count],
+                role=None if reduction.role is None else reduction.role[pick],
+                valid=None,
+            )
+            parts.append(self.rows(index)._apply(part, stage, layer, method))
+        return parts
+
+    def _apply(self, reduction: Reduction, stage: Stage, layer: int | None, method: str) -> ImageGroup:
+        batch, k = reduction.source.shape
+        summary = reduction.source < 0
+        at = reduction.source.clamp_min(0)
+        # Rows sit, in their order, on the columns of their sources; a summary takes the last free column.
+        taken = torch.zeros_like(self.seats).scatter_add_(1, at, (~summary).long())
+        rank = taken * self.num_tokens + torch.arange(self.num_tokens, device=at.device)
+        chosen = rank.topk(k, dim=1).indices.sort(dim=1).values
+        seats = self.seats.gather(1, chosen)
+        role = self.role if reduction.role is None else reduction.role
+        gone = self.assign < 0
+        assign = reduction.assign.gather(1, self.assign.clamp_min(0)).masked_fill(gone, -1)
+        joined = reduction.assign.clamp_min(0)
+        mass = self.size * (reduction.assign >= 0)
+        features = reduction.features
+        if features is None and self.features is not None:
+            features = self.features.gather(1, at.unsqueeze(-1).expand(-1, -1, self.features.shape[-1]))
+        source = self.source.gather(1, at).masked_fill(summary, -1)
+        passage = Passage(stage, layer, method, assign, seats, source, reduction.role, reduction.role_names)
+        return replace(
+            self,
+            seats=seats,
+            source=source,
+            place=torch.where(summary, self.place.gather(1, chosen), self.place.gather(1, at)),
+            size=torch.zeros(batch, k, device=at.device).scatter_add_(1, joined, mass),
+            assign=assign,
+            role=role.gather(1, at).masked_fill(summary, 0),
+            features=features,
+            moved=self.moved or not reduction.in_order,
+            renumbered=self.renumbered or reduction.positions == "renumber",
+            history=[*self.history, passage],
+        )
+
+
+def group_images(images: Iterable[Image], device: torch.device) -> list[ImageGroup]:
+    """Bundle images of equal layout, so that methods and tensors work on whole batches."""
+    bundles: dict[Layout, list[tuple[int, Image]]] = {}
+    for i, image in enumerate(images):
+        bundles.setdefault(image.layout, []).append((i, image))
+    groups = []
+    for layout, bundle in bundles.items():
+        columns = torch.stack([image.columns for _, image in bundle]).to(device, non_blocking=True)
+        n = columns.shape[1]
+        rows = torch.arange(n, device=device).expand(len(bundle), n)
+        groups.append(
+            ImageGroup(
+                layout=layout,
+                members=[i for i, _ in bundle],
+                samples=torch.tensor([image.sample for _, image in bundle], device=device),
+                columns=columns,
+                seats=columns,
+                source=rows,
+                place=columns,
+                size=torch.ones(len(bundle), n, device=device),
+                assign=rows,
+                role=torch.zeros_like(rows),
+            )
+        )
+    return groups

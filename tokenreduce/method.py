@@ -1,0 +1,133 @@
+"""What a method is: hyper-parameters, a plan of steps, and one function from tokens to a reduction."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from tokenreduce.signals import Signal
+from tokenreduce.tokens import Budget, PositionPolicy, Reduction, Stage, VisualTokens
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a method may know of a model when it plans, before anything is attached.
+
+    Attributes:
+        family: ``config.model_type``, for messages only.
+        tower_depth: number of vision blocks.
+        feature_block: 0-based block whose output feeds the projector.
+        has_cls: whether the tower has a [CLS] token.
+        decoder_depth: number of decoder layers (0 for an encoder alone).
+        tokens_per_image: visual tokens of one image when that is fixed, else None.
+        stages: stages this model can serve.
+    """
+
+    family: str
+    tower_depth: int
+    feature_block: int
+    has_cls: bool
+    decoder_depth: int
+    tokens_per_image: int | None
+    stages: tuple[Stage, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One place where a method acts: a stage, the layer it acts at, the signals it needs there."""
+
+    stage: Stage
+    layer: int | None = None
+    needs: tuple[Signal, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """Base of all methods: a frozen dataclass whose fields are the hyper-parameters.
+
+    A subclass sets the class attributes, overrides ``plan`` (where it acts and what it needs to see) and ``reduce``
+    (the mathematics), and is registered under ``name`` by being defined.
+
+    Attributes:
+        keep: fraction in (0, 1] of the tokens entering the stage, or a count per image.
+        positions: ``keep`` the original position ids of survivors, or ``renumber`` the shortened sequence.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    paper: ClassVar[str] = ""
+    stages: ClassVar[tuple[Stage, ...]]
+    looks_at: ClassVar[str] = ""
+
+    keep: float | int = 0.5
+    positions: PositionPolicy = "keep"
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" in cls.__dict__:
+            _REGISTRY[cls.name] = cls
+
+    def __post_init__(self) -> None:
+        Budget(self.keep)
+        choice("positions", self.positions, ("keep", "renumber"))
+
+    @property
+    def budget(self) -> Budget:
+        return Budget(self.keep)
+
+    def is_identity(self, n: int) -> bool:
+        """Whether ``n`` tokens pass through untouched; then ``reduce`` is not called at all."""
+        return self.budget.count(n) >= n
+
+    def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
+        """Where this method acts on such a model; raises ``ValueError`` when the model cannot serve it."""
+        raise NotImplementedError
+
+    def reduce(self, tokens: VisualTokens) -> Reduction:
+        """Which of ``tokens`` survive and who joins whom."""
+        raise NotImplementedError
+
+
+def choice(argument: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{argument}={value!r}; allowed: {', '.join(map(repr, allowed))}")
+
+
+def in_range(argument: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{argument}={value!r} is outside [{low:g}, {high:g}]")
+
+
+_REGISTRY: dict[str, type[Method]] = {}
+
+
+def registry() -> dict[str, type[Method]]:
+    """All known methods by name, baselines last."""
+    import tokenreduce.methods  # noqa: F401  (defining a method registers it)
+
+    return dict(sorted(_REGISTRY.items(), key=lambda item: (item[1].paper == "", item[0])))
+
+
+def make(method: str | Method | type[Method], **parameters: Any) -> Method:
+    """An instance from a name, a class or an instance, with ``parameters`` set; unknown words are errors that teach."""
+    if isinstance(method, str):
+        known = registry()
+        if method.lower() not in known:
+            near = difflib.get_close_matches(method.lower(), known, n=1, cutoff=0.5)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"method={method!r} is unknown; known: {', '.join(known)}.{hint}")
+        method = known[method.lower()]
+    cls = method if isinstance(method, type) else type(method)
+    if not issubclass(cls, Method):
+        raise TypeError(
+            f"method={method!r} is a {cls.__name__}; allowed: a name from tr.methods(), or an instance such as tr.FastV(keep=0.5)"
+        )
+    fields = [f.name for f in dataclasses.fields(cls)]
+    for key in parameters:
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"{cls.name} has no parameter {key!r}; it has: {', '.join(fields)}.{hint}")
+    return cls(**parameters) if isinstance(method, type) else dataclasses.replace(method, **parameters)

@@ -1,0 +1,149 @@
+"""HiPrune: anchors, buffers and registers from hierarchical encoder attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tokenreduce.method import Method, ModelFacts, Step, choice, in_range
+from tokenreduce.signals import AttentionReceived
+from tokenreduce.tokens import Layout, Reduction, VisualTokens, top_k
+
+ROLES = ("dropped", "anchor", "buffer", "register")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HiPrune(Method):
+    """Keep the most attended tokens of a middle block (anchors), their four neighbours (buffers) and, up to the exact
+    budget, the most attended remaining tokens of the block that yields the features (registers).
+
+    Attributes:
+        keep: fraction of N, or count T per image.
+        alpha: upper bound of the share of anchors and buffers, in [0, 1]; ``round(alpha * T / 5)`` anchors.
+        object_layer: middle block counted from 1 as in the paper; None scales 9 of 24 to the depth of the tower.
+        border: ``clamp`` as released (a neighbour beyond a row end is the next token in raster order, one beyond the
+            grid the first or last token), or ``drop``, which skips neighbours outside the grid.
+        parity: ``paper`` fills the budget exactly; ``release`` excludes chosen tokens by subtracting 1 from their
+            score, which on towers whose scores exceed 1 (2x2-merged) can lose tokens.
+        positions: the LLaVA release renumbers, the Qwen release keeps; the default keeps position ids.
+
+    Source: Liu et al., "HiPrune: Training-Free Visual Token Pruning via Hierarchical Attention in Vision-Language
+        Models", 2025, arXiv 2508.00553, section 4.
+    Departures from the release: budget per image, never shared between samples; when alpha is so high that anchors and
+        buffers overflow the budget, buffers of the lowest object score are dropped (the release raises).
+    """
+
+    name = "hiprune"
+    title = "anchors, buffers, registers"
+    paper = "arXiv 2508.00553"
+    stages = ("projector",)
+    looks_at = "attention received in a middle and in the feature block"
+
+    alpha: float = 0.1
+    object_layer: int | None = None
+    border: Literal["clamp", "drop"] = "clamp"
+    parity: Literal["paper", "release"] = "paper"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        in_range("alpha", self.alpha, 0.0, 1.0)
+        choice("border", self.border, ("clamp", "drop"))
+        choice("parity", self.parity, ("paper", "release"))
+
+    def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
+        layer = self.object_layer or max(1, round(9 / 24 * facts.tower_depth))
+        if not 1 <= layer <= facts.feature_block + 1:
+            raise ValueError(
+                f"object_layer={layer} is outside [1, {facts.feature_block + 1}], the vision blocks up to the one that "
+                "yields the features, counted from 1"
+            )
+        return (Step("projector", needs=(AttentionReceived(layer - 1), AttentionReceived(facts.feature_block))),)
+
+    def reduce(self, tokens: VisualTokens) -> Reduction:
+        scores = list(tokens.signals.values())
+        return select(
+            scores[0],
+            scores[-1],
+            self.budget.count(tokens.num_tokens),
+            tokens.source,
+            tokens.layout,
+            alpha=self.alpha,
+            border=self.border,
+            parity=self.parity,
+            positions=self.positions,
+        )
+
+
+def select(
+    object_score: Tensor,
+    deep_score: Tensor,
+    k: int,
+    source: Tensor,
+    layout: Layout,
+    *,
+    alpha: float = 0.1,
+    border: str = "clamp",
+    parity: str = "paper",
+    positions: str = "keep",
+) -> Reduction:
+    """Section 4: (B, N) object and deep scores of tokens sitting at ``source`` (B, N) of ``layout`` -> K survivors.
+
+    One masked top-k instead of variable-size sets: anchors and buffers rank above every register.
+    """
+    object_score, deep_score = object_score.float(), deep_score.float()
+    anchor_index = top_k(object_score, round(k * alpha / 5))
+    anchor = torch.zeros_like(object_score, dtype=torch.bool).scatter_(1, anchor_index, True)
+    buffer = neighbours(anchor_index, source, layout, border) & ~anchor
+    # Anchors first, then buffers by object score, then registers by deep score; scores of attention are >= 0.
+    span = deep_score.amax(dim=1, keepdim=True) + 1
+    rank = torch.where(buffer, span + object_score, deep_score)
+    rank = torch.where(anchor, span + object_score.amax(dim=1, keepdim=True) + 1 + object_score, rank)
+    keep = top_k(rank, k)
+    role = torch.where(anchor, 1, torch.where(buffer, 2, 3))
+    if parity == "release":
+        return _released(anchor | buffer, deep_score, k, role, positions)
+    kept = torch.zeros_like(anchor).scatter_(1, keep, True)
+    return Reduction.select(keep, rank.shape[1], role=role * kept, role_names=ROLES, positions=positions)
+
+
+def neighbours(index: Tensor, source: Tensor, layout: Layout, border: str) -> Tensor:
+    """(B, N) bool: tokens at the four grid neighbours of the tokens ``index`` (B, A)."""
+    batch, n = source.shape
+    height, width, cells = layout.height, layout.width, layout.frames * layout.height * layout.width
+    cell_of = torch.arange(cells, device=source.device)
+    if layout.cells is not None:
+        cell_of = torch.tensor(layout.cells, device=source.device)
+    cell = cell_of[source]
+    at = cell.gather(1, index)
+    flag = torch.zeros(batch, cells + 1, dtype=torch.bool, device=source.device)
+    column, row = at % width, at // width % height
+    for step, inside in ((-1, column > 0), (1, column < width - 1), (-width, row > 0), (width, row < height - 1)):
+        target = (at + step).clamp(0, cells - 1) if border == "clamp" else torch.where(inside, at + step, cells)
+        flag.scatter_(1, target, True)
+    return flag.gather(1, cell)
+
+
+def _released(chosen: Tensor, deep_score: Tensor, k: int, role: Tensor, positions: str) -> Reduction:
+    """The released exclusion rule: ``score - 1``; registers that fall on chosen tokens are lost, counts may differ."""
+    registers = deep_score - chosen.float()
+    order = registers.sort(dim=1, descending=True, stable=True).indices
+    place = torch.arange(order.shape[1], device=order.device)
+    room = (k - chosen.sum(dim=1, keepdim=True)).clamp_min(0)
+    kept = chosen | torch.zeros_like(chosen).scatter_(1, order, place < room)
+    count = kept.sum(dim=1)
+    width = int(count.max())
+    source = top_k(kept.float(), width)
+    valid = torch.arange(width, device=order.device) < count[:, None]
+    assign = torch.where(kept, kept.cumsum(dim=1) - 1, -1)
+    return Reduction(
+        source=source,
+        assign=assign,
+        valid=valid,
+        in_order=True,
+        role=role * kept,
+        role_names=ROLES,
+        positions=positions,
+    )

@@ -1,0 +1,27 @@
+"""Baseline: average pooling of visual tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.methods.uniform import regions
+from tokenreduce.tokens import Reduction, VisualTokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool(Method):
+    """Replace each of K near-square regions that tile the image by its mean, placed at the region's central token."""
+
+    name = "pool"
+    title = "average pooling"
+    stages = ("projector",)
+    looks_at = "nothing"
+
+    def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
+        return (Step("projector"),)
+
+    def reduce(self, tokens: VisualTokens) -> Reduction:
+        k = self.budget.count(tokens.num_tokens)
+        region, centre = regions(tokens, k)
+        return Reduction.merge(tokens.features, region, k, centre, positions=self.positions)

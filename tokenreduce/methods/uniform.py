@@ -1,0 +1,41 @@
+"""Baseline: an even grid of visual tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokenreduce.kernels.grid_partition import grid_partition
+from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.tokens import Layout, Reduction, VisualTokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uniform(Method):
+    """Keep the central token of each of K near-square regions that tile the image."""
+
+    name = "uniform"
+    title = "even grid of tokens"
+    stages = ("projector",)
+    looks_at = "nothing"
+
+    def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
+        return (Step("projector"),)
+
+    def reduce(self, tokens: VisualTokens) -> Reduction:
+        _, centre = regions(tokens, self.budget.count(tokens.num_tokens))
+        return Reduction.select(centre, tokens.num_tokens, positions=self.positions)
+
+
+def regions(tokens: VisualTokens, k: int) -> tuple[Tensor, Tensor]:
+    """(B, N) region of each token and (B, k) central token of each region.
+
+    A video is tiled as its frames stacked on top of one another; tokens that no longer form a grid, as one row.
+    """
+    batch, n = tokens.features.shape[:2]
+    layout = tokens.layout if tokens.layout.is_grid and n == tokens.layout.num_tokens else Layout(1, n)
+    region, centre = grid_partition(layout.frames * layout.height, layout.width, k)
+    device = tokens.features.device
+    return region.to(device).expand(batch, n), torch.clone(centre).to(device).expand(batch, k)

@@ -1,0 +1,83 @@
+"""Methods joined to the places where they act: the one loop that shows tokens to methods and applies their plans."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from tokenreduce.groups import ImageGroup
+from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.signals import Signal
+from tokenreduce.stopwatch import Stopwatch
+from tokenreduce.tokens import STAGES, Stage, VisualTokens
+
+Look = Callable[[Signal, ImageGroup], Tensor]
+
+
+class Pipeline:
+    """The steps of one or several methods, in the order a visual token meets them.
+
+    Errors: ``ValueError`` when a stage or a layer is not one the model can serve, or a count exceeds the tokens of an
+    image whose size is fixed; raised here, before anything is attached.
+    """
+
+    def __init__(self, methods: Sequence[Method], facts: ModelFacts) -> None:
+        self.methods = tuple(methods)
+        self.stopwatch = Stopwatch()
+        steps: list[tuple[Method, Step]] = []
+        for method in self.methods:
+            n = facts.tokens_per_image
+            if n is not None and isinstance(method.budget.keep, int) and method.budget.keep > n:
+                raise ValueError(
+                    f"keep={method.keep} exceeds the {n} visual tokens of an image of this {facts.family} model; "
+                    f"allowed: an int from 1 to {n}, or a float in (0, 1]"
+                )
+            for step in method.plan(facts):
+                if step.stage not in facts.stages:
+                    raise ValueError(
+                        f"method={method.name!r} acts at stage {step.stage!r}, which a {facts.family} model does not "
+                        f"offer; it offers: {', '.join(facts.stages)}"
+                    )
+                steps.append((method, step))
+        # Stages run in the order of the model; within a stage and layer, in the order the user gave.
+        self.steps = sorted(steps, key=lambda item: (STAGES.index(item[1].stage), item[1].layer or 0))
+
+    def at(self, stage: Stage, layer: int | None = None) -> list[tuple[Method, Step]]:
+        return [(m, s) for m, s in self.steps if s.stage == stage and s.layer == layer]
+
+    def layers(self, stage: Stage) -> tuple[int, ...]:
+        return tuple(sorted({s.layer for _, s in self.steps if s.stage == stage and s.layer is not None}))
+
+    @property
+    def needs(self) -> frozenset[Signal]:
+        return frozenset(signal for _, step in self.steps for signal in step.needs)
+
+    def run(
+        self, stage: Stage, layer: int | None, groups: list[ImageGroup], look: Look
+    ) -> tuple[list[ImageGroup], bool]:
+        """Pass ``groups`` (with their features) through the steps of a place; returns them and whether any changed."""
+        changed = False
+        for method, step in self.at(stage, layer):
+            passed: list[ImageGroup] = []
+            for group in groups:
+                if method.is_identity(group.num_tokens):
+                    passed.append(group)
+                    continue
+                assert group.features is not None
+                with self.stopwatch(group.features.device):
+                    tokens = VisualTokens(
+                        features=group.features,
+                        layout=group.layout,
+                        stage=stage,
+                        layer=layer,
+                        source=group.source,
+                        size=group.size,
+                        role=group.role,
+                        signals={signal: look(signal, group) for signal in step.needs},
+                    )
+                    reduction = method.reduce(tokens).check(tokens)
+                    passed += group.apply(reduction, stage, layer, method.name)
+                changed = True
+            groups = passed
+        return groups, changed

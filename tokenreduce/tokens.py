@@ -1,0 +1,228 @@
+"""The three nouns of a reduction: the budget a user sets, the visual tokens a method is shown, the plan it answers with.
+
+Dimension alphabet: B images of one layout, N tokens in, K tokens kept, D channels, H heads, T frames, L layers,
+M images of a call.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from tokenreduce.signals import Signal
+
+Stage = Literal["encoder", "projector", "llm", "cache"]
+PositionPolicy = Literal["keep", "renumber"]
+STAGES: tuple[Stage, ...] = ("encoder", "projector", "llm", "cache")
+DROPPED = -1
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A number of tokens to keep: a fraction of the tokens that enter a stage, or a count per image.
+
+    A ``float`` in (0, 1] is a fraction f and resolves to ``max(1, round(f * N))``; an ``int`` >= 0 is a count.
+    ``1`` is therefore one token and ``1.0`` is all of them.
+
+    Errors: ``TypeError`` for anything but a real number, ``ValueError`` outside the range.
+
+    >>> Budget(0.25).count(576), Budget(64).count(576)
+    (144, 64)
+    """
+
+    keep: float | int
+
+    def __post_init__(self) -> None:
+        keep = self.keep
+        if isinstance(keep, bool) or not isinstance(keep, numbers.Real):
+            raise TypeError(
+                f"keep={keep!r} is a {type(keep).__name__}; allowed: a float in (0, 1] (fraction of the visual tokens) "
+                "or an int >= 1 (tokens per image). For example keep=0.25 or keep=64."
+            )
+        if isinstance(keep, numbers.Integral):
+            object.__setattr__(self, "keep", int(keep))
+            if keep < 1:
+                raise ValueError(
+                    f"keep={keep} tokens per image; allowed: an int >= 1, or a float in (0, 1]. "
+                    "Use a small count such as keep=16."
+                )
+            return
+        value = float(keep)
+        object.__setattr__(self, "keep", value)
+        if not (math.isfinite(value) and 0.0 < value <= 1.0):
+            hint = f"For {value:g} tokens per image pass the int keep={int(value)}." if value > 1 else ""
+            raise ValueError(f"keep={value:g} is outside (0, 1], the range of a fraction. {hint}".rstrip())
+
+    @property
+    def is_full(self) -> bool:
+        """True for the fraction 1.0, which keeps every token whatever their number."""
+        return isinstance(self.keep, float) and self.keep == 1.0
+
+    def count(self, n: int) -> int:
+        """Tokens kept out of ``n``: exact, at least 1 and at most ``n`` (0 for ``n == 0``)."""
+        wanted = self.keep if isinstance(self.keep, int) else round(self.keep * n)
+        return min(max(int(wanted), 1), n)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the N tokens of one image (or video) came from.
+
+    ``frames`` grids of ``height`` x ``width`` cells in raster order; ``cells[n]`` is the flat cell of token n, or None
+    when token n simply is cell n. Tokens without a cell (row newlines, a forwarded [CLS]) never reach a method.
+    """
+
+    height: int
+    width: int
+    frames: int = 1
+    cells: tuple[int, ...] | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.cells) if self.cells is not None else self.frames * self.height * self.width
+
+    @property
+    def is_grid(self) -> bool:
+        """True when token n is cell n of a complete grid."""
+        return self.cells is None
+
+
+@dataclass
+class VisualTokens:
+    """B images of the same layout and the same current length, as a method sees them.
+
+    Attributes:
+        features: (B, N, D) token features at this point of the model.
+        layout: layout of the *original* tokens of these images.
+        stage: the stage that asks.
+        layer: decoder layer or encoder block (0-based) that asks; None at the projector.
+        source: (B, N) original token each current token sits at, ascending in an untouched image; -1 for a summary.
+        size: (B, N) float, number of original tokens each current token stands for.
+        role: (B, N) int, roles given by earlier stages (0 = none).
+        signals: what the method's step asked for, each aligned with the N current tokens.
+        prefix: number of leading tokens ([CLS], registers) included in ``features``; they must survive in place.
+    """
+
+    features: Tensor
+    layout: Layout
+    stage: Stage = "projector"
+    layer: int | None = None
+    source: Tensor | None = None
+    size: Tensor | None = None
+    role: Tensor | None = None
+    signals: Mapping[Signal, Tensor] = field(default_factory=dict)
+    prefix: int = 0
+
+    def __post_init__(self) -> None:
+        batch, n = self.features.shape[:2]
+        if self.source is None:
+            self.source = torch.arange(n, device=self.features.device).expand(batch, n)
+        if self.size is None:
+            self.size = torch.ones(batch, n, dtype=torch.float32, device=self.features.device)
+        if self.role is None:
+            self.role = torch.zeros(batch, n, dtype=torch.long, device=self.features.device)
+
+    @property
+    def num_tokens(self) -> int:
+        return self.features.shape[1]
+
+    def signal(self, wanted: Signal) -> Tensor:
+        try:
+            return self.signals[wanted]
+        except KeyError:
+            raise KeyError(f"{wanted} was not captured; list it in the `needs` of the step that reads it") from None
+
+
+@dataclass
+class Reduction:
+    """A plan: which rows come out, where each sits, and which tokens it stands for.
+
+    Attributes:
+        source: (B, K) long. Row k sits at the position of input token ``source[b, k]``; -1 marks a summary token that
+            sits at no token of its own and takes a free place of the image.
+        assign: (B, N) long. Row that input token n is represented by, or -1 when it is dropped.
+        features: (B, K, D) new features, or None when every row is an unchanged input token.
+        weight: (B, N) float, share of token n in its row (None: equal shares by size).
+        positions: ``keep`` the position id of the source, or ``renumber`` the shortened sequence 0, 1, 2, ...
+        role: (B, N) int of the *input* tokens, meanings in ``role_names`` (None: roles stay what they were).
+        valid: (B, K) bool for data-dependent counts: rows that really exist, trailing rows False. None: all rows.
+        in_order: True when rows are unchanged tokens in ascending source order (``select`` sets it).
+    """
+
+    source: Tensor
+    assign: Tensor
+    features: Tensor | None = None
+    weight: Tensor | None = None
+    positions: PositionPolicy = "keep"
+    role: Tensor | None = None
+    role_names: tuple[str, ...] = ()
+    valid: Tensor | None = None
+    in_order: bool = False
+
+    @classmethod
+    def select(cls, keep: Tensor, n: int, **more: Any) -> Reduction:
+        """Keep the tokens ``keep`` (B, K) of ``n`` and drop the rest; rows come out in source order."""
+        source = keep.sort(dim=1).values
+        assign = torch.full((source.shape[0], n), DROPPED, dtype=torch.long, device=source.device)
+        rows = torch.arange(source.shape[1], device=source.device).expand_as(source)
+        return cls(source=source, assign=assign.scatter_(1, source, rows), in_order=True, **more)
+
+    @classmethod
+    def top(cls, score: Tensor, k: int, **more: Any) -> Reduction:
+        """Keep the ``k`` tokens of highest ``score`` (B, N); ties go to the lowest index."""
+        return cls.select(top_k(score, k), score.shape[1], **more)
+
+    @classmethod
+    def merge(cls, features: Tensor, assign: Tensor, k: int, source: Tensor, **more: Any) -> Reduction:
+        """Replace each group ``assign`` (B, N) of ``features`` (B, N, D) by its mean; group r sits at ``source[:, r]``."""
+        return cls(source=source, assign=assign, features=group_mean(features, assign, k), **more)
+
+    @property
+    def num_kept(self) -> int:
+        return self.source.shape[1]
+
+    def check(self, tokens: VisualTokens) -> Reduction:
+        """Raise if this plan does not fit ``tokens``; shapes only, so that nothing waits for a device."""
+        batch, n = tokens.features.shape[:2]
+        k = self.num_kept
+        if self.source.shape[0] != batch or k > n:
+            raise ValueError(
+                f"Reduction.source has shape {tuple(self.source.shape)}; allowed: ({batch}, K) with K <= {n}"
+            )
+        if tuple(self.assign.shape) != (batch, n):
+            raise ValueError(f"Reduction.assign has shape {tuple(self.assign.shape)}; allowed: ({batch}, {n})")
+        if self.features is not None and tuple(self.features.shape) != (batch, k, tokens.features.shape[2]):
+            raise ValueError(
+                f"Reduction.features has shape {tuple(self.features.shape)}; "
+                f"allowed: ({batch}, {k}, {tokens.features.shape[2]})"
+            )
+        if self.positions not in ("keep", "renumber"):
+            raise ValueError(f"Reduction.positions={self.positions!r}; allowed: 'keep', 'renumber'")
+        return self
+
+
+def top_k(score: Tensor, k: int) -> Tensor:
+    """Indices (B, k) of the k highest of ``score`` (B, N), highest first; ties go to the lowest index."""
+    return score.float().sort(dim=1, descending=True, stable=True).indices[:, :k]
+
+
+def group_mean(features: Tensor, assign: Tensor, k: int, weight: Tensor | None = None) -> Tensor:
+    """Mean (B, k, D) of ``features`` (B, N, D) over the groups ``assign`` (B, N); -1 belongs to no group.
+
+    ``weight`` (B, N) are relative weights within a group. Accumulates in float32; an empty group is zero.
+    """
+    batch, n, channels = features.shape
+    weight = torch.ones_like(assign, dtype=torch.float32) if weight is None else weight.float()
+    weight = weight * (assign >= 0)
+    index = assign.clamp_min(0)
+    total = torch.zeros(batch, k, channels, dtype=torch.float32, device=features.device)
+    total.scatter_add_(1, index.unsqueeze(-1).expand(-1, -1, channels), features.float() * weight.unsqueeze(-1))
+    mass = torch.zeros(batch, k, dtype=torch.float32, device=features.device).scatter_add_(1, index, weight)
+    return (total / mass.clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(-1)).to(features.dtype)

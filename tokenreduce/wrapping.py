@@ -1,0 +1,175 @@
+"""Wrap, scope, unwrap: a method and a model family joined on one model, in place, and taken apart again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from tokenreduce.method import Method, make
+from tokenreduce.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tokenreduce.cost import Report
+    from tokenreduce.provenance import Trace
+
+    Model = TypeVar("Model", bound=nn.Module)
+
+SLOT = "_tokenreduce"
+
+
+class Attachment:
+    """What is attached to one model: its family, the pipeline, and every hook."""
+
+    def __init__(self, model: nn.Module, methods: list[Method], output_length: Literal["full", "reduced"]) -> None:
+        from tokenreduce.adapters.door import DecoderDoor
+        from tokenreduce.adapters.family import family_of
+
+        self.family = family_of(model)
+        self.door = DecoderDoor(self.family, Pipeline(methods, self.family.facts()), output_length)
+        self.handles = self.door.attach()
+
+    def detach(self) -> None:
+        from tokenreduce.adapters.door import release
+
+        release(self.handles)
+
+
+def wrap(
+    model: Model,
+    *methods: str | Method | type[Method],
+    output_length: Literal["full", "reduced"] = "full",
+    **parameters: Any,
+) -> Model:
+    """Make ``model`` run on fewer visual tokens, in place.
+
+    ``model(**inputs)`` and ``model.generate(**inputs)`` stay as they are; embeddings, masks, positions and KV cache are
+    really shorter. Several methods compose: give them as instances, in the order a token should meet them.
+
+    Args:
+        model: a vision-language model of a supported family (``tr.families()``), PEFT-wrapped or not.
+        methods: names (``tr.methods()``), classes or instances.
+        output_length: ``full`` returns logits for every column of the prompt, the dropped ones repeating their
+            predecessor; ``reduced`` leaves them out (for profiling).
+        parameters: hyper-parameters of the method, such as ``keep``, when there is a single one.
+
+    Returns:
+        The same object.
+
+    Errors: ``TypeError`` / ``ValueError`` for unknown methods, families or parameters, a budget out of range, a signal
+        the model cannot give, or a model that is wrapped already; raised before anything is attached.
+
+    Example:
+        >>> import tokenreduce as tr
+        >>> from tokenreduce.eval import demo
+        >>> model, processor = demo.load()
+        >>> _ = tr.wrap(model, "hiprune", keep=0.25)
+        >>> tr.is_wrapped(tr.unwrap(model))
+        False
+    """
+    if not methods:
+        raise TypeError(
+            "wrap() needs at least one method after the model, for example tr.wrap(model, 'hiprune', keep=0.25)"
+        )
+    if parameters and len(methods) > 1:
+        raise TypeError(
+            f"parameters {sorted(parameters)} are ambiguous for {len(methods)} methods; give each method its own, for "
+            "example tr.wrap(model, tr.FasterVLM(keep=64), tr.FastV(layer=2, keep=0.5))"
+        )
+    if output_length not in ("full", "reduced"):
+        raise ValueError(f"output_length={output_length!r}; allowed: 'full', 'reduced'")
+    chosen = [make(method, **parameters) for method in methods]
+    plain = _plain(model)
+    if _attachment(plain) is not None:
+        names = ", ".join(m.name for m in _attached(plain).door.pipeline.methods)
+        raise ValueError(
+            f"model is wrapped already (with {names}); call tr.unwrap(model) first, or compose methods in one call: "
+            "tr.wrap(model, method_a, method_b)"
+        )
+    attachment = Attachment(plain, chosen, output_length)
+    plain.__dict__[SLOT] = attachment
+    return model
+
+
+def unwrap(model: Model) -> Model:
+    """Take every hook off ``model``; it is bit for bit what it was. Returns the same object.
+
+    Errors: ``ValueError`` when the model is not wrapped.
+    """
+    plain = _plain(model)
+    _attached(plain).detach()
+    del plain.__dict__[SLOT]
+    return model
+
+
+@contextmanager
+def wrapped(model: Model, *methods: str | Method | type[Method], **parameters: Any) -> Iterator[Model]:
+    """``wrap`` for the length of a ``with`` block; unwrapped at its end, also when it raises."""
+    wrap(model, *methods, **parameters)
+    try:
+        yield model
+    finally:
+        if is_wrapped(model):
+            unwrap(model)
+
+
+@contextmanager
+def budget(model: nn.Module, keep: float | int) -> Iterator[None]:
+    """Another budget for the length of a ``with`` block, without wrapping again.
+
+    Applies to every method of the model. Errors are those of ``wrap``; an invalid budget leaves the old one in place.
+
+    Example: ``with tr.budget(model, keep=64): model.generate(**inputs)``
+    """
+    door = _attached(_plain(model)).door
+    before = door.pipeline
+    changed = Pipeline([dataclasses.replace(m, keep=keep) for m in before.methods], door.family.facts())
+    if changed.needs != before.needs or any(changed.layers(s) != before.layers(s) for s in ("llm", "cache")):
+        raise ValueError(f"keep={keep} would move a method to other layers; unwrap and wrap again with it")
+    changed.stopwatch = before.stopwatch
+    door.pipeline = changed
+    try:
+        yield
+    finally:
+        door.pipeline = before
+
+
+def is_wrapped(model: nn.Module) -> bool:
+    """Whether ``model`` carries a reduction."""
+    return _attachment(_plain(model)) is not None
+
+
+def trace(model: nn.Module) -> Trace:
+    """Where the visual tokens of the last prompt went. Errors: ``ValueError`` before the first prompt."""
+    found = _attached(_plain(model)).door.trace
+    if found is None:
+        raise ValueError("no trace yet: run the wrapped model on a prompt first, e.g. model.generate(**inputs)")
+    return found
+
+
+def report(model: nn.Module) -> Report:
+    """What the last prompt cost. Errors: ``ValueError`` before the first prompt."""
+    found = _attached(_plain(model)).door.report
+    if found is None:
+        raise ValueError("no report yet: run the wrapped model on a prompt first, e.g. model.generate(**inputs)")
+    return found
+
+
+def _plain(model: Any) -> Any:
+    """The transformers model inside a PEFT wrapper, or the model itself."""
+    get_base = getattr(model, "get_base_model", None)
+    return get_base() if callable(get_base) else model
+
+
+def _attachment(plain: Any) -> Attachment | None:
+    return getattr(plain, "__dict__", {}).get(SLOT)
+
+
+def _attached(plain: Any) -> Attachment:
+    found = _attachment(plain)
+    if found is None:
+        raise ValueError("model is not wrapped; call tr.wrap(model, 'hiprune', keep=0.25) first")
+    return found
