@@ -20,6 +20,7 @@ from tokenreduce.cost import DecoderShape, Report
 from tokenreduce.groups import group_images
 from tokenreduce.pipeline import Pipeline
 from tokenreduce.provenance import Trace
+from tokenreduce.tokens import Reduction
 
 OutputLength = Literal["full", "reduced"]
 
@@ -29,6 +30,15 @@ class Call(NamedTuple):
 
     input_ids: Tensor | None
     inputs_embeds: Tensor | None
+    pictures: Any  # the object that image features come from: encoder outputs, or pixels
+
+
+class Decided(NamedTuple):
+    """What was decided for a prompt that is run without a cache, and so from the start again at every step."""
+
+    input_ids: Tensor
+    pictures: Any
+    decisions: dict[Any, list[Reduction]]
 
 
 class DecoderDoor:
@@ -41,6 +51,7 @@ class DecoderDoor:
         self.tap = TowerTap(family, pipeline)
         self.call: Call | None = None
         self.plan: Plan | None = None
+        self.decided: Decided | None = None
         self.trace: Trace | None = None
         self.report: Report | None = None
 
@@ -63,6 +74,11 @@ class DecoderDoor:
             raise
         return handles
 
+    def use(self, pipeline: Pipeline) -> None:
+        """From the next prompt on, act by ``pipeline``, which needs the same signals at the same layers."""
+        self.pipeline = pipeline
+        self.decided = None
+
     @property
     def by_layer(self) -> bool:
         """Whether single decoder layers have to be looked after."""
@@ -73,7 +89,9 @@ class DecoderDoor:
     def note_call(self, core: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if args:
             kwargs = inspect.signature(core.forward).bind_partial(*args, **kwargs).arguments
-        self.call = Call(kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
+        encoded = (kwargs.get("mm_encoder_outputs") or {}).get("image")
+        pictures = kwargs.get("pixel_values") if encoded is None else encoded
+        self.call = Call(kwargs.get("input_ids"), kwargs.get("inputs_embeds"), pictures)
 
     def forget_call(self, core: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self.call = self.plan = None
@@ -89,7 +107,7 @@ class DecoderDoor:
         batch, length = embeds.shape[:2]
         visual = torch.zeros(batch, length, dtype=torch.bool)
         if length > 1:
-            visual = self.family.visual_columns(*self.call)
+            visual = self.family.visual_columns(self.call.input_ids, self.call.inputs_embeds)
         images = self.family.locate(visual)
         if state is None and not images and length == 1:
             return None
@@ -112,6 +130,7 @@ class DecoderDoor:
             plan.groups = group_images(images, embeds.device)
             plan.tower_values, plan.repeat = self.tap.take(len(images))
             plan.tower_rows = tower_rows([image.sample for image in images], plan.repeat)
+            plan.recalled = self._recall(kwargs)
             changed = self._projector(plan, embeds)
         plan.passive = state is None and not changed and not self._acts_later(plan)
         if plan.passive:
@@ -130,12 +149,30 @@ class DecoderDoor:
             return False
         for group in plan.groups:
             group.features = embeds[group.samples[:, None], group.columns]
-        groups, changed = self.pipeline.run("projector", None, plan.groups, plan.look)
+        groups, changed = plan.run("projector", None)
         if changed:
             with self.pipeline.stopwatch(embeds.device):
                 plan.repack(0, groups)
         plan.groups = groups
         return changed
+
+    def _uses_cache(self, kwargs: dict[str, Any]) -> bool:
+        use_cache = kwargs.get("use_cache")
+        given = kwargs.get("past_key_values") is not None
+        return given or bool(self.family.decoder.config.use_cache if use_cache is None else use_cache)
+
+    def _recall(self, kwargs: dict[str, Any]) -> dict[Any, list[Reduction]]:
+        """Decisions made for this very prompt, when it now comes again, grown, because no cache is used."""
+        decided, call = self.decided, self.call
+        self.decided = None
+        if decided is None or call is None or call.input_ids is None or self._uses_cache(kwargs):
+            return {}
+        known = decided.input_ids
+        again = call.pictures is decided.pictures and call.input_ids.shape[1] > known.shape[1]
+        if again and torch.equal(call.input_ids[:, : known.shape[1]], known):
+            self.decided = decided
+            return decided.decisions
+        return {}
 
     def _acts_later(self, plan: Plan) -> bool:
         later = [method for method, step in self.pipeline.steps if step.stage in ("llm", "cache")]
@@ -167,8 +204,7 @@ class DecoderDoor:
         ids = plan.ids(0)
         kwargs["position_ids"] = positions if ids is None else ids
 
-        use_cache = kwargs.get("use_cache")
-        if cache is None and (self.family.decoder.config.use_cache if use_cache is None else use_cache):
+        if cache is None and self._uses_cache(kwargs):
             cache = plan.cache = kwargs["past_key_values"] = DynamicCache(config=self.family.decoder.config)
         visible = plan.visible(0)
         if visible is None and cache is None:
@@ -199,6 +235,8 @@ class DecoderDoor:
                 plan.trim_cache(hidden)
             if plan.cache is not None:
                 adopt(plan.cache, plan.state())
+            elif self.decided is None and self.call is not None and self.call.input_ids is not None:
+                self.decided = Decided(self.call.input_ids, self.call.pictures, plan.decisions)
         self._record(plan, output, hidden)
         final = plan.packing(plan.depth - 1)
         if plan.passive or self.output_length == "reduced" or final.width == plan.visual.shape[1]:

@@ -15,6 +15,7 @@ from transformers.masking_utils import LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING
 from tokenreduce.groups import ImageGroup
 from tokenreduce.pipeline import Pipeline
 from tokenreduce.signals import Signal
+from tokenreduce.tokens import Reduction, Stage
 
 
 class Plan:
@@ -28,6 +29,7 @@ class Plan:
         repeat: decoder rows per encoded sample (beams).
         passive: nothing changes in this pass; it is only reported.
         captured: signals heard in decoder layers so far, with the packing they were heard under.
+        decisions: the reductions carried out so far; ``recalled``, those of an earlier pass over the same prompt.
     """
 
     def __init__(
@@ -60,6 +62,8 @@ class Plan:
         self.past_real = past_real
         self.real: list[Tensor | None] = [None] * self.depth
         self.shift = shift
+        self.decisions: dict[tuple[Stage, int | None], list[Reduction]] = {}
+        self.recalled: dict[tuple[Stage, int | None], list[Reduction]] = {}
         self._past = [int(physical_length(cache, i)) for i in range(self.depth)]
         self._visited: set[int] = set()
         self._slots: dict[int, Tensor] = {}  # by first layer, slot at the door whose position each slot carries
@@ -114,6 +118,12 @@ class Plan:
 
     # ------------------------------------------------------------------ shortening
 
+    def run(self, stage: Stage, layer: int | None) -> tuple[list[ImageGroup], bool]:
+        """Carry out the steps of a place, as decided before for this prompt or by asking the methods."""
+        groups, done = self.pipeline.run(stage, layer, self.groups, self.look, self.recalled.get((stage, layer)))
+        self.decisions[stage, layer] = done
+        return groups, bool(done)
+
     def repack(self, layer: int, groups: list[ImageGroup]) -> Packing:
         """Put the packing in force from ``layer`` on, after images went from ``self.groups`` to ``groups``."""
         before = self.packing(layer)
@@ -139,7 +149,7 @@ class Plan:
         self._visited.add(layer)
         for group in self.groups:
             group.features = hidden[group.samples[:, None], before.slot[group.samples[:, None], group.seats]]
-        groups, changed = self.pipeline.run("llm", layer, self.groups, self.look)
+        groups, changed = self.run("llm", layer)
         if changed:
             with self.pipeline.stopwatch(hidden.device):
                 packing = self.repack(layer, groups)
@@ -230,7 +240,7 @@ class Plan:
             final = self.packing(self.depth - 1)
             for group in self.groups:
                 group.features = hidden[group.samples[:, None], final.slot[group.samples[:, None], group.seats]]
-            groups, _ = self.pipeline.run("cache", layer, self.groups, self.look)
+            groups, _ = self.run("cache", layer)
             if any(group.moved for group in groups):
                 raise ValueError("a cache step must select tokens in order; merging cached keys is not supported")
             survivors = repacked(final, self.groups, groups)

@@ -66,6 +66,7 @@ def llava(
         for name, p in model.named_parameters():
             if p.ndim > 1:
                 p.normal_(0, 0.25 if "embed" not in name else 0.6)
+        model.lm_head.weight[IMAGE_TOKEN] = 0  # a random model must not write images
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
     return model

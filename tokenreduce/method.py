@@ -48,7 +48,8 @@ class Method:
     """Base of all methods: a frozen dataclass whose fields are the hyper-parameters.
 
     A subclass sets the class attributes, overrides ``plan`` (where it acts and what it needs to see) and ``reduce``
-    (the mathematics), and is registered under ``name`` by being defined.
+    (the mathematics), and is registered under ``name`` by being defined
+    (``class Mine(Method, register=False)`` is not).
 
     Attributes:
         keep: fraction in (0, 1] of the tokens entering the stage, or a count per image.
@@ -64,9 +65,9 @@ class Method:
     keep: float | int = 0.5
     positions: PositionPolicy = "keep"
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, *, register: bool = True, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "name" in cls.__dict__:
+        if register and "name" in cls.__dict__:
             _REGISTRY[cls.name] = cls
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ from tokenreduce.groups import ImageGroup
 from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.signals import Signal
 from tokenreduce.stopwatch import Stopwatch
-from tokenreduce.tokens import STAGES, Stage, VisualTokens
+from tokenreduce.tokens import STAGES, Reduction, Stage, VisualTokens
 
 Look = Callable[[Signal, ImageGroup], Tensor]
 
@@ -54,10 +54,14 @@ class Pipeline:
         return frozenset(signal for _, step in self.steps for signal in step.needs)
 
     def run(
-        self, stage: Stage, layer: int | None, groups: list[ImageGroup], look: Look
-    ) -> tuple[list[ImageGroup], bool]:
-        """Pass ``groups`` (with their features) through the steps of a place; returns them and whether any changed."""
-        changed = False
+        self, stage: Stage, layer: int | None, groups: list[ImageGroup], look: Look, decided: list[Reduction] | None = None
+    ) -> tuple[list[ImageGroup], list[Reduction]]:
+        """Pass ``groups`` (with their features) through the steps of a place.
+
+        Returns the groups and the reductions carried out, in order (none: nothing changed). ``decided``, the reductions
+        of an earlier pass over the same prompt, are carried out again without asking the methods.
+        """
+        done: list[Reduction] = []
         for method, step in self.at(stage, layer):
             passed: list[ImageGroup] = []
             for group in groups:
@@ -74,10 +78,10 @@ class Pipeline:
                         source=group.source,
                         size=group.size,
                         role=group.role,
-                        signals={signal: look(signal, group) for signal in step.needs},
+                        signals={} if decided else {signal: look(signal, group) for signal in step.needs},
                     )
-                    reduction = method.reduce(tokens).check(tokens)
-                    passed += group.apply(reduction, stage, layer, method.name)
-                changed = True
+                    reduction = decided[len(done)] if decided else method.reduce(tokens)
+                    passed += group.apply(reduction.check(tokens), stage, layer, method.name)
+                done.append(reduction)
             groups = passed
-        return groups, changed
+        return groups, done

@@ -130,11 +130,11 @@ def budget(model: nn.Module, keep: float | int) -> Iterator[None]:
     if changed.needs != before.needs or any(changed.layers(s) != before.layers(s) for s in ("llm", "cache")):
         raise ValueError(f"keep={keep} would move a method to other layers; unwrap and wrap again with it")
     changed.stopwatch = before.stopwatch
-    door.pipeline = changed
+    door.use(changed)
     try:
         yield
     finally:
-        door.pipeline = before
+        door.use(before)
 
 
 def is_wrapped(model: nn.Module) -> bool:

@@ -1,0 +1,55 @@
+"""Golden vectors: what the methods' pages promise, computed by an independent route, against the library's real code."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from golden_cases.vectors import difference, differences, find, load
+
+from tokenreduce.method import registry
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "vector_path" in metafunc.fixturenames:
+        folder = metafunc.config.getoption("--golden-dir")
+        paths = find(folder)
+        if not paths:
+            raise pytest.UsageError(f"--golden-dir {folder} holds no vectors; expected DIR/<method>/<case>.npz")
+        metafunc.parametrize("vector_path", paths.values(), ids=paths.keys())
+
+
+def test_golden(vector_path: Path) -> None:
+    method = vector_path.parent.name
+    if find_spec(f"golden_cases.{method}") is None:
+        if method not in registry():
+            pytest.skip(f"method {method} is not part of this release")
+        pytest.fail(f"method {method} has golden vectors but no driver tests/golden_cases/{method}.py")
+    driver, vector = import_module(f"golden_cases.{method}"), load(vector_path)
+    assert vector.expected, f"{vector_path} expects nothing"
+    wrong = differences(vector.expected, driver.run(vector.inputs, vector.params), getattr(driver, "UNORDERED", ()))
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_golden_method_of_this_repository_is_registered() -> None:
+    own = {case.partition("/")[0] for case in find(Path(__file__).parent / "golden")}
+    assert own and own <= set(registry())
+
+
+def test_comparison_notices_what_it_must() -> None:
+    ints, floats = np.array([[0, 2, 5]]), np.array([1e-3, 1.0], dtype=np.float32)
+    assert difference(ints, ints.copy()) is None
+    assert "first at (0, 1): expected 2, got 3" in str(difference(ints, np.array([[0, 3, 5]])))
+    assert difference(ints, np.array([[0, 5, 2]])) is not None
+    assert difference(ints, np.array([[0, 5, 2]]), unordered=True) is None
+    assert difference(ints, ints[0]) is not None
+    assert difference(ints, ints.astype(np.float32)) is not None
+    assert difference(floats, floats + np.float32(1e-6)) is None
+    assert difference(floats, floats + np.float32(1e-3)) is not None
+    assert difference(floats, np.array([np.nan, 1.0], dtype=np.float32)) is not None
+    assert differences({"keep": ints}, {"other": torch.zeros(1)}) != []
+    assert differences({"keep": ints}, {"keep": torch.from_numpy(ints)}) == []
