@@ -106,7 +106,8 @@ class DecoderDoor:
         state = state_of(cache)
         batch, length = embeds.shape[:2]
         visual = torch.zeros(batch, length, dtype=torch.bool)
-        if length > 1:
+        if length > 1 and not (self.call.pictures is None and self.call.inputs_embeds is None):
+            # without pictures a placeholder is only a token, such as one proposed by prompt lookup
             visual = self.family.visual_columns(self.call.input_ids, self.call.inputs_embeds)
         images = self.family.locate(visual)
         if state is None and not images and length == 1:

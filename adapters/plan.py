@@ -157,23 +157,28 @@ class Plan:
                 hidden = write(hidden, packing, groups)
                 at = before.slot.gather(1, carried(packing, groups))
                 self._slots[layer] = self._slots[start].gather(1, at) if start in self._slots else at
-                if any(group.renumbered for group in groups):
-                    self.renumber(layer, self._slots[layer])
-                elif start in self._ids:
+                if start in self._ids:
                     self._ids[layer] = self._ids[start].gather(1, at)
+                if any(group.renumbered for group in groups):
+                    self.renumber(layer, self._slots[layer], self._ids.get(layer))
         self.groups = [group.settle() for group in groups]
         return hidden
 
     # ------------------------------------------------------------------ positions
 
-    def renumber(self, layer: int, slots: Tensor) -> None:
-        """From ``layer`` on, count positions along the shortened sequence; ``slots`` (B, W) finds ids at the door."""
+    def renumber(self, layer: int, slots: Tensor, numbered: Tensor | None = None) -> None:
+        """From ``layer`` on, count positions along the shortened sequence.
+
+        ``slots`` (B, W) finds the caller's ids at the door; ``numbered`` (B, W) are the ids so far, where earlier layers
+        renumbered already.
+        """
         ids = self._flat_positions().expand(slots.shape[0], -1).gather(1, slots)
+        if numbered is None:
+            before = self.shift[layer]  # left by the text before this chunk
+            numbered = ids if before is None else ids - before[:, None]
         valid = self.packings[layer].valid
         real = torch.ones_like(ids) if valid is None else valid.long()
-        first = ids.gather(1, real.argmax(dim=1, keepdim=True))
-        if (before := self.shift[layer]) is not None:
-            first = first - before[:, None]
+        first = numbered.gather(1, real.argmax(dim=1, keepdim=True))
         new = (first + real.cumsum(dim=1) - 1).clamp_min(0)
         shift = ids[:, -1] - new[:, -1]
         self.shift = [*self.shift[:layer], *[shift] * (self.depth - layer)]

@@ -54,7 +54,12 @@ class Pipeline:
         return frozenset(signal for _, step in self.steps for signal in step.needs)
 
     def run(
-        self, stage: Stage, layer: int | None, groups: list[ImageGroup], look: Look, decided: list[Reduction] | None = None
+        self,
+        stage: Stage,
+        layer: int | None,
+        groups: list[ImageGroup],
+        look: Look,
+        decided: list[Reduction] | None = None,
     ) -> tuple[list[ImageGroup], list[Reduction]]:
         """Pass ``groups`` (with their features) through the steps of a place.
 

@@ -42,7 +42,9 @@ def test_full_budget_is_bit_exact(name, budget, attention):
             assert torch.equal(model(**inputs).logits, expected)
     assert hooks(model) == before
     assert list(model.state_dict()) == keys
-    assert not any("tokenreduce" in str(getattr(m, "config", None) and m.config._attn_implementation) for m in model.modules())
+    assert not any(
+        "tokenreduce" in str(getattr(m, "config", None) and m.config._attn_implementation) for m in model.modules()
+    )
 
 
 @pytest.mark.parametrize("name", registry())

@@ -1,0 +1,125 @@
+"""Signals equal what eager attention maps would say, while the model never makes one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from models import llava, prompt
+
+import tokenreduce as tr
+from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.signals import AttentionReceived, ClsAttention, ImageFingerprint, LastQueryAttention
+from tokenreduce.tokens import Reduction
+
+TOLERANCE = 2e-6  # float32 softmax, two orders of summation
+
+
+def spy(stage, needs, layer=None):
+    """A method that keeps the first half and notes what it was shown."""
+
+    class Spy(Method, register=False):
+        name, title, stages = "spy", "spy", (stage,)
+
+        def plan(self, facts: ModelFacts):
+            return (Step(stage, layer=layer, needs=needs),)
+
+        def reduce(self, tokens):
+            seen.append(tokens)
+            k = tokens.num_tokens // 2
+            keep = torch.arange(k).expand(len(tokens.features), k)
+            return Reduction.select(keep, tokens.num_tokens)
+
+    seen: list = []
+    return Spy(), seen
+
+
+@pytest.fixture(scope="module", params=["clip-llama", "siglip-qwen2"])
+def pair(request):
+    """The same weights under sdpa and under eager attention."""
+    tower, lm = request.param.split("-")
+    return llava(tower, lm, "sdpa"), llava(tower, lm, "eager")
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_tower_signals(pair, block):
+    model, eager = pair
+    inputs = prompt(model, [2, 1], "left")
+    cls = model.config.vision_config.model_type == "clip_vision_model"
+    needs = [AttentionReceived(block), ImageFingerprint()]
+    if cls:
+        needs += [ClsAttention(block), ClsAttention(block, "max")]
+    method, seen = spy("projector", tuple(needs))
+    with tr.wrapped(model, method), torch.no_grad():
+        model(**inputs)
+    tower = eager.model.vision_tower
+    with torch.no_grad():
+        maps = tower(inputs["pixel_values"], output_attentions=True).attentions[block]
+    (tokens,) = seen
+    prefix = 1 if cls else 0
+    expected = maps.mean(dim=(1, 2))[:, prefix:]
+    torch.testing.assert_close(tokens.signal(AttentionReceived(block)), expected, atol=TOLERANCE, rtol=0)
+    if cls:
+        row = maps[:, :, 0, 1:]
+        torch.testing.assert_close(tokens.signal(ClsAttention(block)), row.mean(1), atol=TOLERANCE, rtol=0)
+        torch.testing.assert_close(tokens.signal(ClsAttention(block, "max")), row.amax(1), atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("pad", ["left", "right"])
+@pytest.mark.parametrize("layer", [1, 3])
+def test_decoder_signals(pair, layer, pad):
+    model, eager = pair
+    inputs = prompt(model, [2, 1], pad)
+    last, received = LastQueryAttention(layer - 1), AttentionReceived(layer - 1, "llm")
+    method, seen = spy("llm", (last, received), layer)
+    with tr.wrapped(model, method), torch.no_grad():
+        model(**inputs)
+        image_columns = [(i.sample, i.columns) for i in tr.trace(model).images]
+        maps = eager(**inputs, output_attentions=True).attentions[layer - 1]
+    rows = torch.cat([tokens.signal(last) for tokens in seen])
+    columns = torch.cat([tokens.signal(received) for tokens in seen])
+    for i, (b, at) in enumerate(image_columns):
+        real = inputs["attention_mask"][b].bool()
+        end = int(real.nonzero()[-1])
+        torch.testing.assert_close(rows[i], maps[b, :, end, at].mean(0), atol=TOLERANCE, rtol=0)
+        torch.testing.assert_close(columns[i], maps[b][:, real][:, :, at].mean(dim=(0, 1)), atol=TOLERANCE, rtol=0)
+
+
+def test_only_the_listened_modules_are_touched_and_nothing_else_changes(pair):
+    model, _ = pair
+    inputs = prompt(model, [1])
+    tower = model.model.vision_tower
+    with torch.no_grad():
+        expected = tower(inputs["pixel_values"]).last_hidden_state
+    with tr.wrapped(model, "hiprune", keep=4), torch.no_grad():
+        touched = [n for n, m in model.named_modules() if hasattr(m, "_tokenreduce_probe")]
+        assert touched == [f"model.vision_tower.encoder.layers.{i}.self_attn" for i in (1, 2)]
+        assert torch.equal(tower(inputs["pixel_values"]).last_hidden_state, expected)
+
+
+def test_no_attention_map_is_made(pair, monkeypatch):
+    """The largest tensor of any signal stays far below N x N when the chunk is small."""
+    from tokenreduce.kernels import attention_received as kernel
+
+    n, chunk, largest = 400, 16, 0
+    original = torch.Tensor.softmax
+
+    def softmax(x, *args, **kwargs):
+        nonlocal largest
+        largest = max(largest, x.numel())
+        return original(x, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "softmax", softmax)
+    q = torch.randn(1, 2, n, 8)
+    kernel.attention_received(q, q, 0.3, chunk=chunk)
+    assert largest == 2 * chunk * n
+
+
+@pytest.mark.parametrize("repeat", [1, 3])
+def test_which_encoded_image_stands_behind_which_prompt_image(repeat):
+    from tokenreduce.adapters.door import tower_rows
+
+    counts = [2, 0, 1, 3]
+    samples = [b for b in range(len(counts) * repeat) for _ in range(counts[b // repeat])]
+    first = [0, 2, 2, 3]
+    expected = [first[b // repeat] + i for b in range(len(counts) * repeat) for i in range(counts[b // repeat])]
+    assert tower_rows(samples, repeat) == expected
