@@ -50,6 +50,8 @@ class Llava(Family):
             tower_depth=vision.num_hidden_layers,
             feature_block=self.feature_block,
             has_cls=self.tower_prefix > 0,
+            tower_prefix=self.tower_prefix,
+            tower_grid=(self.grid, self.grid),
             decoder_depth=self.decoder.config.num_hidden_layers,
             tokens_per_image=sum(cell >= 0 for cell in self.cells),
             stages=("projector", "llm", "cache"),

@@ -24,7 +24,8 @@ def mix(x: Tensor) -> Tensor:
 
 def fingerprint(images: Tensor) -> Tensor:
     """(M,) long hash of each ``images`` (M, ...) float tensor; equal values give equal hashes in any batch."""
-    flat = images.detach().float().contiguous().view(torch.int32).flatten(1).long()
+    values = images.detach().float() + 0.0  # -0.0 equals 0.0 but has other bits
+    flat = values.contiguous().view(torch.int32).flatten(1).long()
     place = mix(torch.arange(1, flat.shape[1] + 1, device=flat.device) * _GOLDEN)
     return mix((flat * place).sum(dim=1))
 

@@ -21,7 +21,9 @@ def embeddings(model, inputs: dict) -> Tensor:
 
 
 @torch.no_grad()
-def run(model, embeds: Tensor, ids: Tensor, keep_at: dict[int, Tensor] | None = None, ids_at=None, cached=None) -> Tensor:
+def run(
+    model, embeds: Tensor, ids: Tensor, keep_at: dict[int, Tensor] | None = None, ids_at=None, cached=None
+) -> Tensor:
     """Logits (T', V) of one sample ``embeds`` (T, D) at position ``ids`` (T,).
 
     ``keep_at[k]`` (T,) bool: tokens still there from layer k on. ``ids_at[k]`` (T',) position ids from layer k on.
@@ -58,9 +60,11 @@ def greedy(model, embeds: Tensor, ids: Tensor, steps: int, keep_at=None, shift: 
     out: list[int] = []
     next_id = int(ids[-1]) + 1 - shift
     for _ in range(steps):
-        grown = None if keep_at is None else {
-            k: torch.cat([v, torch.ones(len(embeds) - len(v), dtype=torch.bool)]) for k, v in keep_at.items()
-        }
+        grown = (
+            None
+            if keep_at is None
+            else {k: torch.cat([v, torch.ones(len(embeds) - len(v), dtype=torch.bool)]) for k, v in keep_at.items()}
+        )
         token = int(run(model, embeds, ids, grown)[-1].argmax())
         out.append(token)
         embeds = torch.cat([embeds, model.get_input_embeddings()(torch.tensor([token]))])
@@ -69,7 +73,9 @@ def greedy(model, embeds: Tensor, ids: Tensor, steps: int, keep_at=None, shift: 
     return out
 
 
-def shortened(inputs: dict, b: int, bare: Tensor, trace, generate: bool = False) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
+def shortened(
+    inputs: dict, b: int, bare: Tensor, trace, generate: bool = False
+) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
     """Row b with everything dropped before the decoder taken out, from what the trace claims: embeddings (T, D),
     position ids (T,) and, per decoder layer, which of the T tokens are still there."""
     ids_row = positions_of(inputs, b, generate)

@@ -9,7 +9,7 @@ import torch
 from tokenreduce.kernels.fingerprint import hash_uniform
 from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.signals import ImageFingerprint
-from tokenreduce.tokens import Reduction, VisualTokens, group_mean
+from tokenreduce.tokens import Reduction, VisualTokens
 
 FINGERPRINT = ImageFingerprint()
 
@@ -54,7 +54,7 @@ class MergeAt(Method, register=False):
         assign = (torch.arange(n) // 2).expand(batch, n)
         k = (n + 1) // 2
         source = (torch.arange(k) * 2).expand(batch, k)
-        return Reduction.merge(tokens.features, assign, k, source, positions=self.positions)
+        return Reduction.merge(assign, source, positions=self.positions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,12 +92,7 @@ class Summary(Method, register=False):
         assign = torch.arange(n).clamp_max(k - 1).expand(batch, n)
         source = torch.arange(k).expand(batch, k).clone()
         source[:, -1] = -1
-        return Reduction(
-            source=source,
-            assign=assign,
-            features=group_mean(tokens.features, assign, k),
-            positions=self.positions,
-        )
+        return Reduction.merge(assign, source, positions=self.positions)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -143,7 +143,7 @@ class ImageGroup:
         mass = self.size * (reduction.assign >= 0)
         features = reduction.features
         if features is None and self.features is not None:
-            features = self.features.gather(1, at.unsqueeze(-1).expand(-1, -1, self.features.shape[-1]))
+            features = reduction.carry(self.features)
         source = self.source.gather(1, at).masked_fill(summary, -1)
         passage = Passage(stage, layer, method, assign, seats, source, reduction.role, reduction.role_names)
         return replace(

@@ -5,42 +5,59 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from tokenreduce.signals import Signal
 from tokenreduce.tokens import Budget, PositionPolicy, Reduction, Stage, VisualTokens
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelFacts:
     """What a method may know of a model when it plans, before anything is attached.
 
     Attributes:
-        family: ``config.model_type``, for messages only.
+        family: name of the family, for messages only.
+        stages: stages this model can serve.
         tower_depth: number of vision blocks.
-        feature_block: 0-based block whose output feeds the projector.
-        has_cls: whether the tower has a [CLS] token.
+        feature_block: 0-based block whose output is used: fed to the projector, or the last one of an encoder alone.
+        has_cls: whether the tower has a [CLS] token, its first row.
+        tower_prefix: rows of the tower before the first patch ([CLS], distillation, registers).
+        has_distillation: whether row 1 is a distillation token.
+        tower_grid: (height, width) of the patch grid when it is fixed, else None.
         decoder_depth: number of decoder layers (0 for an encoder alone).
         tokens_per_image: visual tokens of one image when that is fixed, else None.
-        stages: stages this model can serve.
     """
 
     family: str
+    stages: tuple[Stage, ...]
     tower_depth: int
     feature_block: int
     has_cls: bool
-    decoder_depth: int
-    tokens_per_image: int | None
-    stages: tuple[Stage, ...]
+    tower_prefix: int = 0
+    has_distillation: bool = False
+    tower_grid: tuple[int, int] | None = None
+    decoder_depth: int = 0
+    tokens_per_image: int | None = None
 
 
 @dataclass(frozen=True)
 class Step:
-    """One place where a method acts: a stage, the layer it acts at, the signals it needs there."""
+    """One place where a method acts.
+
+    Attributes:
+        stage: the stage; ``layer``: the encoder block or decoder layer (0-based) where the stage has several.
+        needs: signals shown there.
+        amount: a number handed back as ``tokens.amount``, such as how many tokens to merge in this block.
+        when: at the encoder, ``middle`` between attention and MLP of the block, or ``after`` the block.
+        proportional: at the encoder, whether attention from then on counts a merged token as many times as its size.
+    """
 
     stage: Stage
     layer: int | None = None
     needs: tuple[Signal, ...] = ()
+    amount: float | None = None
+    when: Literal["middle", "after"] = "middle"
+    proportional: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,6 +83,7 @@ class Pipeline:
                         source=group.source,
                         size=group.size,
                         role=group.role,
+                        amount=step.amount,
                         signals={} if decided else {signal: look(signal, group) for signal in step.needs},
                     )
                     reduction = decided[len(done)] if decided else method.reduce(tokens)

@@ -66,3 +66,27 @@ class LastQueryAttention(Signal):
 @dataclass(frozen=True)
 class ImageFingerprint(Signal):
     """A 64-bit integer per image, a hash of its pixel values: (B,) long. Equal pixels give equal numbers in any batch."""
+
+
+@dataclass(frozen=True)
+class TextAttention(Signal):
+    """Head-mean attention of all real text queries to every visual token in decoder layer ``layer`` (0-based): (B, N).
+
+    Reduced over the queries by ``sum`` or ``max``. Queries before an image cannot see it and add nothing.
+    """
+
+    layer: int
+    over: Literal["sum", "max"] = "sum"
+
+    @property
+    def part(self) -> Where:
+        return "llm"
+
+
+@dataclass(frozen=True)
+class Keys(Signal):
+    """Keys of the attention of tower block ``block`` (0-based), mean over heads, before merging in that block:
+    (B, N, head_dim), prefix tokens included. Given only to encoder steps of that block.
+    """
+
+    block: int

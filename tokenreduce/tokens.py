@@ -107,7 +107,9 @@ class VisualTokens:
         size: (B, N) float, number of original tokens each current token stands for.
         role: (B, N) int, roles given by earlier stages (0 = none).
         signals: what the method's step asked for, each aligned with the N current tokens.
-        prefix: number of leading tokens ([CLS], registers) included in ``features``; they must survive in place.
+        prefix: number of leading tokens ([CLS], registers) included in ``features``; they must survive in place. Only
+            at the encoder; every (B, N) tensor includes them there.
+        amount: the number that the method's plan attached to this step, such as how many tokens to merge in this block.
     """
 
     features: Tensor
@@ -119,6 +121,7 @@ class VisualTokens:
     role: Tensor | None = None
     signals: Mapping[Signal, Tensor] = field(default_factory=dict)
     prefix: int = 0
+    amount: float | None = None
 
     def __post_init__(self) -> None:
         batch, n = self.features.shape[:2]
@@ -148,8 +151,9 @@ class Reduction:
         source: (B, K) long. Row k sits at the position of input token ``source[b, k]``; -1 marks a summary token that
             sits at no token of its own and takes a free place of the image.
         assign: (B, N) long. Row that input token n is represented by, or -1 when it is dropped.
-        features: (B, K, D) new features, or None when every row is an unchanged input token.
-        weight: (B, N) float, share of token n in its row (None: equal shares by size).
+        merges: True when a row is the weighted mean of the tokens assigned to it, False when it is its source, unchanged.
+        weight: (B, N) float, relative weight of token n in its row; None: equal weights.
+        features: (B, K, D) features of the rows, only where they are neither their source nor such a mean.
         positions: ``keep`` the position id of the source, or ``renumber`` the shortened sequence 0, 1, 2, ...
         role: (B, N) int of the *input* tokens, meanings in ``role_names`` (None: roles stay what they were).
         valid: (B, K) bool for data-dependent counts: rows that really exist, trailing rows False. None: all rows.
@@ -158,8 +162,9 @@ class Reduction:
 
     source: Tensor
     assign: Tensor
-    features: Tensor | None = None
+    merges: bool = False
     weight: Tensor | None = None
+    features: Tensor | None = None
     positions: PositionPolicy = "keep"
     role: Tensor | None = None
     role_names: tuple[str, ...] = ()
@@ -180,9 +185,22 @@ class Reduction:
         return cls.select(top_k(score, k), score.shape[1], **more)
 
     @classmethod
-    def merge(cls, features: Tensor, assign: Tensor, k: int, source: Tensor, **more: Any) -> Reduction:
-        """Replace each group ``assign`` (B, N) of ``features`` (B, N, D) by its mean; group r sits at ``source[:, r]``."""
-        return cls(source=source, assign=assign, features=group_mean(features, assign, k), **more)
+    def merge(cls, assign: Tensor, source: Tensor, weight: Tensor | None = None, **more: Any) -> Reduction:
+        """Replace each group ``assign`` (B, N) by its mean, weighted by ``weight`` (B, N); group r sits at ``source[:, r]``."""
+        return cls(source=source, assign=assign, merges=True, weight=weight, **more)
+
+    @classmethod
+    def identity(cls, tokens: VisualTokens, **more: Any) -> Reduction:
+        """Keep every token, for a step that only gives roles."""
+        batch, n = tokens.features.shape[:2]
+        rows = torch.arange(n, device=tokens.features.device).expand(batch, n)
+        return cls(source=rows, assign=rows, in_order=True, **more)
+
+    def carry(self, x: Tensor) -> Tensor:
+        """The rows (B, K, D) that the input rows ``x`` (B, N, D) become: selected or averaged."""
+        if self.merges:
+            return group_mean(x, self.assign, self.num_kept, self.weight)
+        return x.gather(1, self.source.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
     @property
     def num_kept(self) -> int:
