@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import create_masks_for_generate
+
 from tokenreduce.adapters.cache import adopt, num_bytes, state_of
+from tokenreduce.adapters.encoder import TowerState
 from tokenreduce.adapters.family import Family
 from tokenreduce.adapters.layers import KEY, LayerDoor, Listener
 from tokenreduce.adapters.packing import Packing, gather
 from tokenreduce.adapters.plan import Plan, carried, write
 from tokenreduce.adapters.tower import TowerTap
-from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicCache
-from transformers.masking_utils import create_masks_for_generate
-
 from tokenreduce.cost import DecoderShape, Report
 from tokenreduce.groups import group_images
 from tokenreduce.pipeline import Pipeline
@@ -76,7 +78,7 @@ class DecoderDoor:
 
     def use(self, pipeline: Pipeline) -> None:
         """From the next prompt on, act by ``pipeline``, which needs the same signals at the same layers."""
-        self.pipeline = pipeline
+        self.pipeline = self.tap.encoder.pipeline = pipeline
         self.decided = None
 
     @property
@@ -129,10 +131,10 @@ class DecoderDoor:
         changed = False
         if images:
             plan.groups = group_images(images, embeds.device)
-            plan.tower_values, plan.repeat = self.tap.take(len(images))
+            plan.tower_values, merged, plan.repeat = self.tap.take(len(images))
             plan.tower_rows = tower_rows([image.sample for image in images], plan.repeat)
             plan.recalled = self._recall(kwargs)
-            changed = self._projector(plan, embeds)
+            changed = self._merged(plan, merged, embeds) | self._projector(plan, embeds)
         plan.passive = state is None and not changed and not self._acts_later(plan)
         if plan.passive:
             return None
@@ -144,12 +146,38 @@ class DecoderDoor:
             kwargs[KEY] = plan
         return args, kwargs
 
+    def _merged(self, plan: Plan, state: TowerState | None, embeds: Tensor) -> bool:
+        """Drop the duplicates that a merged tower returned: one token stays for each of its rows."""
+        if state is None:
+            return False
+        prefix = self.family.tower_prefix
+        history = state.patches(prefix)
+        methods = [method for method, step in self.pipeline.steps if step.stage == "encoder"]
+        last, in_order = history[-1], all(method.output_order == "raster" for method in methods)
+        groups = []
+        for group in plan.groups:
+            rows = torch.tensor([plan.tower_rows[i] for i in group.members], device=group.seats.device)
+            assign, source = (x.to(group.seats.device)[rows] for x in (last.assign, last.source))
+            if in_order:
+                source, order = source.sort(dim=1)
+                assign = order.argsort(dim=1).gather(1, assign.clamp_min(0)).masked_fill(assign < 0, -1)
+            positions = "renumber" if any(method.positions == "renumber" for method in methods) else "keep"
+            reduction = Reduction(source=source, assign=assign, positions=positions, in_order=in_order)
+            passed = [p.rows(rows) for p in history[:-1]]
+            group.history.extend(replace(p, seats=group.columns.gather(1, p.seats)) for p in passed)
+            group.features = embeds[group.samples[:, None], group.columns]
+            groups += group.apply(reduction, "encoder", last.layer, last.method)
+        plan.repack(0, groups)
+        plan.groups = groups
+        return True
+
     def _projector(self, plan: Plan, embeds: Tensor) -> bool:
         """Carry out the projector steps; whether anything changed."""
         if not self.pipeline.at("projector"):
             return False
         for group in plan.groups:
-            group.features = embeds[group.samples[:, None], group.columns]
+            if group.features is None:
+                group.features = embeds[group.samples[:, None], group.columns]
         groups, changed = plan.run("projector", None)
         if changed:
             with self.pipeline.stopwatch(embeds.device):

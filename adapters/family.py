@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from tokenreduce.adapters.blocks import Block
 from tokenreduce.groups import Image
 from tokenreduce.method import ModelFacts
 
@@ -17,7 +18,7 @@ DECODER_LAYERS = ("full_attention", "sliding_attention")
 
 
 class Family:
-    """Facts of one model family, read off one model. Knows no method.
+    """Facts of one family of vision-language models, read off one model. Knows no method.
 
     A subclass names the ``model_types`` it serves, a one-line ``remarks`` for the table of families, and implements the
     members below. Constructing it raises ``ValueError`` for a variant that cannot be served soundly.
@@ -30,6 +31,11 @@ class Family:
         super().__init_subclass__(**kwargs)
         for model_type in cls.__dict__.get("model_types", ()):
             _FAMILIES[model_type] = cls
+
+    @classmethod
+    def serves(cls, model: nn.Module) -> bool:
+        """Whether ``model`` belongs to this family."""
+        return getattr(getattr(model, "config", None), "model_type", None) in cls.model_types
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -58,6 +64,10 @@ class Family:
         """Images of a call, in order, from ``visual`` (B, L) bool on the CPU, the columns of image placeholders."""
         raise NotImplementedError
 
+    def blocks(self) -> list[Block]:
+        """The blocks of the vision tower, for methods that merge inside it."""
+        raise NotImplementedError
+
     def decoder_attention(self, layer: int) -> nn.Module:
         return self.decoder.layers[layer].self_attn
 
@@ -83,29 +93,30 @@ class Family:
         return (inputs_embeds[:, :, None] == marks).all(-1).any(-1).cpu()
 
 
-_FAMILIES: dict[str, type[Family]] = {}
+_FAMILIES: dict[str, type[Any]] = {}
 
 
-def families() -> dict[str, type[Family]]:
-    """Family class by ``config.model_type``."""
+def families() -> dict[str, type[Any]]:
+    """Family class, of models or of encoders alone, by model type."""
     package = import_module("tokenreduce.adapters")
     for module in iter_modules(package.__path__):
         import_module(f"tokenreduce.adapters.{module.name}")
     return dict(sorted(_FAMILIES.items()))
 
 
-def family_of(model: nn.Module) -> Family:
+def family_of(model: nn.Module) -> Any:
     """The family of ``model``, or an error that lists what is supported."""
     known = families()
+    for cls in dict.fromkeys(known.values()):
+        if cls.serves(model):
+            return cls(model)
     model_type = getattr(getattr(model, "config", None), "model_type", None)
-    if model_type in known:
-        return known[model_type](model)
     near = difflib.get_close_matches(str(model_type), known, n=1)
     hint = f" Closest: {near[0]!r}." if near else ""
     if model_type is None:
         raise TypeError(
-            f"model is a {type(model).__name__}, not a vision-language model of transformers; "
-            f"supported model types: {', '.join(known)}"
+            f"model is a {type(model).__name__}, neither a vision-language model of transformers nor a supported vision "
+            f"encoder; supported model types: {', '.join(known)}"
         )
     raise ValueError(
         f"model of type {model_type!r} ({type(model).__name__}) is not supported; supported model types: "

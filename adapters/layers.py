@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tokenreduce.adapters.attention import Probe
-from tokenreduce.adapters.plan import Plan, layer_type
-from tokenreduce.kernels.attention_received import attention_received
-from tokenreduce.kernels.attention_row import attention_row
 from torch import Tensor, nn
 
-from tokenreduce.signals import AttentionReceived, LastQueryAttention, Signal
+from tokenreduce.adapters.attention import Probe
+from tokenreduce.adapters.plan import Plan, layer_type
+from tokenreduce.kernels.attention_received import Over, attention_received
+from tokenreduce.kernels.attention_row import attention_row
+from tokenreduce.signals import AttentionReceived, LastQueryAttention, Signal, TextAttention
 
 if TYPE_CHECKING:
     from tokenreduce.adapters.door import DecoderDoor
@@ -51,7 +51,7 @@ class Listener:
         self.door = door
         self.wanted: dict[int, list[Signal]] = {}
         for signal in door.pipeline.needs:
-            if isinstance(signal, (AttentionReceived, LastQueryAttention)) and signal.part == "llm":
+            if isinstance(signal, (AttentionReceived, LastQueryAttention, TextAttention)) and signal.part == "llm":
                 self.wanted.setdefault(signal.layer, []).append(signal)
 
     def attach(self, handles: list[Any]) -> None:
@@ -77,8 +77,13 @@ class Listener:
                     seen = _window(visible, last, past, length, window, query)
                     value = attention_row(rows, key, scale, visible=seen)[:, 0]
                 else:
+                    asked = packing.valid
+                    over: Over = "mean"
+                    if isinstance(signal, TextAttention):
+                        text = ~plan.visual.to(query.device).gather(1, packing.order)
+                        asked, over = text if asked is None else text & asked, signal.over
                     value = attention_received(
-                        query, key, scale, visible=visible, causal=True, window=window, query_mask=packing.valid
+                        query, key, scale, visible=visible, causal=True, window=window, query_mask=asked, over=over
                     )
                 plan.captured[signal] = (value[:, past:], packing)
 

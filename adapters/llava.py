@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from tokenreduce.adapters.family import Family
 from torch import Tensor, nn
 
+from tokenreduce.adapters.blocks import Block, TransformersBlock
+from tokenreduce.adapters.family import Family
 from tokenreduce.groups import Image
 from tokenreduce.method import ModelFacts
-from tokenreduce.tokens import Layout
+from tokenreduce.tokens import STAGES, Layout
 
 TOWERS = {"clip_vision_model": 1, "siglip_vision_model": 0}  # rows before the first patch
 
@@ -54,12 +55,15 @@ class Llava(Family):
             tower_grid=(self.grid, self.grid),
             decoder_depth=self.decoder.config.num_hidden_layers,
             tokens_per_image=sum(cell >= 0 for cell in self.cells),
-            stages=("projector", "llm", "cache"),
+            # a tower without [CLS] whose first patch the model cuts off would lose a merged token's anchor
+            stages=("projector", "llm", "cache") if self.cut > self.tower_prefix else STAGES,
         )
 
+    def blocks(self) -> list[Block]:
+        return [TransformersBlock(layer) for layer in self.tower.encoder.layers]
+
     def tower_attention(self, block: int) -> nn.Module:
-        tower = getattr(self.tower, "vision_model", self.tower)
-        return tower.encoder.layers[block].self_attn
+        return self.tower.encoder.layers[block].self_attn
 
     def tower_tokens(self, values: Tensor) -> Tensor:
         return values[:, max(self.cut, self.tower_prefix) :]

@@ -6,12 +6,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from tokenreduce.adapters.cache import DecodeState, keep_columns, physical_length
-from tokenreduce.adapters.packing import Packing, gather, scatter
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.masking_utils import LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING
 
+from tokenreduce.adapters.cache import DecodeState, keep_columns, physical_length
+from tokenreduce.adapters.packing import Packing, gather, scatter
 from tokenreduce.groups import ImageGroup
 from tokenreduce.pipeline import Pipeline
 from tokenreduce.signals import Signal

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
-from tokenreduce.kernels.attention_row import attention_row
 from torch import Tensor
 
+from tokenreduce.kernels.attention_row import attention_row
+
 CHUNK = 256
+Over = Literal["mean", "sum", "max"]
 
 
 def attention_received(
@@ -15,12 +19,14 @@ def attention_received(
     scale: float,
     *,
     visible: Tensor | None = None,
+    bias: Tensor | None = None,
     causal: bool = False,
     window: int | None = None,
     query_mask: Tensor | None = None,
+    over: Over = "mean",
     chunk: int = CHUNK,
 ) -> Tensor:
-    """Mean over heads and over real queries of the softmax attention each key receives.
+    """Mean over heads, and mean (or sum, or maximum) over real queries, of the softmax attention each key receives.
 
     Loops over blocks of ``chunk`` queries, so memory is O(B * H * chunk * N), never N x N.
 
@@ -28,8 +34,10 @@ def attention_received(
         query: (B, H, Q, d); ``key``: (B, H_kv, N, d), H_kv divides H.
         scale: factor on the dot product.
         visible: (B, N) bool, keys that are real; None: all.
+        bias: (B, N) float added to the logits of every key; None: none.
         causal: query i sees keys up to N - Q + i only; with ``window``, only the last ``window`` of those.
         query_mask: (B, Q) bool, queries that are real; None: all.
+        over: how queries are reduced; heads are averaged first.
         chunk: queries per block.
 
     Returns:
@@ -51,10 +59,12 @@ def attention_received(
             seen = allowed if visible is None else allowed & visible[:, None]
         elif visible is not None:
             seen = visible[:, None].expand(batch, stop - start, n)
-        weights = attention_row(query[:, :, start:stop], key, scale, visible=seen)
+        weights = attention_row(query[:, :, start:stop], key, scale, visible=seen, bias=bias)
         if query_mask is not None:
             weights = weights * query_mask[:, start:stop, None]
-        total += weights.sum(dim=1)
+        total = torch.maximum(total, weights.amax(dim=1)) if over == "max" else total + weights.sum(dim=1)
+    if over != "mean":
+        return total
     if query_mask is None:
         return total / num_queries
     return total / query_mask.sum(dim=1, keepdim=True).clamp_min(1)

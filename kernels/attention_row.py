@@ -11,7 +11,13 @@ Heads = Literal["mean", "max"]
 
 
 def attention_row(
-    query: Tensor, key: Tensor, scale: float, *, visible: Tensor | None = None, heads: Heads = "mean"
+    query: Tensor,
+    key: Tensor,
+    scale: float,
+    *,
+    visible: Tensor | None = None,
+    bias: Tensor | None = None,
+    heads: Heads = "mean",
 ) -> Tensor:
     """Softmax attention of R query rows over N keys, reduced over heads.
 
@@ -20,6 +26,7 @@ def attention_row(
         key: (B, H_kv, N, d); H_kv divides H, grouped keys are never repeated in memory.
         scale: factor on the dot product, usually d ** -0.5.
         visible: (B, N) or (B, R, N) bool, keys a row may see; None: all.
+        bias: (B, N) float added to the logits of every key, such as the log of token sizes; None: none.
         heads: ``mean`` or ``max`` over the H heads.
 
     Returns:
@@ -29,6 +36,8 @@ def attention_row(
     kv_heads, n = key.shape[1], key.shape[2]
     grouped = query.float().reshape(batch, kv_heads, num_heads // kv_heads * rows, dim)
     logits = torch.matmul(grouped, key.float().transpose(-1, -2)).mul_(scale).reshape(batch, num_heads, rows, n)
+    if bias is not None:
+        logits = logits + bias.float()[:, None, None]
     if visible is not None:
         visible = visible.reshape(batch, 1, -1, n)
         logits = logits.masked_fill(~visible, torch.finfo(torch.float32).min)

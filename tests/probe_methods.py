@@ -8,7 +8,7 @@ import torch
 
 from tokenreduce.kernels.fingerprint import hash_uniform
 from tokenreduce.method import Method, ModelFacts, Step
-from tokenreduce.signals import ImageFingerprint
+from tokenreduce.signals import ImageFingerprint, Keys
 from tokenreduce.tokens import Reduction, VisualTokens
 
 FINGERPRINT = ImageFingerprint()
@@ -119,4 +119,40 @@ class Ragged(Method, register=False):
             valid=torch.arange(k) < count[:, None],
             in_order=True,
             positions=self.positions,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergePairs(Method, register=False):
+    """Inside an encoder: merges each patch of the first 2r with its neighbour, in the given blocks."""
+
+    name = "merge_pairs"
+    title = "encoder probe"
+    stages = ("encoder",)
+    blocks: tuple[int, ...] = (0, 2)
+    r: int = 3
+    when: str = "middle"
+    proportional: bool = True
+    output_order: str = "raster"
+
+    def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
+        return tuple(
+            Step("encoder", b, needs=(Keys(b),), amount=self.r, when=self.when, proportional=self.proportional)
+            for b in self.blocks
+        )
+
+    def is_identity(self, n: int) -> bool:
+        return False
+
+    def reduce(self, tokens: VisualTokens) -> Reduction:
+        batch, n = tokens.features.shape[:2]
+        assert tokens.signal(Keys(tokens.layer)).shape[:2] == (batch, n)
+        r, p = int(tokens.amount), tokens.prefix
+        rows = torch.arange(n)
+        # the last 2r patches in pairs, and their rows in front of the other patches
+        row = torch.where(rows < n - 2 * r, rows + r * (rows >= p), p + (rows - n + 2 * r) // 2)
+        source = torch.empty(n - r, dtype=torch.long)
+        source[row.flip(0)] = rows.flip(0)  # the first of a pair is the anchor
+        return Reduction.merge(
+            row.expand(batch, n), source.expand(batch, -1), weight=tokens.size, positions=self.positions
         )

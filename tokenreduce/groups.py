@@ -33,6 +33,15 @@ class Passage:
     role: Tensor | None
     role_names: tuple[str, ...]
 
+    def rows(self, pick: Tensor) -> Passage:
+        """The same for the images ``pick`` (B,)."""
+
+        def of(x: Tensor) -> Tensor:
+            return x.index_select(0, pick.to(x.device))
+
+        role = None if self.role is None else of(self.role)
+        return replace(self, assign=of(self.assign), seats=of(self.seats), source=of(self.source), role=role)
+
 
 @dataclass
 class ImageGroup:
@@ -95,16 +104,7 @@ class ImageGroup:
             assign=of(self.assign),
             role=of(self.role),
             features=None if self.features is None else of(self.features),
-            history=[
-                replace(
-                    p,
-                    assign=of(p.assign),
-                    seats=of(p.seats),
-                    source=of(p.source),
-                    role=None if p.role is None else of(p.role),
-                )
-                for p in self.history
-            ],
+            history=[p.rows(pick) for p in self.history],
         )
 
     def apply(self, reduction: Reduction, stage: Stage, layer: int | None, method: str) -> list[ImageGroup]:

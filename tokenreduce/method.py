@@ -71,6 +71,8 @@ class Method:
     Attributes:
         keep: fraction in (0, 1] of the tokens entering the stage, or a count per image.
         positions: ``keep`` the original position ids of survivors, or ``renumber`` the shortened sequence.
+        output_order: how tokens merged inside an encoder reach a language model: in ``raster`` order of where they sit,
+            or in the ``reference`` order in which the method leaves them.
     """
 
     name: ClassVar[str]
@@ -78,6 +80,7 @@ class Method:
     paper: ClassVar[str] = ""
     stages: ClassVar[tuple[Stage, ...]]
     looks_at: ClassVar[str] = ""
+    output_order = "raster"
 
     keep: float | int = 0.5
     positions: PositionPolicy = "keep"

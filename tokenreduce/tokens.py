@@ -236,7 +236,7 @@ def group_mean(features: Tensor, assign: Tensor, k: int, weight: Tensor | None =
 
     ``weight`` (B, N) are relative weights within a group. Accumulates in float32; an empty group is zero.
     """
-    batch, n, channels = features.shape
+    batch, _, channels = features.shape
     weight = torch.ones_like(assign, dtype=torch.float32) if weight is None else weight.float()
     weight = weight * (assign >= 0)
     index = assign.clamp_min(0)

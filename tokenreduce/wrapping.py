@@ -26,10 +26,12 @@ class Attachment:
 
     def __init__(self, model: nn.Module, methods: list[Method], output_length: Literal["full", "reduced"]) -> None:
         from tokenreduce.adapters.door import DecoderDoor
+        from tokenreduce.adapters.encoder_alone import EncoderFamily, TowerDoor
         from tokenreduce.adapters.family import family_of
 
         self.family = family_of(model)
-        self.door = DecoderDoor(self.family, Pipeline(methods, self.family.facts()), output_length)
+        door = TowerDoor if isinstance(self.family, EncoderFamily) else DecoderDoor
+        self.door = door(self.family, Pipeline(methods, self.family.facts()), output_length)
         self.handles = self.door.attach()
 
     def detach(self) -> None:

@@ -8,7 +8,7 @@ from models import llava, prompt
 
 import tokenreduce as tr
 from tokenreduce.method import Method, ModelFacts, Step
-from tokenreduce.signals import AttentionReceived, ClsAttention, ImageFingerprint, LastQueryAttention
+from tokenreduce.signals import AttentionReceived, ClsAttention, ImageFingerprint, LastQueryAttention, TextAttention
 from tokenreduce.tokens import Reduction
 
 TOLERANCE = 2e-6  # float32 softmax, two orders of summation
@@ -70,17 +70,24 @@ def test_decoder_signals(pair, layer, pad):
     model, eager = pair
     inputs = prompt(model, [2, 1], pad)
     last, received = LastQueryAttention(layer - 1), AttentionReceived(layer - 1, "llm")
-    method, seen = spy("llm", (last, received), layer)
+    text_sum, text_max = TextAttention(layer - 1, "sum"), TextAttention(layer - 1, "max")
+    method, seen = spy("llm", (last, received, text_sum, text_max), layer)
     with tr.wrapped(model, method), torch.no_grad():
         model(**inputs)
         image_columns = [(i.sample, i.columns) for i in tr.trace(model).images]
         maps = eager(**inputs, output_attentions=True).attentions[layer - 1]
     rows = torch.cat([tokens.signal(last) for tokens in seen])
     columns = torch.cat([tokens.signal(received) for tokens in seen])
+    sums = torch.cat([tokens.signal(text_sum) for tokens in seen])
+    peaks = torch.cat([tokens.signal(text_max) for tokens in seen])
     for i, (b, at) in enumerate(image_columns):
         real = inputs["attention_mask"][b].bool()
         end = int(real.nonzero()[-1])
         torch.testing.assert_close(rows[i], maps[b, :, end, at].mean(0), atol=TOLERANCE, rtol=0)
+        text = real & (inputs["input_ids"][b] != model.config.image_token_id)
+        block = maps[b].mean(0)[text][:, at]  # heads first, then queries
+        torch.testing.assert_close(sums[i], block.sum(0), atol=TOLERANCE, rtol=0)
+        torch.testing.assert_close(peaks[i], block.amax(0), atol=TOLERANCE, rtol=0)
         torch.testing.assert_close(columns[i], maps[b][:, real][:, :, at].mean(dim=(0, 1)), atol=TOLERANCE, rtol=0)
 
 

@@ -90,7 +90,7 @@ def test_a_second_turn_continues_on_the_shortened_cache(model, methods):
 def _renumbered(model, methods, inputs, bare, trace, first, second, more):
     start = inputs["input_ids"].shape[1]
     tail = model.get_input_embeddings()(torch.cat([first, more], dim=1)[0, start:]).detach()
-    embeds, positions, keep_at = shortened(inputs, 0, bare, trace)
+    embeds, _, keep_at = shortened(inputs, 0, bare, trace)
     sequence = torch.cat([embeds, tail])
     out = []
     for _ in range(3):

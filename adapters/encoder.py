@@ -1,0 +1,249 @@
+"""Merging inside a vision encoder: four hooks per block, no forward replaced, full width again after the last block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokenreduce.adapters.blocks import Block
+from tokenreduce.groups import Passage
+from tokenreduce.method import Method, Step
+from tokenreduce.pipeline import Pipeline
+from tokenreduce.signals import Keys
+from tokenreduce.tokens import Layout, Reduction, VisualTokens
+
+
+@dataclass
+class TowerState:
+    """The tokens of one pass through the tower.
+
+    Attributes:
+        size: (B, N) float, rows of the unmerged tower each current row stands for.
+        assign: (B, N0) long, current row of each row of the unmerged tower.
+        source: (B, N) long, row of the unmerged tower each current one sits at.
+        entered: per block, ``assign`` when the block was entered; ``widths``, the rows there were.
+    """
+
+    size: Tensor
+    assign: Tensor
+    source: Tensor
+    entered: list[Tensor] = field(default_factory=list)
+    widths: list[int] = field(default_factory=list)
+    history: list[Passage] = field(default_factory=list)
+    touched: bool = False
+
+    @classmethod
+    def start(cls, x: Tensor) -> TowerState:
+        rows = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
+        return cls(size=torch.ones(x.shape[:2], device=x.device), assign=rows, source=rows)
+
+    @classmethod
+    def joined(cls, states: list[TowerState], skip: int) -> TowerState:
+        """The images of several passes as one, without the first ``skip``."""
+        if len({state.size.shape[1] for state in states}) > 1:
+            raise ValueError("images of one prompt were merged to different numbers of tokens; encode them in one call")
+
+        def cat(tensors: list[Tensor]) -> Tensor:
+            return torch.cat(tensors)[skip:]
+
+        history = []
+        for passages in zip(*(state.history for state in states)):
+            source = cat([p.source for p in passages])
+            history.append(replace(passages[0], assign=cat([p.assign for p in passages]), seats=source, source=source))
+        return cls(
+            size=cat([state.size for state in states]),
+            assign=cat([state.assign for state in states]),
+            source=cat([state.source for state in states]),
+            history=history,
+            touched=True,
+        )
+
+    def apply(self, reduction: Reduction, layer: int, method: str) -> None:
+        k, joined = reduction.num_kept, reduction.assign.clamp_min(0)
+        mass = self.size * (reduction.assign >= 0)
+        self.size = torch.zeros(len(self.size), k, device=self.size.device).scatter_add_(1, joined, mass)
+        gone = self.assign < 0
+        self.assign = reduction.assign.gather(1, self.assign.clamp_min(0)).masked_fill(gone, -1)
+        self.source = self.source.gather(1, reduction.source)
+        self.history.append(
+            Passage("encoder", layer, method, self.assign, self.source, self.source, None, reduction.role_names)
+        )
+        self.touched = True
+
+    def patches(self, prefix: int) -> list[Passage]:
+        """What happened, counted in patches: ``prefix`` rows left out."""
+
+        def cut(x: Tensor) -> Tensor:
+            return (x[:, prefix:] - prefix).clamp_min(-1)
+
+        return [
+            replace(p, assign=cut(p.assign), seats=cut(p.source).sort(dim=1).values, source=cut(p.source))
+            for p in self.history
+        ]
+
+    def counts(self, depth: int) -> list[tuple[int, int]]:
+        """Rows that attention and MLP of each block work on."""
+        final = self.size.shape[1]
+        entered = [int(n) for n in self.widths[:depth]]
+        return list(zip(entered, [*entered[1:], final]))
+
+
+class EncoderDoor:
+    """Carries out the encoder steps of a pipeline in the blocks of one tower.
+
+    Between attention and MLP a block is shortened without touching its forward: the MLP branch is given the merged
+    residual stream, its output is spread back to full width for the addition, and the block's output is merged. As
+    merging is linear and constant on groups, ``merge(x + spread(m)) = merge(x) + m``.
+    """
+
+    def __init__(
+        self, blocks: list[Block], pipeline: Pipeline, layout: Layout | None, prefix: int, *, expand: bool = True
+    ) -> None:
+        """``expand``: whether the last block gives each unmerged row a copy of the row that stands for it."""
+        self.blocks = blocks
+        self.pipeline = pipeline
+        self.layout = layout
+        self.prefix = prefix
+        self.expand = expand
+        self.state: TowerState | None = None
+        self.keys: Tensor | None = None
+        self.pending: list[tuple[Method, Reduction]] = []
+        self.done: Callable[[TowerState], None] | None = None
+
+    def attach(self, handles: list[Any], done: Callable[[TowerState], None] | None = None) -> None:
+        """Append the hooks to ``handles``; none when no step merges and nobody waits for ``done``, called after each pass."""
+        self.done = done
+        steps = {layer: self.pipeline.at("encoder", layer) for layer in self.pipeline.layers("encoder")}
+        if not steps and done is None:
+            return
+        proportional = any(step.proportional for found in steps.values() for _, step in found)
+        last = len(self.blocks) - 1
+        for index, block in enumerate(self.blocks):
+            hook = BlockHooks(self, index, block, steps.get(index, []))
+            handles.append(block.module.register_forward_pre_hook(hook.enter, with_kwargs=True))
+            if proportional and index > min(steps):
+                handles.append(block.attention.register_forward_pre_hook(hook.bias, with_kwargs=True))
+            if any(isinstance(need, Keys) for _, step in hook.steps for need in step.needs):
+                handles.append(block.listen_keys(hook.hear))
+            if hook.middle:
+                handles.append(block.norm2.register_forward_pre_hook(hook.shorten))
+                handles.append(block.mlp.register_forward_hook(hook.spread))
+            if hook.steps or index == last:
+                # before the hooks by which transformers records hidden states
+                handles.append(block.module.register_forward_hook(hook.leave, prepend=True))
+
+    def reduce(self, index: int, x: Tensor, steps: list[tuple[Method, Step]]) -> list[tuple[Method, Reduction]]:
+        """Ask the methods of a block, one after the other; returns their reductions."""
+        state = self.state
+        assert state is not None
+        done = []
+        for method, step in steps:
+            layout = self.layout or Layout(1, state.assign.shape[1] - self.prefix)
+            with self.pipeline.stopwatch(x.device):
+                tokens = VisualTokens(
+                    features=x,
+                    layout=layout,
+                    stage="encoder",
+                    layer=index,
+                    source=state.source,
+                    size=state.size,
+                    signals={need: self.keys for need in step.needs if isinstance(need, Keys)},  # type: ignore[misc]
+                    prefix=self.prefix,
+                    amount=step.amount,
+                )
+                reduction = method.reduce(tokens).check(tokens)
+                if reduction.valid is not None:
+                    raise ValueError(
+                        f"method={method.name!r} keeps a different number of tokens per image in encoder block {index}; "
+                        "a dense tower needs equal counts: run images one by one, or use a fixed budget"
+                    )
+                state.apply(reduction, index, method.name)
+                x = reduction.carry(x)
+            done.append((method, reduction))
+        return done
+
+    @staticmethod
+    def full_width(state: TowerState, states: Any) -> Any:
+        """Recorded hidden states (after 0, 1, 2, ... blocks; entries may be None) at full width."""
+        maps = [*state.entered, state.assign]
+        full = state.assign.shape[1]
+        return tuple(
+            h if h is None or h.shape[1] == full else _rows(h, maps[min(i, len(maps) - 1)])
+            for i, h in enumerate(states)
+        )
+
+
+class BlockHooks:
+    """The hooks of one block."""
+
+    def __init__(self, door: EncoderDoor, index: int, block: Block, steps: list[tuple[Method, Step]]) -> None:
+        self.door = door
+        self.index = index
+        self.block = block
+        self.steps = steps
+        self.middle = [(m, s) for m, s in steps if s.when == "middle"]
+        self.after = [(m, s) for m, s in steps if s.when == "after"]
+
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.index == 0:
+            self.door.state = TowerState.start(args[0] if args else next(iter(kwargs.values())))
+            self.door.pending = []
+        state = self.door.state
+        if state is None:
+            return None
+        state.entered.append(state.assign)
+        state.widths.append(state.size.shape[1])
+        rope = kwargs.get("rope")
+        if rope is None or not state.touched:
+            return None
+        patches = state.source[:, self.door.prefix :] - self.door.prefix
+        table = rope.expand(len(patches), *rope.shape[-2:]) if rope.ndim < 4 else rope[:, 0]
+        return args, {**kwargs, "rope": _rows(table, patches)[:, None]}
+
+    def hear(self, keys: Tensor) -> None:
+        batch, n, width = keys.shape
+        self.door.keys = keys.reshape(batch, n, self.block.heads, width // self.block.heads).float().mean(dim=2)
+
+    def bias(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        state = self.door.state
+        if state is None or not state.touched:
+            return None
+        x = args[0] if args else next(iter(kwargs.values()))
+        return self.block.with_bias(args, kwargs, state.size.log().to(x.dtype))
+
+    def shorten(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
+        x = args[0]
+        self.door.pending = self.door.reduce(self.index, x, self.middle)
+        for _, reduction in self.door.pending:
+            x = reduction.carry(x)
+        return (x, *args[1:])
+
+    def spread(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        for _, reduction in reversed(self.door.pending):
+            output = _rows(output, reduction.assign)
+        return output
+
+    def leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        x = output[0] if isinstance(output, tuple) else output
+        for _, reduction in self.door.pending:
+            x = reduction.carry(x)
+        self.door.pending = []
+        if self.after:
+            for _, reduction in self.door.reduce(self.index, x, self.after):
+                x = reduction.carry(x)
+        state = self.door.state
+        if self.index == len(self.door.blocks) - 1 and state is not None:
+            if self.door.expand and state.touched:
+                x = _rows(x, state.assign)
+            if self.door.done is not None:
+                self.door.done(state)
+        return (x, *output[1:]) if isinstance(output, tuple) else x
+
+
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    """Rows ``index`` (B, K) of ``x`` (B, N, D); -1, a token that is gone, gives the first row."""
+    return x.gather(1, index.clamp_min(0).unsqueeze(-1).expand(-1, -1, x.shape[-1]))

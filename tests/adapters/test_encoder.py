@@ -1,0 +1,346 @@
+"""Merging inside encoders equals an explicit forward that merges between attention and MLP, for every library."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from models import llava, prompt, vision
+from oracle import positions_of, run
+from probe_methods import MergePairs
+from torch import nn
+from transformers import AutoConfig, AutoModel
+
+import tokenreduce as tr
+from tokenreduce.adapters.family import family_of
+
+TOLERANCE = 2e-5  # float32, two orders of the same additions
+
+TIMM = {
+    "plain": ("vit_tiny_patch16_224", {}),
+    "deit_distilled": ("deit_tiny_distilled_patch16_224", {}),
+    "dinov2_reg": ("vit_small_patch14_reg4_dinov2", {"init_values": 0.3}),
+    "qk_norm": ("vit_tiny_patch16_224", {"qk_norm": True}),
+    "mae_pool": ("vit_tiny_patch16_224", {"global_pool": "avg", "class_token": False}),
+    "avg_with_cls": ("vit_tiny_patch16_224", {"global_pool": "avg", "fc_norm": True}),
+    "siglip_map": ("vit_base_patch16_siglip_224", {}),
+    "eva02": ("eva02_tiny_patch14_224", {}),
+    "eva_fused": ("eva02_base_patch14_224", {"swiglu_mlp": False, "scale_mlp": False, "qkv_fused": True}),
+    "no_fused_attention": ("vit_tiny_patch16_224", {}),
+}
+
+
+def timm_model(name: str) -> nn.Module:
+    arch, more = TIMM[name]
+    torch.manual_seed(0)
+    patch = 14 if "14" in arch else 16
+    model = timm.create_model(
+        arch, pretrained=False, img_size=4 * patch, depth=4, embed_dim=48, num_heads=4, num_classes=7, **more
+    ).eval()
+    for p in model.parameters():
+        if p.ndim > 1:
+            nn.init.normal_(p, std=0.2)
+    for block in model.blocks:
+        block.attn.fused_attn = name != "no_fused_attention"
+    return model
+
+
+def transformers_model(kind: str) -> nn.Module:
+    if kind in ("clip", "siglip"):
+        config = AutoConfig.for_model(**vision(kind))
+    else:
+        more = {"num_register_tokens": 3} if "registers" in kind else {}
+        common = {
+            "hidden_size": 24,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 3,
+            "image_size": 32,
+            "patch_size": 8,
+        }
+        config = AutoConfig.for_model(kind, intermediate_size=40, **common, **more)
+    torch.manual_seed(0)
+    model = AutoModel.from_config(config, attn_implementation="sdpa").eval()
+    for p in model.parameters():
+        if p.ndim > 1:
+            nn.init.normal_(p, std=0.2)
+    return model
+
+
+def open_clip_model(timm_backed: bool) -> nn.Module:
+    open_clip = pytest.importorskip("open_clip")
+    tower = {"image_size": 32, "patch_size": 8, "width": 48, "layers": 4, "head_width": 12}
+    if timm_backed:
+        tower = {
+            "image_size": 224,
+            "timm_model_name": "vit_tiny_patch16_224",
+            "timm_pool": "token",
+            "timm_proj": "linear",
+        }
+    torch.manual_seed(0)
+    vocabulary = {"context_length": 8, "vocab_size": 50, "width": 16, "heads": 2, "layers": 1}
+    return open_clip.CLIP(embed_dim=12, vision_cfg=tower, text_cfg=vocabulary).eval()
+
+
+def explicit(model, x, method):
+    """The blocks' parts called one by one, merging in between; returns the last block's output at full width, and the
+    row counts each block saw."""
+    family = family_of(model)
+    facts = family.facts()
+    steps = {s.layer: s for s in method.plan(facts)}
+    caught = {}
+
+    def catch(module, args, kwargs):
+        caught["x"], caught["kwargs"] = args[0] if args else kwargs.pop("hidden_states"), kwargs
+        raise InterruptedError
+
+    handle = family.blocks[0].module.register_forward_pre_hook(catch, with_kwargs=True)
+    with pytest.raises(InterruptedError):
+        model(x)
+    handle.remove()
+    x, rope = caught["x"], caught["kwargs"].get("rope")
+    p = facts.tower_prefix
+    size, assign = torch.ones(x.shape[:2]), torch.arange(x.shape[1]).expand(x.shape[:2])
+    source, counts = assign, []
+    for i, block in enumerate(family.blocks):
+        m = block.module
+        counts.append(x.shape[1])
+        bias = size.log()[:, None, None] if method.proportional else None
+        x = x + scale(m, 1, attend(block, norm1(m)(x), bias, None if rope is None else (rope, source, p)))
+        if i in steps and method.when == "middle":
+            x, size, assign, source = merge(x, size, assign, source, steps[i], method, p)
+        x = x + scale(m, 2, block.mlp(block.norm2(x)))
+        if i in steps and method.when == "after":
+            x, size, assign, source = merge(x, size, assign, source, steps[i], method, p)
+    return x.gather(1, assign[..., None].expand(-1, -1, x.shape[-1])), counts
+
+
+def merge(x, size, assign, source, step, method, p):
+    tokens = tr.VisualTokens(
+        features=x,
+        layout=tr.Layout(1, 1),
+        layer=step.layer,
+        size=size,
+        amount=step.amount,
+        prefix=p,
+        signals={step.needs[0]: x},
+    )
+    plan = method.reduce(tokens)
+    k = plan.source.shape[1]
+    one_hot = nn.functional.one_hot(plan.assign, k).float() * size[..., None]
+    mass = one_hot.sum(1)
+    x = torch.einsum("bnk,bnd->bkd", one_hot, x) / mass[..., None]
+    return x, mass, plan.assign.gather(1, assign), source.gather(1, plan.source)
+
+
+def norm1(m):
+    return next(getattr(m, n) for n in ("norm1", "layer_norm1", "ln_1", "layernorm_before") if hasattr(m, n))
+
+
+def scale(m, i, x):
+    for name in (f"ls{i}", f"ls_{i}", f"layer_scale{i}"):
+        x = getattr(m, name)(x) if hasattr(m, name) else x
+    gamma = getattr(m, f"gamma_{i}", None)
+    return x if gamma is None else x * gamma
+
+
+def attend(block, x, bias, rope):
+    """Attention by hand: projections of the module, materialised softmax."""
+    a, heads = block.attention, block.heads
+    if isinstance(a, nn.MultiheadAttention):
+        q, k, v = nn.functional.linear(x, a.in_proj_weight, a.in_proj_bias).chunk(3, -1)
+        out = a.out_proj
+    elif getattr(a, "qkv", None) is not None:
+        b = a.qkv.bias
+        if b is None and getattr(a, "q_bias", None) is not None:
+            b = torch.cat([a.q_bias, a.k_bias, a.v_bias])
+        q, k, v = nn.functional.linear(x, a.qkv.weight, b).chunk(3, -1)
+        out = a.proj
+    else:
+        q, k, v = a.q_proj(x), a.k_proj(x), a.v_proj(x)
+        out = next(getattr(a, n) for n in ("out_proj", "proj", "o_proj", "dense") if hasattr(a, n))
+    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
+    if hasattr(a, "q_norm"):
+        q, k = a.q_norm(q), a.k_norm(k)
+    if rope is not None:
+        table, source, p = rope
+        rows = table[(source[:, p:] - p)]
+        sin, cos = (t[:, None] for t in rows.chunk(2, -1))
+
+        def turn(t):
+            pairs = torch.stack([-t[..., 1::2], t[..., ::2]], -1).flatten(-2)
+            return t * cos + pairs * sin
+
+        q, k = (torch.cat([t[:, :, :p], turn(t[:, :, p:])], 2) for t in (q, k))
+    logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    if bias is not None:
+        logits = logits + bias
+    y = (logits.softmax(-1) @ v).transpose(1, 2).flatten(2)
+    if hasattr(a, "norm"):
+        y = a.norm(y)
+    return out(y)
+
+
+ALONE = {
+    **{f"timm-{n}": (lambda n=n: timm_model(n)) for n in TIMM},
+    **{
+        f"transformers-{n}": (lambda n=n: transformers_model(n))
+        for n in ("clip", "siglip", "dinov2", "dinov2_with_registers", "vit")
+    },
+}
+
+
+def pixels(model, batch=2):
+    config = getattr(model, "config", None)
+    side = config.image_size if config is not None else model.patch_embed.img_size[0]
+    torch.manual_seed(1)
+    return torch.randn(batch, 3, side, side)
+
+
+@pytest.mark.parametrize("when", ["middle", "after"])
+@pytest.mark.parametrize("name", ALONE)
+@torch.no_grad()
+def test_blocks_equal_an_explicit_forward(name, when):
+    model = ALONE[name]()
+    x = pixels(model)
+    method = MergePairs(when=when, proportional=True)
+    expected, counts = explicit(model, x, method)
+    last = family_of(model).blocks[-1].module
+    seen = []
+    with tr.wrapped(model, method):
+        handle = last.register_forward_hook(lambda m, a, o: seen.append(o[0] if isinstance(o, tuple) else o))
+        model(x)
+        handle.remove()
+        report, trace = tr.report(model), tr.trace(model)
+    torch.testing.assert_close(seen[0], expected, atol=TOLERANCE, rtol=TOLERANCE)
+    prefix = family_of(model).prefix
+    assert report.tokens_at_layer == [[n - prefix] * 2 for n in counts]
+    n = report.tokens_in[0][0]
+    assert report.tokens_kept == [[n - 6], [n - 6]]
+    for image in trace.images:
+        stands = image.standing_for()
+        assert sorted(set(stands.tolist())) == list(range(n - 6))  # every patch is represented
+    assert report.flops < report.flops_unreduced
+
+
+@pytest.mark.parametrize("name", ALONE)
+@torch.no_grad()
+def test_no_step_is_the_identity_bit_for_bit(name):
+    model = ALONE[name]()
+    x = pixels(model)
+    expected = model(x)
+    expected = expected if isinstance(expected, torch.Tensor) else expected.last_hidden_state
+    with tr.wrapped(model, MergePairs(blocks=())):
+        got = model(x)
+        got = got if isinstance(got, torch.Tensor) else got.last_hidden_state
+        assert torch.equal(got, expected)
+        assert tr.report(model).tokens_kept == tr.report(model).tokens_in
+    after = model(x)
+    assert torch.equal(after if isinstance(after, torch.Tensor) else after.last_hidden_state, expected)
+
+
+@pytest.mark.parametrize("timm_backed", [False, True])
+@torch.no_grad()
+def test_open_clip_encode_image(timm_backed):
+    model = open_clip_model(timm_backed)
+    x = torch.randn(2, 3, *((224, 224) if timm_backed else (32, 32)))
+    plain = model.encode_image(x)
+    method = MergePairs(blocks=(0,), r=1) if timm_backed else MergePairs()
+    family = family_of(model)
+    seen = []
+    with tr.wrapped(model, method):
+        handle = family.blocks[-1].module.register_forward_hook(lambda m, a, o: seen.append(o))
+        short = model.encode_image(x)
+        handle.remove()
+        assert tr.report(model).tokens_kept == [[family.grid[0] * family.grid[1] - len(method.blocks) * method.r]] * 2
+    assert (short - plain).abs().max() > 1e-4
+    if not timm_backed:
+        expected, _ = explicit(model.visual, x, method)
+        torch.testing.assert_close(seen[0], expected, atol=TOLERANCE, rtol=TOLERANCE)
+    assert torch.equal(model.encode_image(x), plain)
+
+
+@pytest.mark.parametrize("order", ["raster", "reference"])
+@pytest.mark.parametrize("tower", ["clip", "siglip"])
+def test_a_merged_tower_inside_a_llava(tower, order):
+    """Equals merging the tower by hand, projecting the merged rows, and running the bare decoder on them."""
+    model = llava(tower)
+    inputs = prompt(model, [2, 1], "left")
+    positions = "renumber" if order == "reference" else "keep"
+    method = MergePairs(blocks=(0, 2), output_order=order, positions=positions)
+    features, sources = by_hand(model, inputs["pixel_values"], method)
+    with tr.wrapped(model, method), torch.no_grad():
+        logits = model(**inputs).logits
+        trace, report = tr.trace(model), tr.report(model)
+        cached = model.generate(**inputs, max_new_tokens=3, do_sample=False)
+        assert torch.equal(model.generate(**inputs, max_new_tokens=3, do_sample=False, use_cache=False), cached)
+    assert report.tokens_kept == [[10, 10], [10]]
+    bare = model.get_input_embeddings()(inputs["input_ids"]).detach().clone()
+    first = 0
+    for b in range(2):
+        alive = inputs["attention_mask"][b].bool() & (inputs["input_ids"][b] != model.config.image_token_id)
+        ids = positions_of(inputs, b, False)
+        for image in [i for i in trace.images if i.sample == b]:
+            order_of = sources[first].argsort() if order == "raster" else torch.arange(10)
+            seats = image.columns[sources[first].sort().values]
+            bare[b][seats] = features[first][order_of]
+            alive[seats] = True
+            first += 1
+        left = ids[alive] if order == "raster" else torch.arange(int(alive.sum())) + int(ids[alive][0])
+        expected = run(model, bare[b][alive], left)
+        torch.testing.assert_close(logits[b][alive], expected, atol=5e-5, rtol=0)
+
+
+def by_hand(model, x, method):
+    """Projected features of the merged rows (M, 10, D), and the patch each sits at."""
+    tower = model.model.vision_tower
+    depth = len(tower.encoder.layers)
+
+    class Cut(nn.Module):
+        config = tower.config
+
+    with torch.no_grad():
+        full = tower.encoder.layers
+        tower.encoder.layers = full[: depth - 1]
+        expected, _ = explicit(tower, x, method)
+        tower.encoder.layers = full
+        prefix = family_of(tower).prefix
+        rows = expected[:, prefix:]
+        n = rows.shape[1]
+        with tr.wrapped(tower, method):
+            tower(x)
+            stands = torch.stack([i.standing_for() for i in tr.trace(tower).images])
+            sources = torch.stack([i.kept() for i in tr.trace(tower).images])
+        assert stands.shape[1] == n
+        merged = rows.gather(1, sources[..., None].expand(-1, -1, rows.shape[-1]))
+        return model.model.multi_modal_projector(merged), sources
+
+
+def test_signals_of_a_merged_tower_reach_the_projector_stage():
+    model = llava("clip")
+    inputs = prompt(model, [2, 1], "left")
+    with tr.wrapped(model, MergePairs(), tr.FasterVLM(keep=4), tr.FastV(keep=2)), torch.no_grad():
+        model(**inputs)
+        report, trace = tr.report(model), tr.trace(model)
+    assert report.tokens_kept == [[2, 2], [2]]
+    assert [s.stage for s in trace.images[0].stages] == ["encoder", "encoder", "projector", "llm"]
+    assert [len(s.source) for s in trace.images[0].stages] == [13, 10, 4, 2]
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "vit_base_patch16_plus_clip_240", "resnet18"])
+def test_architectures_without_a_place_to_merge_are_refused(name):
+    model = timm.create_model(name, pretrained=False) if name != "vit_base_patch16_plus_clip_240" else parallel()
+    with pytest.raises(ValueError, match="allowed: Block, EvaBlock"):
+        tr.wrap(model, MergePairs())
+    assert not tr.is_wrapped(model)
+
+
+def parallel():
+    from timm.models.vision_transformer import ParallelScalingBlock
+
+    return timm.create_model("vit_tiny_patch16_224", depth=2, block_fn=ParallelScalingBlock, qk_norm=True)
+
+
+def test_projector_methods_on_an_encoder_alone_are_refused():
+    model = timm_model("plain")
+    with pytest.raises(ValueError, match=r"stage 'projector'.*offers: encoder"):
+        tr.wrap(model, "uniform", keep=4)
