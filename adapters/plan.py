@@ -15,7 +15,7 @@ from tokenreduce.adapters.packing import Packing, gather, scatter
 from tokenreduce.groups import ImageGroup
 from tokenreduce.pipeline import Pipeline
 from tokenreduce.signals import Signal
-from tokenreduce.tokens import Reduction, Stage
+from tokenreduce.tokens import Reduction, Stage, group_mean
 
 
 class Plan:
@@ -114,7 +114,12 @@ class Plan:
             return value[group.samples[:, None], packing.slot[group.samples[:, None], group.seats]]
         rows = torch.tensor([self.tower_rows[i] for i in group.members], device=group.seats.device)
         value = self.tower_values[signal].to(group.seats.device).index_select(0, rows)
-        return value if value.ndim == 1 else value.gather(1, group.source.clamp_min(0))
+        if value.ndim == 1:
+            return value
+        own = value.gather(1, group.source.clamp_min(0))
+        # a summary token sits nowhere: it has the mean of the tokens it stands for
+        mean = group_mean(value.unsqueeze(-1), group.assign, group.num_tokens).squeeze(-1)
+        return torch.where(group.source < 0, mean, own)
 
     # ------------------------------------------------------------------ shortening
 

@@ -57,7 +57,8 @@ def python(code: str, cwd: Path, *paths: Path) -> str:
 def test_wheel_holds_every_room_inside_the_package_and_the_demo_weights(source, tmp_path):
     site = build(source, "wheel", tmp_path)
     assert sorted(p.name for p in site.iterdir() if not p.name.endswith(".dist-info")) == ["tokenreduce"]
-    packed = {p.relative_to(site / "tokenreduce").as_posix() for p in site.rglob("*") if p.is_file()}
+    package = site / "tokenreduce"
+    packed = {p.relative_to(package).as_posix() for p in package.rglob("*") if p.is_file()}
     for room in ("adapters", "kernels", "eval"):
         own = {f"{room}/{p.relative_to(ROOT / room).as_posix()}" for p in (ROOT / room).rglob("*.py")}
         assert own <= packed

@@ -87,16 +87,19 @@ class Report:
 
     def __str__(self) -> str:
         def share(part: float, whole: float) -> str:
-            return f"{part / whole:.1%} of {whole:,.0f}" if whole else "-"
+            return f"{part / whole:.1%} of {number(whole)}" if whole else "-"
+
+        def number(x: float) -> str:
+            return f"{x:,.0f}" if x >= 1000 else f"{x:.4g}"
 
         images = sum(map(len, self.tokens_in))
         tokens_in, kept = (sum(map(sum, x)) for x in (self.tokens_in, self.tokens_kept))
         rows = {
             "methods": " + ".join(self.methods) or "-",
             "visual tokens kept": f"{kept:,} = {share(kept, tokens_in)} in {images} image(s)",
-            "averaged over layers": ", ".join(f"{x:,.1f}" for x in self.equivalent_tokens) + " per sample",
-            "prefill GFLOPs": f"{self.flops / 1e9:,.3f} = {share(self.flops / 1e9, self.flops_unreduced / 1e9)}",
-            "KV cache KiB": f"{self.kv_bytes / 1024:,.1f} = {share(self.kv_bytes / 1024, self.kv_bytes_unreduced / 1024)}",
+            "averaged over layers": f"{number(sum(self.equivalent_tokens) / max(len(self.equivalent_tokens), 1))} per sample",
+            "prefill GFLOPs": f"{number(self.flops / 1e9)} = {share(self.flops / 1e9, self.flops_unreduced / 1e9)}",
+            "KV cache KiB": f"{number(self.kv_bytes / 1024)} = {share(self.kv_bytes / 1024, self.kv_bytes_unreduced / 1024)}",
             "method itself": f"{self.method_ms:.2f} ms",
         }
         width = max(map(len, rows))

@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +21,12 @@ if TYPE_CHECKING:
     from tokenreduce.provenance import ImageTrace, Trace
     from tokenreduce.tokens import Layout
 
-WHITE, BLACK, INK, PALE = (255, 255, 255), (0, 0, 0), (34, 34, 34), (120, 120, 120)
-# Roles 1, 2, 3, ... in Okabe and Ito's colours, which readers with any common colour vision tell apart; the first
-# role also has the thickest outline.
+WHITE, BLACK, INK = (255, 255, 255), (0, 0, 0), (34, 34, 34)
+PALE, GRAY, DARK, TINT = (120, 120, 120), (150, 150, 150), (55, 55, 55), (176, 112, 72)
+# Roles 1, 2, 3, ...: white, and colours of Okabe and Ito's palette, which readers with any common colour vision tell
+# apart; the first role also has the thickest outline.
 ROLE_COLORS = ((230, 159, 0), (86, 180, 233), (255, 255, 255), (204, 121, 167), (0, 158, 115))
-SIDES = ((0, -1), (-1, 0), (0, 1), (1, 0))  # (row, column) step to the left, upper, right and lower neighbour
+MERGED = 1000  # kinds of pixels: merged groups count from here
 
 
 def cell_boxes(image_size: tuple[int, int], processor: Any, layout: Layout) -> np.ndarray:
@@ -130,27 +133,15 @@ def draw(
     size = (max(1, round(image.width * zoom)), max(1, round(image.height * zoom)))
     pixels = np.asarray(image.convert("RGB").resize(size, Image.Resampling.LANCZOS), dtype=np.float32)
     boxes = boxes * np.tile([size[0] / image.width, size[1] / image.height], 2)
-    spans = np.rint(boxes).astype(int).clip(0, np.tile(size, 2))
-
-    cells = np.arange(layout.num_tokens) if layout.cells is None else np.asarray(layout.cells)
-    per_frame = layout.height * layout.width
-    tokens = np.flatnonzero(cells // per_frame == frame)
-    group_size = np.bincount(owner[owner >= 0], minlength=int(owner.max(initial=-1)) + 1)
-    merged = (owner >= 0) & (group_size[owner] > 1)
-    picture = _paint(pixels, spans, tokens, owner, merged)
-
-    # What a cell belongs to: a merged group, the kept region of a role, or nothing. Outlines run where it changes.
-    kind = np.where(merged, owner + len(names) + 1, np.where(owner >= 0, role, -1))
-    grid = np.full((layout.height + 2, layout.width + 2), -1)
-    where = cells[tokens] % per_frame
-    grid[where // layout.width + 1, where % layout.width + 1] = kind[tokens]
-    pen = ImageDraw.Draw(picture)
-    for token in tokens[owner[tokens] >= 0]:
-        place = cells[token] % per_frame
-        row, column = place // layout.width + 1, place % layout.width + 1
-        sides = [grid[row + dy, column + dx] != kind[token] for dy, dx in SIDES]
-        colour, width = _outline(int(role[token]), bool(merged[token]), side)
-        _strips(pen, spans[token], sides, colour, width)
+    token = _token_at(boxes, size, layout, frame)
+    counts = np.bincount(owner[owner >= 0], minlength=int(owner.max(initial=0)) + 1)
+    merged = (owner >= 0) & (counts[owner] > 1)
+    # What a pixel belongs to: a merged group (from MERGED on), a kept role (0 or more), dropped (-1), not seen (-2).
+    kind = np.where(merged, owner + MERGED, np.where(owner >= 0, role, -1))
+    kinds = np.where(token >= 0, kind[token], -2).astype(np.int32)
+    canvas = _paint(pixels, np.where((token >= 0) & merged[token], owner[token], -1), kinds)
+    _outline(canvas, kinds, max(1, round(side / 320)))
+    picture = Image.fromarray(canvas.clip(0, 255).astype(np.uint8))
     if caption is False:
         return picture
     text = caption if isinstance(caption, str) else describe(shown)
@@ -161,12 +152,12 @@ def describe(image: ImageTrace) -> str:
     """One line: which method left how many of how many tokens, for example ``hiprune: 36 of 144 tokens``."""
     if not image.stages:
         return f"all {image.tokens_in} tokens kept"
-    parts = []
+    parts = {}  # a method that acts in many layers counts by its last one
     for stage in image.stages:
         place = f" after {stage.layer} decoder layers" if stage.stage == "llm" and stage.layer is not None else ""
-        parts.append(f"{stage.method}: {len(stage.source)} of {image.tokens_in} tokens{place}")
+        parts[stage.method, stage.stage] = f"{stage.method}: {len(stage.source)} of {image.tokens_in} tokens{place}"
     summaries = int((image.stages[-1].source < 0).sum())
-    return ", then ".join(parts) + (f", {summaries} of them summaries" if summaries else "")
+    return ", then ".join(parts.values()) + (f", {summaries} of them summaries" if summaries else "")
 
 
 def figure(trace: Trace | ImageTrace, image: Image.Image, processor: Any = None, **options: Any) -> Figure:
@@ -196,7 +187,7 @@ def compare(
 
     Args:
         images: row by row; None leaves a place empty. All are scaled to ``tile`` pixels width.
-        titles: one line below each image, as many as images.
+        titles: one or a few lines below each image, as many as images.
         columns: names of the columns, or just their number.
         rows: names of the rows.
         heading: lines above everything.
@@ -204,38 +195,44 @@ def compare(
     Errors: ``ValueError`` when the numbers do not fit.
     """
     names = [""] * columns if isinstance(columns, int) else list(columns)
-    count = len(names)
-    lines = -(-len(images) // count) if count else 0
-    if not images or not count or len(titles) != len(images) or (rows and len(rows) != lines):
+    lines = -(-len(images) // max(1, len(names)))
+    if not images or not names or len(titles) != len(images) or (rows and len(rows) != lines):
         raise ValueError(
-            f"images={len(images)}, titles={len(titles)}, columns={count}, rows={len(rows)}; allowed: one title per "
-            "image, at least one column, and no row names or one per row of images"
+            f"images={len(images)}, titles={len(titles)}, columns={len(names)}, rows={len(rows)}; allowed: one title "
+            "per image, at least one column, and no row names or one per row of images"
         )
-    gap, text, head = 10, _font(15), _font(17, bold=True)
+    gap, text, bold = 10, _font(15), _font(17, bold=True)
     scaled = [
-        None if i is None else i.resize((tile, max(1, round(i.height * tile / i.width))), Image.Resampling.LANCZOS)
-        for i in images
+        i and i.resize((tile, max(1, round(i.height * tile / i.width))), Image.Resampling.LANCZOS) for i in images
     ]
-    high = max((i.height for i in scaled if i is not None), default=tile)
-    row_high = high + (24 if any(titles) else 0) + gap
-    margin = gap + max((round(head.getlength(line)) + gap for name in rows for line in name.split("\n")), default=0)
-    top = gap + (24 * len(heading.splitlines()) + gap if heading else 0)
-    body = top + (26 if any(names) else 0)
-    width = max(margin + count * (tile + gap), *(2 * gap + round(head.getlength(h)) for h in heading.splitlines() or [""]))
-    sheet = Image.new("RGB", (width, body + lines * row_high), WHITE)
+    high = max((i.height for i in scaled if i), default=tile)
+    step_x, step_y = tile + gap, high + gap + 20 * max(len(title.splitlines()) for title in titles)
+    left = gap + max((round(bold.getlength(line)) + gap for name in rows for line in name.split("\n")), default=0)
+    top = gap + 24 * len(heading.splitlines()) + gap * bool(heading) + 26 * any(names)
+    widest = max(round(bold.getlength(line)) for line in heading.splitlines() or [""])
+    sheet = Image.new("RGB", (max(left + len(names) * step_x, widest + 2 * gap), top + lines * step_y), WHITE)
     pen = ImageDraw.Draw(sheet)
-    pen.multiline_text((gap, gap), heading, fill=INK, font=head, spacing=6)
+    pen.multiline_text((gap, gap), heading, fill=INK, font=bold, spacing=6)
     for i, name in enumerate(names):
-        pen.text((margin + i * (tile + gap) + tile / 2, top), name, fill=INK, font=head, anchor="ma")
+        pen.text((left + i * step_x + tile / 2, top - 6), name, fill=INK, font=_fit(name, bold, tile), anchor="md")
     for i, name in enumerate(rows):
-        pen.multiline_text((gap, body + i * row_high + high / 2), name, fill=INK, font=head, anchor="lm")
+        pen.multiline_text((gap, top + i * step_y + high / 2), name, fill=INK, font=bold, anchor="lm")
     for i, (picture, title) in enumerate(zip(scaled, titles)):
-        if picture is None:
-            continue
-        x, y = margin + i % count * (tile + gap), body + i // count * row_high
-        sheet.paste(picture, (x, y))
-        pen.text((x + tile / 2, y + high + 3), title, fill=INK, font=_fit(title, text, tile), anchor="ma")
+        x, y = left + i % len(names) * step_x, top + i // len(names) * step_y
+        if picture:
+            sheet.paste(picture, (x, y))
+        for number, line in enumerate(title.splitlines()):
+            pen.text((x + tile / 2, y + high + 3 + 20 * number), line, INK, _fit(line, text, tile), anchor="ma")
     return sheet
+
+
+def legend(roles: Sequence[str] = (), cut_off: bool = False, width: int = 240) -> Image.Image:
+    """A key to ``draw``, to be placed in ``compare``; ``roles`` as ``StageTrace.role_names``, of which 0 is dropped."""
+    plain = [name for i, name in enumerate(roles) if i and role_color(i) == WHITE]
+    swatches: list[Swatch] = [(" / ".join(["kept", *plain]), GRAY, WHITE)]
+    swatches += [(name, GRAY, role_color(i)) for i, name in enumerate(roles) if i and name not in plain]
+    swatches += [("merged: the mean colour", TINT, WHITE), ("dropped", DARK, DARK)]
+    return _key(swatches + [("cut off, not seen", None, PALE)] * cut_off, width)
 
 
 def _one(trace: Trace | ImageTrace, index: int) -> ImageTrace:
@@ -250,7 +247,7 @@ def _one(trace: Trace | ImageTrace, index: int) -> ImageTrace:
 def _fate(image: ImageTrace) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """(N0,) row that stands for each original token or -1, (N0,) its role or 0, and the names of the roles."""
     before = np.arange(image.tokens_in)
-    role, names = np.zeros(image.tokens_in, dtype=int), ()
+    role, names = np.zeros(image.tokens_in, dtype=int), tuple[str, ...]()
     for stage in image.stages:
         if stage.role is not None:
             given = np.asarray(stage.role)
@@ -261,106 +258,114 @@ def _fate(image: ImageTrace) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     return before, np.where(before >= 0, role, 0), names
 
 
-def _paint(pixels: np.ndarray, spans: np.ndarray, tokens: np.ndarray, owner: np.ndarray, merged: np.ndarray) -> Image.Image:
-    """Every pixel by its fate: unseen pale and hatched, dropped dark grey, kept as it is, merged the group's mean."""
+def _token_at(boxes: np.ndarray, size: tuple[int, int], layout: Layout, frame: int) -> np.ndarray:
+    """(height, width) long, the token of ``frame`` that looks at each pixel of a picture of ``size``; -1: none."""
+    spans = np.rint(boxes).astype(int).clip(0, np.tile(size, 2))
+    cells = np.arange(layout.num_tokens) if layout.cells is None else np.asarray(layout.cells)
+    token = np.full(size[::-1], -1)
+    for number in np.flatnonzero(cells // (layout.height * layout.width) == frame):
+        left, top, right, bottom = spans[number]
+        token[top:bottom, left:right] = number
+    return token
+
+
+def _paint(pixels: np.ndarray, group: np.ndarray, kinds: np.ndarray) -> np.ndarray:
+    """Each pixel (height, width, 3) by its fate; ``group`` (height, width) is its merged group or -1."""
     gray = pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
-    out = np.repeat((170 + gray / 3)[..., None], 3, axis=2)
-    y, x = np.indices(gray.shape)
-    out[(x + y) % 12 < 2] = PALE
-    areas = {int(t): (slice(spans[t][1], spans[t][3]), slice(spans[t][0], spans[t][2])) for t in tokens}
-    groups: dict[int, list[int]] = {}
-    for token, area in areas.items():
-        if owner[token] < 0:
-            out[area] = gray[area][..., None] * 0.36
-        elif merged[token]:
-            groups.setdefault(int(owner[token]), []).append(token)
-        else:
-            out[area] = pixels[area]
-    for members in groups.values():
-        seen = [pixels[areas[t]].reshape(-1, 3) for t in members]
-        mean = np.concatenate(seen).mean(axis=0) if sum(map(len, seen)) else np.zeros(3)
-        for token in members:
-            out[areas[token]] = mean
-    return Image.fromarray(out.clip(0, 255).astype(np.uint8))
+    y, x = np.ogrid[: gray.shape[0], : gray.shape[1]]
+    unseen, out = kinds == -2, pixels.copy()
+    out[unseen] = (170 + gray[unseen] / 3)[:, None]
+    out[unseen & ((x + y) % 12 < 2)] = PALE
+    out[kinds == -1] = gray[kinds == -1][:, None] * 0.36
+    members = group >= 0
+    if members.any():
+        index = group[members]
+        area = np.bincount(index).clip(1)
+        mean = np.stack([np.bincount(index, weights=pixels[members][:, c]) / area for c in range(3)], axis=1)
+        out[members] = mean[index]
+    return out
 
 
-def _outline(role: int, merged: bool, side: int) -> tuple[tuple[int, int, int], int]:
-    """Colour and width, in pixels, of the outline of a kept token."""
-    thin = max(1, round(side / 320))
-    if role and not merged:
-        return ROLE_COLORS[(role - 1) % len(ROLE_COLORS)], 2 * thin if role == 1 else thin
-    return WHITE, thin if not merged else max(1, thin // 2)
+def _outline(canvas: np.ndarray, kinds: np.ndarray, width: int) -> None:
+    """Draw, in place, outlines inside the regions of equal ``kinds``; a dark rim shows them on bright pixels."""
+
+    def border(reach: int) -> np.ndarray:
+        """Pixels of kept regions with another kind not further than ``reach`` pixels away, or at the picture's edge."""
+        padded, (height, width) = np.pad(kinds, reach, constant_values=-3), kinds.shape
+        shifts = product((0, reach, 2 * reach), repeat=2)  # cells are wider than ``reach``: its far end is enough
+        return reduce(np.logical_or, (padded[y : y + height, x : x + width] != kinds for y, x in shifts)) & (kinds >= 0)
+
+    ring = border(1 + width)
+    canvas[ring] = WHITE
+    for role in np.unique(kinds[(kinds > 0) & (kinds < MERGED)]):
+        # the first role has twice the width
+        canvas[(ring if role > 1 else border(1 + 2 * width)) & (kinds == role)] = role_color(role)
+    canvas[border(1)] = BLACK
 
 
-def _strips(pen: ImageDraw.ImageDraw, span: np.ndarray, sides: list[Any], colour: tuple[int, int, int], width: int) -> None:
-    """Outline strips inside a cell along the sides that are marked; a dark rim keeps them visible on bright pixels."""
-    left, top, right, bottom = (int(v) for v in span)
-    if right <= left or bottom <= top:
-        return
-    for inset, thickness, fill in ((0, 1, BLACK), (1, width, colour)):
-        last = inset + thickness - 1
-        strips = (
-            (left + inset, top, left + last, bottom - 1),
-            (left, top + inset, right - 1, top + last),
-            (right - 1 - last, top, right - 1 - inset, bottom - 1),
-            (left, bottom - 1 - last, right - 1, bottom - 1 - inset),
-        )
-        for strip, marked in zip(strips, sides):
-            if marked:
-                pen.rectangle(strip, fill=fill)
+def role_color(role: int) -> tuple[int, int, int]:
+    """RGB outline of tokens of ``role``; 0, no role, is white."""
+    return ROLE_COLORS[(role - 1) % len(ROLE_COLORS)] if role else WHITE
 
 
 Swatch = tuple[str, tuple[int, int, int] | None, tuple[int, int, int]]  # label, fill (None: hatched), outline
 
 
 def _legend(
-    owner: np.ndarray, role: np.ndarray, merged: np.ndarray, names: tuple[str, ...], boxes: np.ndarray, size: tuple[int, int]
+    owner: np.ndarray,
+    role: np.ndarray,
+    merged: np.ndarray,
+    names: tuple[str, ...],
+    boxes: np.ndarray,
+    size: tuple[int, int],
 ) -> list[Swatch]:
     """What occurs in the picture, with counts of original tokens."""
     single = (owner >= 0) & ~merged
     found: list[Swatch] = []
     for number in sorted(set(role[single].tolist())):
         label = names[number] if 0 < number < len(names) else "kept"
-        colour = _outline(number, False, 320)[0]
-        found.append((f"{label} {int((single & (role == number)).sum())}", (150, 150, 150), colour))
+        found.append((f"{label} {int((single & (role == number)).sum())}", GRAY, role_color(number)))
     if merged.any():
         groups = len(set(owner[merged].tolist()))
-        found.append((f"{int(merged.sum())} merged into {groups} means", (150, 150, 150), WHITE))
+        found.append((f"{int(merged.sum())} merged into {groups} means", TINT, WHITE))
     if (owner < 0).any():
-        found.append((f"dropped {int((owner < 0).sum())}", (55, 55, 55), (55, 55, 55)))
+        found.append((f"dropped {int((owner < 0).sum())}", DARK, DARK))
     low, high = boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)
     if (low > 0.5).any() or (high < np.array(size) - 0.5).any():
         found.append(("cut off, not seen", None, PALE))
     return found
 
 
-def _captioned(picture: Image.Image, text: str, legend: list[Swatch]) -> Image.Image:
-    font, small, pad = _font(17, bold=True), _font(14), 8
-    room = picture.width - 2 * pad
-    lines: list[list[Swatch]] = [[]]
-    for swatch in legend:
-        used = sum(38 + small.getlength(label) for label, _, _ in [*lines[-1], swatch])
-        if lines[-1] and used > room:
-            lines.append([])
-        lines[-1].append(swatch)
-    high = pad + 24 + 22 * len(lines) + pad // 2
-    out = Image.new("RGB", (picture.width, picture.height + high), WHITE)
+def _captioned(picture: Image.Image, text: str, swatches: list[Swatch]) -> Image.Image:
+    key, pad, font = _key(swatches, picture.width), 8, _font(17, bold=True)
+    out = Image.new("RGB", (picture.width, picture.height + pad + 24 + key.height), WHITE)
     out.paste(picture, (0, 0))
+    out.paste(key, (0, out.height - key.height))
     pen = ImageDraw.Draw(out)
-    y = picture.height + pad
-    pen.text((pad, y), text, fill=INK, font=_fit(text, font, room))
-    for number, line in enumerate(lines):
-        x, top = float(pad), y + 24 + 22 * number
-        for label, fill, outline in line:
-            box = (x, top + 2, x + 15, top + 17)
-            pen.rectangle(box, fill=(225, 225, 225) if fill is None else fill, outline=BLACK)
-            if fill is None:
-                for step in (5, 11):
-                    pen.line((x + step - 4, top + 15, x + step + 2, top + 4), fill=outline, width=2)
-            elif outline != fill:
-                pen.rectangle((x + 1, top + 3, x + 14, top + 16), outline=outline, width=3)
-            pen.text((x + 21, top), label, fill=INK, font=small)
-            x += 38 + small.getlength(label)
+    pen.text((pad, picture.height + pad), text, fill=INK, font=_fit(text, font, picture.width - 2 * pad))
+    return out
+
+
+def _key(swatches: list[Swatch], width: int) -> Image.Image:
+    """Swatches with their labels, from left to right and then in further lines, on white."""
+    font, pad, line = _font(14), 8, 24
+    places, x, y = [], pad, 0
+    for label, _, _ in swatches:
+        length = 38 + round(font.getlength(label))
+        if x > pad and x + length > width:
+            x, y = pad, y + line
+        places.append((x, y))
+        x += length
+    out = Image.new("RGB", (width, y + line + pad // 2), WHITE)
+    pen = ImageDraw.Draw(out)
+    for (x, y), (label, fill, outline) in zip(places, swatches):
+        pen.rectangle((x, y + 2, x + 15, y + 17), fill=fill or (225, 225, 225), outline=BLACK)
+        if fill is None:
+            pen.line((x + 1, y + 15, x + 8, y + 4), fill=outline, width=2)
+            pen.line((x + 7, y + 15, x + 14, y + 4), fill=outline, width=2)
+        elif outline != fill:
+            pen.rectangle((x + 1, y + 3, x + 14, y + 16), outline=outline, width=3)
+        pen.text((x + 21, y), label, fill=INK, font=font)
     return out
 
 

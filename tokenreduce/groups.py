@@ -145,7 +145,10 @@ class ImageGroup:
         if features is None and self.features is not None:
             features = reduction.carry(self.features)
         source = self.source.gather(1, at).masked_fill(summary, -1)
-        passage = Passage(stage, layer, method, assign, seats, source, reduction.role, reduction.role_names)
+        given = reduction.role  # on the tokens that came in; noted on the original ones
+        if given is not None:
+            given = given.gather(1, self.assign.clamp_min(0)).masked_fill(gone, 0)
+        passage = Passage(stage, layer, method, assign, seats, source, given, reduction.role_names)
         return replace(
             self,
             seats=seats,

@@ -117,6 +117,8 @@ def choice(argument: str, value: Any, allowed: tuple[Any, ...]) -> None:
 
 
 def in_range(argument: str, value: float, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{argument}={value!r} is a {type(value).__name__}; allowed: a number in [{low:g}, {high:g}]")
     if not low <= value <= high:
         raise ValueError(f"{argument}={value!r} is outside [{low:g}, {high:g}]")
 

@@ -50,8 +50,8 @@ class FasterVLM(Method):
     def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
         if self.score == "cls" and not facts.has_cls:
             raise ValueError(
-                f"method='fastervlm' scores by [CLS] attention, but the vision tower of this {facts.family} model has no "
-                "[CLS] token; use fastervlm with score='global_mean', or 'hiprune', which needs none"
+                f"method='fastervlm' scores by [CLS] attention, but the vision tower of this {facts.family} model has "
+                "no [CLS] token; use fastervlm with score='global_mean', or 'hiprune', which needs none"
             )
         return (Step("projector", needs=(self._signal(facts.feature_block),)),)
 

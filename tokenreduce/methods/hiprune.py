@@ -52,9 +52,17 @@ class HiPrune(Method):
         in_range("alpha", self.alpha, 0.0, 1.0)
         choice("border", self.border, ("clamp", "drop"))
         choice("parity", self.parity, ("paper", "release"))
+        layer = self.object_layer
+        if layer is not None and (isinstance(layer, bool) or not isinstance(layer, int) or layer < 1):
+            raise ValueError(
+                f"object_layer={layer!r}; allowed: an int >= 1, a vision block counted from 1, or None. "
+                "The paper uses 9 of 24."
+            )
 
     def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
-        layer = self.object_layer or max(1, round(9 / 24 * facts.tower_depth))
+        layer = self.object_layer
+        if layer is None:
+            layer = max(1, round(9 / 24 * facts.tower_depth))
         if not 1 <= layer <= facts.feature_block + 1:
             raise ValueError(
                 f"object_layer={layer} is outside [1, {facts.feature_block + 1}], the vision blocks up to the one that "
@@ -91,38 +99,38 @@ def select(
 ) -> Reduction:
     """Section 4: (B, N) object and deep scores of tokens sitting at ``source`` (B, N) of ``layout`` -> K survivors.
 
-    One masked top-k instead of variable-size sets: anchors and buffers rank above every register.
+    One sort by score and one by role instead of variable-size sets: anchors first, then buffers by object score, then
+    registers by deep score.
     """
     object_score, deep_score = object_score.float(), deep_score.float()
+    n = object_score.shape[1]
     anchor_index = top_k(object_score, round(k * alpha / 5))
     anchor = torch.zeros_like(object_score, dtype=torch.bool).scatter_(1, anchor_index, True)
     buffer = neighbours(anchor_index, source, layout, border) & ~anchor
-    # Anchors first, then buffers by object score, then registers by deep score; scores of attention are >= 0.
-    span = deep_score.amax(dim=1, keepdim=True) + 1
-    rank = torch.where(buffer, span + object_score, deep_score)
-    rank = torch.where(anchor, span + object_score.amax(dim=1, keepdim=True) + 1 + object_score, rank)
-    keep = top_k(rank, k)
     role = torch.where(anchor, 1, torch.where(buffer, 2, 3))
-    if parity == "release":
-        return _released(anchor | buffer, deep_score, k, role, positions)
+    order = top_k(torch.where(buffer, object_score, deep_score), n)
+    keep = order.gather(1, top_k(-role.gather(1, order), k))
     kept = torch.zeros_like(anchor).scatter_(1, keep, True)
-    return Reduction.select(keep, rank.shape[1], role=role * kept, role_names=ROLES, positions=positions)
+    if parity == "release":
+        return _released((anchor | buffer) & kept, deep_score, k, role, positions)
+    return Reduction.select(keep, n, role=role * kept, role_names=ROLES, positions=positions)
 
 
 def neighbours(index: Tensor, source: Tensor, layout: Layout, border: str) -> Tensor:
     """(B, N) bool: tokens at the four grid neighbours of the tokens ``index`` (B, A)."""
-    batch, n = source.shape
-    height, width, cells = layout.height, layout.width, layout.frames * layout.height * layout.width
+    height, width, frame = layout.height, layout.width, layout.height * layout.width
+    cells = layout.frames * frame
     cell_of = torch.arange(cells, device=source.device)
     if layout.cells is not None:
         cell_of = torch.tensor(layout.cells, device=source.device)
     cell = cell_of[source]
     at = cell.gather(1, index)
-    flag = torch.zeros(batch, cells + 1, dtype=torch.bool, device=source.device)
-    column, row = at % width, at // width % height
+    flag = torch.zeros(source.shape[0], cells + 1, dtype=torch.bool, device=source.device)
+    place = at % frame
+    column, row = place % width, place // width
     for step, inside in ((-1, column > 0), (1, column < width - 1), (-width, row > 0), (width, row < height - 1)):
-        target = (at + step).clamp(0, cells - 1) if border == "clamp" else torch.where(inside, at + step, cells)
-        flag.scatter_(1, target, True)
+        clamped = at - place + (place + step).clamp(0, frame - 1)
+        flag.scatter_(1, clamped if border == "clamp" else torch.where(inside, at + step, cells), True)
     return flag.gather(1, cell)
 
 

@@ -22,6 +22,5 @@ class Pool(Method):
         return (Step("projector"),)
 
     def reduce(self, tokens: VisualTokens) -> Reduction:
-        k = self.budget.count(tokens.num_tokens)
-        region, centre = regions(tokens, k)
-        return Reduction.merge(tokens.features, region, k, centre, positions=self.positions)
+        region, centre = regions(tokens, self.budget.count(tokens.num_tokens))
+        return Reduction.merge(region, centre, weight=tokens.size, positions=self.positions)

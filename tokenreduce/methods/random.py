@@ -24,6 +24,11 @@ class Random(Method):
 
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise TypeError(f"seed={self.seed!r} is a {type(self.seed).__name__}; allowed: any int, for example seed=0")
+
     def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
         return (Step("projector", needs=(ImageFingerprint(),)),)
 

@@ -1,0 +1,76 @@
+"""Files of results: never lost, never half written, never over somebody else's; and what they depend on."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def claim(out: Path, files: Sequence[str]) -> None:
+    """Make the folder ``out``; raise if one of ``files`` is there and no earlier run of this command wrote it."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out={str(out)!r} is a file; allowed: a folder. Choose another name")
+    out.mkdir(parents=True, exist_ok=True)
+    present = [name for name in files if (out / name).exists()]
+    if not present:
+        return
+    try:
+        ours = set(json.loads((out / "results.json").read_text())["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        ours = set()
+    foreign = [name for name in present if name not in ours]
+    if foreign:
+        raise ValueError(
+            f"out={str(out)!r} holds {foreign[0]!r}, which no earlier run of this command wrote; "
+            "choose an empty or new folder"
+        )
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write ``content`` as JSON; readers see the old file or the new one, never a part."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(content, file, indent=1)
+            file.write("\n")
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def environment(model: nn.Module) -> dict[str, Any]:
+    """Versions, hardware and attention backend that the numbers depend on."""
+    import torch
+    import transformers
+
+    parameter = next(model.parameters())
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [
+            line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
+        cpu = names[0] if names else cpu
+    return {
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "platform": platform.platform(terse=True),
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "device": torch.cuda.get_device_name(parameter.device) if parameter.is_cuda else str(parameter.device),
+        "threads": torch.get_num_threads(),
+        "attention": getattr(model.config, "_attn_implementation", None),
+        "dtype": str(parameter.dtype).removeprefix("torch."),
+    }

@@ -1,0 +1,63 @@
+"""What several drivers share: facts of a stand-in model, and attention maps fed through the library's kernels."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenreduce.method import Method, ModelFacts
+from tokenreduce.tokens import STAGES, Layout, Reduction, VisualTokens
+
+FACTS = ModelFacts(
+    family="golden", stages=STAGES, tower_depth=24, feature_block=22, has_cls=True, tower_prefix=1, decoder_depth=32
+)
+
+
+def make(cls: type[Method], params: dict[str, Any], **given: Any) -> Method:
+    """``cls`` with the budget of ``params`` and every hyper-parameter that ``params`` names as ``cls`` does."""
+    own = {f.name for f in dataclasses.fields(cls)} - {"keep"}
+    keep = next(params[k] for k in ("keep", "keep_per_image", "keep_per_tile", "keep_per_frame") if k in params)
+    return cls(keep=keep, **({k: v for k, v in params.items() if k in own} | given))
+
+
+def show(
+    method: Method, values: list[Tensor], layout: Layout, features: Tensor | None = None, facts: ModelFacts = FACTS
+) -> tuple[VisualTokens, Reduction]:
+    """``method`` shown ``values``, one per signal it asks for, in the order in which it asks."""
+    (step,) = method.plan(facts)
+    if len(values) != len(step.needs):
+        raise ValueError(f"{method.name} asks for {len(step.needs)} signals, the vector gives {len(values)}")
+    batch, n = values[0].shape
+    tokens = VisualTokens(
+        features=torch.zeros(batch, n, 1) if features is None else features,
+        layout=layout,
+        stage=step.stage,
+        layer=step.layer,
+        amount=step.amount,
+        signals=dict(zip(step.needs, values)),
+    )
+    return tokens, method.reduce(tokens).check(tokens)
+
+
+def kept_mask(reduction: Reduction) -> Tensor:
+    """(B, N) bool."""
+    return reduction.assign >= 0
+
+
+def query_and_key(attention: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, H, R, N) query and (B, 1, N, N) key whose softmax attention, at scale 1, is ``attention`` (B, H, R, N)."""
+    attention = attention.float()
+    n = attention.shape[-1]
+    logits = attention.clamp_min(torch.finfo(torch.float32).tiny).log()
+    return logits, torch.eye(n).expand(attention.shape[0], 1, n, n)
+
+
+def with_cls_key(attention: Tensor) -> Tensor:
+    """(..., 1 + N): the [CLS] key put back in front of rows (..., N) it was cut from; a softmax row sums to 1."""
+    rest = 1 - attention.sum(dim=-1, keepdim=True)
+    if bool((rest < -1e-5).any()):
+        raise ValueError("rows of attention sum to more than 1: not post-softmax")
+    return torch.cat([rest.clamp_min(0), attention], dim=-1)

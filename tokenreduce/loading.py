@@ -1,0 +1,83 @@
+"""Models by name: a local folder, a hub id, or the embedded demo model; and what to call them with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+
+def load(name: str, dtype: str, device: str, attention: str) -> tuple[Any, Any]:
+    """Model in evaluation mode on its device, and processor."""
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+    place = pick_device(device)
+    if name == "demo":
+        from tokenreduce.eval.demo import WEIGHTS
+        from tokenreduce.eval.demo.show import check_weights
+
+        check_weights()
+        name = str(WEIGHTS)
+    check_family(pretrained(AutoConfig, name).model_type)
+    processor = pretrained(AutoProcessor, name)
+    kind = "float32" if dtype == "auto" and place.type == "cpu" else dtype
+    model = pretrained(AutoModelForImageTextToText, name, dtype=kind, attn_implementation=attention)
+    return model.eval().to(place), processor
+
+
+def pretrained(cls: Any, name: str, **options: Any) -> Any:
+    try:
+        return cls.from_pretrained(name, **options)
+    except (OSError, ValueError) as error:
+        what = (
+            "cannot be loaded from this folder"
+            if Path(name).is_dir()
+            else "is no folder here and no reachable hub model"
+        )
+        raise ValueError(
+            f"--model={name!r} {what} ({str(error).strip().splitlines()[0][:200]}); allowed: a folder with "
+            "config.json, weights and processor files, a hub id such as llava-hf/llava-1.5-7b-hf when online, or demo"
+        ) from error
+
+
+def check_family(model_type: str) -> None:
+    import tokenreduce as tr
+
+    known = [row["model_type"] for row in tr.families() if row["kind"] == "VLM"]
+    if model_type not in known:
+        raise ValueError(f"--model is of type {model_type!r}; allowed: {', '.join(known)}. See tokenreduce models")
+
+
+def pick_device(text: str) -> torch.device:
+    import torch
+
+    if text == "auto":
+        text = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        place = torch.device(text)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError):
+        raise ValueError(f"--device={text!r} cannot be used here; allowed: auto, cpu, cuda, cuda:1, mps") from None
+    return place
+
+
+def model_inputs(processor: Any, image: Image.Image, prompt: str, model: Any) -> dict[str, Any]:
+    """What the model is called with: by the chat template if there is one, else the image token before the prompt."""
+    if getattr(processor, "chat_template", None):
+        content = [{"type": "image"}, {"type": "text", "text": prompt}]
+        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    else:
+        text = f"{getattr(processor, 'image_token', '<image>')}\n{prompt}"
+    made = processor(images=[image], text=[text], return_tensors="pt").to(model.device)
+    return {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in made.items()}
+
+
+def quiet() -> None:
+    """Keep transformers' own progress bars and advice off the screen."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
