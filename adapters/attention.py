@@ -15,10 +15,10 @@ Listener = Callable[[nn.Module, Tensor, Tensor, Any, float], None]
 
 
 def _probed(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, *args: Any, **kwargs: Any
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, *args: Any, **kwargs: Any
 ) -> Any:
     """Attention function of a probed module: tell the listener q and k, then run the module's own attention."""
-    probe: Probe = module._tokenreduce_probe
+    probe = module._tokenreduce_probe
     scale = kwargs.get("scaling")
     probe.listener(module, query, key, attention_mask, query.shape[-1] ** -0.5 if scale is None else scale)
     installed, module.config = module.config, probe.config
@@ -38,7 +38,7 @@ class Probe:
     look for ``flash`` in it.
     """
 
-    def __init__(self, module: nn.Module, listener: Listener) -> None:
+    def __init__(self, module: Any, listener: Listener) -> None:
         name = module.config._attn_implementation or "eager"
         AttentionInterface.register(PREFIX + name, _probed)
         self.module = module

@@ -28,19 +28,19 @@ class Block:
     mask_name: ClassVar[str] = "attn_mask"
     mask_place: ClassVar[int | None] = None  # position of the mask among positional arguments, if ever passed so
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: Any) -> None:
         self.module = module
 
     @property
-    def norm2(self) -> nn.Module:
+    def norm2(self) -> Any:
         return getattr(self.module, self.norm2_name)
 
     @property
-    def attention(self) -> nn.Module:
+    def attention(self) -> Any:
         return getattr(self.module, self.attention_name)
 
     @property
-    def mlp(self) -> nn.Module:
+    def mlp(self) -> Any:
         return self.module.mlp
 
     @property
@@ -66,7 +66,7 @@ class TransformersBlock(Block):
     mask_name = "attention_mask"
     mask_place = 1
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: Any) -> None:
         super().__init__(module)
         names = dict(module.named_children())
         self.norm2_name = next(n for n in ("layer_norm2", "norm2", "layernorm_after") if n in names)  # type: ignore[misc]
@@ -94,7 +94,7 @@ class TimmBlock(Block):
     """``Block`` of timm's VisionTransformer: one fused qkv projection."""
 
     def listen_keys(self, heard: Callable[[Tensor], None]) -> Handle:
-        def middle_third(module: nn.Module, args: Any, output: Tensor) -> None:
+        def middle_third(module: Any, args: Any, output: Tensor) -> None:
             heard(output.chunk(3, dim=-1)[1])
 
         return self.attention.qkv.register_forward_hook(middle_third)
@@ -108,7 +108,7 @@ class EvaBlock(Block):
         if getattr(attention, "qkv", None) is None:
             return attention.k_proj.register_forward_hook(lambda module, args, output: heard(output))
 
-        def project(module: nn.Module, args: tuple[Any, ...]) -> None:
+        def project(module: Any, args: tuple[Any, ...]) -> None:
             weight = module.qkv.weight.chunk(3)[1]
             bias = module.qkv.bias.chunk(3)[1] if module.qkv.bias is not None else getattr(module, "k_bias", None)
             heard(F.linear(args[0], weight, bias))

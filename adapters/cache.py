@@ -85,8 +85,8 @@ def state_of(cache: Cache | None) -> DecodeState | None:
 def adopt(cache: Cache, state: DecodeState) -> None:
     """Give ``cache`` its state; its class becomes a subclass of what it was."""
     if not isinstance(cache, _Reduced):
-        cache.__class__ = _reduced_class(type(cache))
-    cache.reduction = state
+        cache.__class__ = _reduced_class(type(cache))  # type: ignore[arg-type]
+    cache.reduction = state  # type: ignore[attr-defined]
 
 
 def physical_length(cache: Cache | None, layer: int) -> Any:
@@ -106,6 +106,7 @@ def keep_columns(cache: Cache, layer: int, index: Tensor) -> None:
             f"stage 'cache' cannot shorten a {type(held).__name__}; allowed: the layers of a DynamicCache. "
             "Leave out cache_implementation / past_key_values, or use a method without a cache stage."
         )
+    assert held.keys is not None and held.values is not None, "the layer has just run"  # noqa: PT018
     at = index[:, None, :, None]
     held.keys = held.keys.gather(2, at.expand(-1, held.keys.shape[1], -1, held.keys.shape[3]))
     held.values = held.values.gather(2, at.expand(-1, held.values.shape[1], -1, held.values.shape[3]))

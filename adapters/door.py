@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import replace
+from itertools import groupby
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -19,10 +20,10 @@ from tokenreduce.adapters.packing import Packing, gather
 from tokenreduce.adapters.plan import Plan, carried, write
 from tokenreduce.adapters.tower import TowerTap
 from tokenreduce.cost import DecoderShape, Report
-from tokenreduce.groups import group_images
+from tokenreduce.groups import Image, group_images
 from tokenreduce.pipeline import Pipeline
 from tokenreduce.provenance import Trace
-from tokenreduce.tokens import Reduction
+from tokenreduce.tokens import PositionPolicy, Reduction
 
 OutputLength = Literal["full", "reduced"]
 
@@ -46,8 +47,20 @@ class Decided(NamedTuple):
 class DecoderDoor:
     """Shortens prompts on their way into the decoder and keeps masks, positions and caches in step ever after."""
 
-    def __init__(self, family: Family, pipeline: Pipeline, output_length: OutputLength = "full") -> None:
+    def __init__(
+        self,
+        family: Family,
+        pipeline: Pipeline,
+        output_length: OutputLength = "full",
+        images_as_video: bool = False,
+    ) -> None:
+        if images_as_video and pipeline.layers("encoder"):
+            raise ValueError(
+                "images_as_video=True shows the images of a sample together, which a method inside the encoder cannot "
+                "use; leave it out, or leave out the encoder method"
+            )
         self.family = family
+        self.images_as_video = images_as_video
         self.pipeline = pipeline
         self.output_length = output_length
         self.tap = TowerTap(family, pipeline)
@@ -100,7 +113,7 @@ class DecoderDoor:
 
     # ------------------------------------------------------------------ in
 
-    def enter(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def enter(self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.plan = None
         embeds, cache = kwargs.get("inputs_embeds"), kwargs.get("past_key_values")
         if self.call is None or embeds is None:
@@ -130,9 +143,13 @@ class DecoderDoor:
         )
         changed = False
         if images:
-            plan.groups = group_images(images, embeds.device)
             plan.tower_values, merged, plan.repeat = self.tap.take(len(images))
-            plan.tower_rows = tower_rows([image.sample for image in images], plan.repeat)
+            encoded = tower_rows([image.sample for image in images], plan.repeat)
+            if self.images_as_video:
+                images, plan.tower_rows = as_videos(images, encoded)
+            else:
+                plan.tower_rows = [[row] for row in encoded]
+            plan.groups = group_images(images, embeds.device)
             plan.recalled = self._recall(kwargs)
             changed = self._merged(plan, merged, embeds) | self._projector(plan, embeds)
         plan.passive = state is None and not changed and not self._acts_later(plan)
@@ -156,12 +173,13 @@ class DecoderDoor:
         last, in_order = history[-1], all(method.output_order == "raster" for method in methods)
         groups = []
         for group in plan.groups:
-            rows = torch.tensor([plan.tower_rows[i] for i in group.members], device=group.seats.device)
+            rows = torch.tensor([plan.tower_rows[i][0] for i in group.members], device=group.seats.device)
             assign, source = (x.to(group.seats.device)[rows] for x in (last.assign, last.source))
             if in_order:
                 source, order = source.sort(dim=1)
                 assign = order.argsort(dim=1).gather(1, assign.clamp_min(0)).masked_fill(assign < 0, -1)
-            positions = "renumber" if any(method.positions == "renumber" for method in methods) else "keep"
+            counted = not in_order or any(method.positions == "renumber" for method in methods)
+            positions: PositionPolicy = "renumber" if counted else "keep"
             reduction = Reduction(source=source, assign=assign, positions=positions, in_order=in_order)
             passed = [p.rows(rows) for p in history[:-1]]
             group.history.extend(replace(p, seats=group.columns.gather(1, p.seats)) for p in passed)
@@ -311,9 +329,32 @@ def release(handles: list[Any]) -> None:
     handles.clear()
 
 
+def as_videos(images: list[Image], encoded: list[int]) -> tuple[list[Image], list[list[int]]]:
+    """The images of each sample as frames of one video, and the encoded image behind each frame."""
+    videos: list[Image] = []
+    rows: list[list[int]] = []
+    for sample, run in groupby(zip(images, encoded), key=lambda pair: pair[0].sample):
+        frames, behind = zip(*run)
+        first = frames[0].layout
+        if any(frame.layout != first for frame in frames):
+            raise ValueError(
+                f"images_as_video=True, but the images of sample {sample} have grids of different size; give frames of "
+                "one size, or wrap without images_as_video"
+            )
+        cells = None
+        if first.cells is not None:
+            area = first.height * first.width
+            cells = tuple(cell + i * area for i in range(len(frames)) for cell in first.cells)
+        layout = replace(first, frames=len(frames), cells=cells)
+        videos.append(Image(sample, torch.cat([frame.columns for frame in frames]), layout))
+        rows.append(list(behind))
+    return videos, rows
+
+
 def tower_rows(samples: list[int], repeat: int) -> list[int]:
     """Encoded image behind each image of the call, when every ``repeat`` decoder rows share the images of one sample."""
-    rows, first = [], 0
+    rows: list[int] = []
+    first = 0
     for i, sample in enumerate(samples):
         if i and sample != samples[i - 1]:
             first = rows[-1] + 1 if sample // repeat != samples[i - 1] // repeat else first

@@ -29,9 +29,9 @@ class EncoderFamily:
         for model_type in cls.model_types:
             _FAMILIES[model_type] = cls
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         self.model = model
-        self.tower: nn.Module = model
+        self.tower: Any = model
         self.blocks: list[Block] = []
         self.grid: tuple[int, int] | None = None
         self.prefix = 0
@@ -39,7 +39,7 @@ class EncoderFamily:
         self.has_distillation = False
 
     @classmethod
-    def serves(cls, model: nn.Module) -> bool:
+    def serves(cls, model: Any) -> bool:
         raise NotImplementedError
 
     def facts(self) -> ModelFacts:
@@ -61,10 +61,10 @@ class TimmEncoder(EncoderFamily):
     remarks = "VisionTransformer (plain, DeiT, DINOv2 with registers, MAE pooling, q/k norm), Eva (EVA, EVA02)"
 
     @classmethod
-    def serves(cls, model: nn.Module) -> bool:
+    def serves(cls, model: Any) -> bool:
         return type(model).__module__.startswith("timm.models")
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__(model)
         kinds = {"Block": TimmBlock, "EvaBlock": EvaBlock}
         blocks = list(getattr(model, "blocks", []))
@@ -78,7 +78,7 @@ class TimmEncoder(EncoderFamily):
         patch = getattr(model, "patch_embed", None)
         dynamic = getattr(patch, "dynamic_img_pad", False) or not getattr(patch, "strict_img_size", True)
         self.blocks = [kinds[type(block).__name__](block) for block in blocks]
-        self.grid = None if dynamic else tuple(getattr(patch, "grid_size", None) or ()) or None  # type: ignore[assignment]
+        self.grid = None if dynamic else tuple(getattr(patch, "grid_size", None) or ()) or None
         self.prefix = model.num_prefix_tokens
         self.has_cls = getattr(model, "cls_token", None) is not None
         self.has_distillation = getattr(model, "dist_token", None) is not None
@@ -91,10 +91,10 @@ class OpenClipEncoder(EncoderFamily):
     remarks = "CLIP models and their vision towers, nn.MultiheadAttention blocks or timm-backed; encode_image"
 
     @classmethod
-    def serves(cls, model: nn.Module) -> bool:
+    def serves(cls, model: Any) -> bool:
         return type(model).__module__.startswith("open_clip.")
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__(model)
         tower = getattr(model, "visual", model)
         if hasattr(tower, "trunk"):
@@ -111,7 +111,7 @@ class OpenClipEncoder(EncoderFamily):
             )
         self.tower = tower
         self.blocks = [OpenClipBlock(block) for block in blocks]
-        self.grid = tuple(tower.grid_size)  # type: ignore[assignment]
+        self.grid = tuple(tower.grid_size)
         self.prefix, self.has_cls = 1, True
 
 
@@ -128,10 +128,10 @@ class TransformersEncoder(EncoderFamily):
     prefixes: ClassVar[dict[str, int]] = {"siglip_vision_model": 0, "deit": 2}
 
     @classmethod
-    def serves(cls, model: nn.Module) -> bool:
+    def serves(cls, model: Any) -> bool:
         return getattr(getattr(model, "config", None), "model_type", None) in cls.model_types
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__(model)
         config = model.config
         tower = model
@@ -215,9 +215,9 @@ class TowerDoor:
 def block_flops(block: Block, before: int, after: int) -> int:
     """FLOPs of a block whose attention sees ``before`` tokens and whose MLP ``after``; a multiply-add counts 2."""
 
-    def weights(module: nn.Module) -> int:
+    def weights(module: Any) -> int:
         return sum(p.numel() for p in module.parameters() if p.ndim == 2)
 
     attention, mlp = weights(block.attention), weights(block.mlp)
-    width = block.norm2.weight.shape[0]
+    width = int(block.norm2.weight.shape[0])
     return 2 * before * attention + 4 * before * before * width + 2 * after * mlp

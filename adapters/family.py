@@ -33,13 +33,13 @@ class Family:
             _FAMILIES[model_type] = cls
 
     @classmethod
-    def serves(cls, model: nn.Module) -> bool:
+    def serves(cls, model: Any) -> bool:
         """Whether ``model`` belongs to this family."""
         return getattr(getattr(model, "config", None), "model_type", None) in cls.model_types
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         self.model = model
-        self.core = model.base_model
+        self.core: Any = model.base_model
         self.decoder = model.get_decoder()
         self.tower = self.core.get_encoder(modality="image")
         kinds = set(getattr(self.decoder.config, "layer_types", None) or ("full_attention",))
@@ -81,13 +81,12 @@ class Family:
         ids = (getattr(config, name, None) for name in ("image_token_id", "video_token_id"))
         return [i for i in ids if i is not None]
 
-    def visual_columns(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor | None:
-        """(B, L) bool on the CPU: columns of visual placeholders; None when the call gives nothing to look at."""
+    def visual_columns(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        """(B, L) bool on the CPU: columns of visual placeholders, recognised by id or else by embedding."""
         ids = self.placeholder_ids()
         if input_ids is not None:
             return torch.isin(input_ids.cpu(), torch.tensor(ids))
-        if inputs_embeds is None:
-            return None
+        assert inputs_embeds is not None, "a model is called with one of the two"
         table = self.model.get_input_embeddings()
         marks = table(torch.tensor(ids, device=inputs_embeds.device)).to(inputs_embeds.dtype)
         return (inputs_embeds[:, :, None] == marks).all(-1).any(-1).cpu()
@@ -104,7 +103,7 @@ def families() -> dict[str, type[Any]]:
     return dict(sorted(_FAMILIES.items()))
 
 
-def family_of(model: nn.Module) -> Any:
+def family_of(model: Any) -> Any:
     """The family of ``model``, or an error that lists what is supported."""
     known = families()
     for cls in dict.fromkeys(known.values()):

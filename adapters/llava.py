@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from tokenreduce.adapters.blocks import Block, TransformersBlock
@@ -17,7 +19,7 @@ class Llava(Family):
     model_types = ("llava",)
     remarks = "CLIP or SigLIP tower; Llama, Mistral or Qwen2 language model"
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__(model)
         config = model.config
         vision = config.vision_config

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.cache_utils import Cache
 from transformers.masking_utils import LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING
 
 from tokenreduce.adapters.cache import DecodeState, keep_columns, physical_length
 from tokenreduce.adapters.packing import Packing, gather, scatter
 from tokenreduce.groups import ImageGroup
+from tokenreduce.kernels.fingerprint import combine
 from tokenreduce.pipeline import Pipeline
 from tokenreduce.signals import Signal
 from tokenreduce.tokens import Reduction, Stage, group_mean
+
+MASK_FUNCTIONS: Mapping[str, Any] = LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING
 
 
 class Plan:
@@ -34,7 +38,7 @@ class Plan:
 
     def __init__(
         self,
-        decoder: nn.Module,
+        decoder: Any,
         pipeline: Pipeline,
         cache: Cache | None,
         packing: Packing,
@@ -46,7 +50,7 @@ class Plan:
         self.decoder = decoder
         self.pipeline = pipeline
         self.cache = cache
-        self.depth = decoder.config.num_hidden_layers
+        self.depth: int = decoder.config.num_hidden_layers
         self.packings = {0: packing}
         self.length_in = list(packing.counts)
         self.groups: list[ImageGroup] = []
@@ -57,7 +61,7 @@ class Plan:
         self.passive = False
         self.captured: dict[Signal, tuple[Tensor, Packing]] = {}
         self.tower_values: dict[Signal, Tensor] = {}
-        self.tower_rows: list[int] = []  # encoded image behind each image of the call
+        self.tower_rows: list[list[int]] = []  # encoded images behind each image (one) or video (its frames)
         self.positions: Tensor | None = None  # the caller's ids per slot at the door
         self.past_real = past_real
         self.real: list[Tensor | None] = [None] * self.depth
@@ -113,9 +117,10 @@ class Plan:
             value, packing = self.captured[signal]
             return value[group.samples[:, None], packing.slot[group.samples[:, None], group.seats]]
         rows = torch.tensor([self.tower_rows[i] for i in group.members], device=group.seats.device)
-        value = self.tower_values[signal].to(group.seats.device).index_select(0, rows)
-        if value.ndim == 1:
-            return value
+        value = self.tower_values[signal].to(group.seats.device)[rows]  # (B, frames) or (B, frames, tokens)
+        if value.ndim == 2:
+            return value[:, 0] if value.shape[1] == 1 else combine(value)
+        value = value.flatten(1)
         own = value.gather(1, group.source.clamp_min(0))
         # a summary token sits nowhere: it has the mean of the tokens it stands for
         mean = group_mean(value.unsqueeze(-1), group.assign, group.num_tokens).squeeze(-1)
@@ -223,7 +228,7 @@ class Plan:
         key = ("mask", kind, self.past(layer), self.start(layer), id(self.past_real[layer]))
         return self._memo(
             key,
-            lambda: LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING[kind](
+            lambda: MASK_FUNCTIONS[kind](
                 config=config,
                 inputs_embeds=hidden,
                 attention_mask=visible,

@@ -35,3 +35,9 @@ def hash_uniform(key: Tensor, n: int, seed: int) -> Tensor:
     column = torch.arange(1, n + 1, device=key.device) * _GOLDEN
     bits = mix(mix(key + seed * _MIX_1 % (1 << 62))[:, None] + column[None])
     return _shift(bits, 11).double() * 2.0**-53
+
+
+def combine(keys: Tensor) -> Tensor:
+    """(B,) long hash of the ``keys`` (B, T) long of the frames of a video; order matters."""
+    place = mix(torch.arange(1, keys.shape[1] + 1, device=keys.device) * _GOLDEN)
+    return mix((keys * place).sum(dim=1))

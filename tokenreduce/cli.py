@@ -271,7 +271,6 @@ def models(debug: Debug = False) -> None:
     - `tokenreduce models`, then `tokenreduce run --model ./my-llava ...`
     """
     import tokenreduce as tr
-
     from tokenreduce.loading import quiet
 
     quiet()

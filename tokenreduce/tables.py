@@ -50,6 +50,11 @@ def families() -> Table:
     from tokenreduce.adapters.family import families as known
 
     return Table(
-        {"model_type": name, "kind": "encoder" if "encoder" in cls.__module__ else "VLM", "adapter": cls.__module__.rpartition(".")[2] + ".py", "remarks": cls.remarks}
+        {
+            "model_type": name,
+            "kind": "encoder" if "encoder" in cls.__module__ else "VLM",
+            "adapter": cls.__module__.rpartition(".")[2] + ".py",
+            "remarks": cls.remarks,
+        }
         for name, cls in known().items()
     )

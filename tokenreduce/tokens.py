@@ -116,9 +116,9 @@ class VisualTokens:
     layout: Layout
     stage: Stage = "projector"
     layer: int | None = None
-    source: Tensor | None = None
-    size: Tensor | None = None
-    role: Tensor | None = None
+    source: Tensor = None  # type: ignore[assignment]  # filled in below when not given
+    size: Tensor = None  # type: ignore[assignment]
+    role: Tensor = None  # type: ignore[assignment]
     signals: Mapping[Signal, Tensor] = field(default_factory=dict)
     prefix: int = 0
     amount: float | None = None

@@ -24,14 +24,20 @@ SLOT = "_tokenreduce"
 class Attachment:
     """What is attached to one model: its family, the pipeline, and every hook."""
 
-    def __init__(self, model: nn.Module, methods: list[Method], output_length: Literal["full", "reduced"]) -> None:
+    def __init__(
+        self, model: nn.Module, methods: list[Method], output_length: Literal["full", "reduced"], images_as_video: bool
+    ) -> None:
         from tokenreduce.adapters.door import DecoderDoor
         from tokenreduce.adapters.encoder_alone import EncoderFamily, TowerDoor
         from tokenreduce.adapters.family import family_of
 
         self.family = family_of(model)
-        door = TowerDoor if isinstance(self.family, EncoderFamily) else DecoderDoor
-        self.door = door(self.family, Pipeline(methods, self.family.facts()), output_length)
+        pipeline = Pipeline(methods, self.family.facts())
+        self.door: TowerDoor | DecoderDoor
+        if isinstance(self.family, EncoderFamily):
+            self.door = TowerDoor(self.family, pipeline, output_length)
+        else:
+            self.door = DecoderDoor(self.family, pipeline, output_length, images_as_video)
         self.handles = self.door.attach()
 
     def detach(self) -> None:
@@ -44,6 +50,7 @@ def wrap(
     model: Model,
     *methods: str | Method | type[Method],
     output_length: Literal["full", "reduced"] = "full",
+    images_as_video: bool = False,
     **parameters: Any,
 ) -> Model:
     """Make ``model`` run on fewer visual tokens, in place.
@@ -56,6 +63,8 @@ def wrap(
         methods: names (``tr.methods()``), classes or instances.
         output_length: ``full`` returns logits for every column of the prompt, the dropped ones repeating their
             predecessor; ``reduced`` leaves them out (for profiling).
+        images_as_video: treat the images of a sample as the frames of one video, for temporal methods on models that take
+            frames as images; counts and fractions then refer to the whole video.
         parameters: hyper-parameters of the method, such as ``keep``, when there is a single one.
 
     Returns:
@@ -91,7 +100,7 @@ def wrap(
             f"model is wrapped already (with {names}); call tr.unwrap(model) first, or compose methods in one call: "
             "tr.wrap(model, method_a, method_b)"
         )
-    attachment = Attachment(plain, chosen, output_length)
+    attachment = Attachment(plain, chosen, output_length, images_as_video)
     plain.__dict__[SLOT] = attachment
     return model
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+
 from tokenreduce.eval import demo
 from tokenreduce.eval.demo import evaluate, model, packing, scenes
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokenreduce.method import Method, ModelFacts, Step, choice, in_range
 from tokenreduce.signals import AttentionReceived
-from tokenreduce.tokens import Layout, Reduction, VisualTokens, top_k
+from tokenreduce.tokens import Layout, PositionPolicy, Reduction, VisualTokens, top_k
 
 ROLES = ("dropped", "anchor", "buffer", "register")
 
@@ -95,7 +95,7 @@ def select(
     alpha: float = 0.1,
     border: str = "clamp",
     parity: str = "paper",
-    positions: str = "keep",
+    positions: PositionPolicy = "keep",
 ) -> Reduction:
     """Section 4: (B, N) object and deep scores of tokens sitting at ``source`` (B, N) of ``layout`` -> K survivors.
 
@@ -134,7 +134,7 @@ def neighbours(index: Tensor, source: Tensor, layout: Layout, border: str) -> Te
     return flag.gather(1, cell)
 
 
-def _released(chosen: Tensor, deep_score: Tensor, k: int, role: Tensor, positions: str) -> Reduction:
+def _released(chosen: Tensor, deep_score: Tensor, k: int, role: Tensor, positions: PositionPolicy) -> Reduction:
     """The released exclusion rule: ``score - 1``; registers that fall on chosen tokens are lost, counts may differ."""
     registers = deep_score - chosen.float()
     order = registers.sort(dim=1, descending=True, stable=True).indices
