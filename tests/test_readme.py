@@ -1,0 +1,26 @@
+"""The first page says what the data says."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_tables_are_what_the_committed_results_give():
+    spec = importlib.util.spec_from_file_location("update_readme", ROOT / "benchmarks/update_readme.py")
+    assert spec is not None and spec.loader is not None  # noqa: PT018
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    text = (ROOT / "README.md").read_text()
+    assert script.filled(text) == text, "run python benchmarks/update_readme.py"
+
+
+def test_local_links_and_pictures_exist():
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+    for page in pages:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), f"{page.name} points at {target}"
