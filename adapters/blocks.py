@@ -6,6 +6,7 @@ One small class per kind of block; nothing of a block's forward is repeated here
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
@@ -78,7 +79,7 @@ class TransformersBlock(Block):
         return getattr(attention, "num_heads", None) or attention.config.num_attention_heads
 
     def listen_keys(self, heard: Callable[[Tensor], None]) -> Handle:
-        return self.attention.k_proj.register_forward_hook(lambda module, args, output: heard(output))
+        return self.attention.k_proj.register_forward_hook(partial(_whole_output, heard))
 
     def with_bias(self, args: tuple[Any, ...], kwargs: dict[str, Any], bias: Tensor) -> Arguments:
         name = self.attention.config._attn_implementation
@@ -94,10 +95,7 @@ class TimmBlock(Block):
     """``Block`` of timm's VisionTransformer: one fused qkv projection."""
 
     def listen_keys(self, heard: Callable[[Tensor], None]) -> Handle:
-        def middle_third(module: Any, args: Any, output: Tensor) -> None:
-            heard(output.chunk(3, dim=-1)[1])
-
-        return self.attention.qkv.register_forward_hook(middle_third)
+        return self.attention.qkv.register_forward_hook(partial(_middle_third, heard))
 
 
 class EvaBlock(Block):
@@ -106,14 +104,8 @@ class EvaBlock(Block):
     def listen_keys(self, heard: Callable[[Tensor], None]) -> Handle:
         attention = self.attention
         if getattr(attention, "qkv", None) is None:
-            return attention.k_proj.register_forward_hook(lambda module, args, output: heard(output))
-
-        def project(module: Any, args: tuple[Any, ...]) -> None:
-            weight = module.qkv.weight.chunk(3)[1]
-            bias = module.qkv.bias.chunk(3)[1] if module.qkv.bias is not None else getattr(module, "k_bias", None)
-            heard(F.linear(args[0], weight, bias))
-
-        return attention.register_forward_pre_hook(project)
+            return attention.k_proj.register_forward_hook(partial(_whole_output, heard))
+        return attention.register_forward_pre_hook(partial(_fused_projection, heard))
 
 
 class OpenClipBlock(Block):
@@ -122,16 +114,34 @@ class OpenClipBlock(Block):
     norm2_name = "ln_2"
 
     def listen_keys(self, heard: Callable[[Tensor], None]) -> Handle:
-        def project(module: nn.MultiheadAttention, args: tuple[Any, ...]) -> None:
-            width = module.embed_dim
-            heard(F.linear(args[1], module.in_proj_weight[width : 2 * width], module.in_proj_bias[width : 2 * width]))
-
-        return self.attention.register_forward_pre_hook(project)
+        return self.attention.register_forward_pre_hook(partial(_in_projection, heard))
 
     def with_bias(self, args: tuple[Any, ...], kwargs: dict[str, Any], bias: Tensor) -> Arguments:
         batch, n = bias.shape
         mask = bias[:, None, None, :].expand(batch, self.heads, n, n).reshape(batch * self.heads, n, n)
         return args, {**kwargs, "attn_mask": _sum(kwargs.get("attn_mask"), mask)}
+
+
+# Hooks are partials of functions, not closures: a deep copy of the model then speaks to the copy of the listener.
+
+
+def _whole_output(heard: Callable[[Tensor], None], module: Any, args: Any, output: Tensor) -> None:
+    heard(output)
+
+
+def _middle_third(heard: Callable[[Tensor], None], module: Any, args: Any, output: Tensor) -> None:
+    heard(output.chunk(3, dim=-1)[1])
+
+
+def _fused_projection(heard: Callable[[Tensor], None], module: Any, args: tuple[Any, ...]) -> None:
+    weight = module.qkv.weight.chunk(3)[1]
+    bias = module.qkv.bias.chunk(3)[1] if module.qkv.bias is not None else getattr(module, "k_bias", None)
+    heard(F.linear(args[0], weight, bias))
+
+
+def _in_projection(heard: Callable[[Tensor], None], module: Any, args: tuple[Any, ...]) -> None:
+    width = module.embed_dim
+    heard(F.linear(args[1], module.in_proj_weight[width : 2 * width], module.in_proj_bias[width : 2 * width]))
 
 
 def _sum(mask: Any, bias: Tensor) -> Tensor:

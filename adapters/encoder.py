@@ -117,24 +117,21 @@ class EncoderDoor:
     def attach(self, handles: list[Any], done: Callable[[TowerState], None] | None = None) -> None:
         """Append the hooks to ``handles``; none when no step merges and nobody waits for ``done``, called after each pass."""
         self.done = done
-        steps = {layer: self.pipeline.at("encoder", layer) for layer in self.pipeline.layers("encoder")}
+        steps = [step for _, step in self.pipeline.steps if step.stage == "encoder"]
         if not steps and done is None:
             return
-        proportional = any(step.proportional for found in steps.values() for _, step in found)
-        last = len(self.blocks) - 1
         for index, block in enumerate(self.blocks):
-            hook = BlockHooks(self, index, block, steps.get(index, []))
+            hook = BlockHooks(self, index, block)
             handles.append(block.module.register_forward_pre_hook(hook.enter, with_kwargs=True))
-            if proportional and index > min(steps):
+            # before the hooks by which transformers records hidden states
+            handles.append(block.module.register_forward_hook(hook.leave, prepend=True))
+            if any(step.proportional for step in steps):
                 handles.append(block.attention.register_forward_pre_hook(hook.bias, with_kwargs=True))
-            if any(isinstance(need, Keys) for _, step in hook.steps for need in step.needs):
+            if any(isinstance(need, Keys) for step in steps for need in step.needs):
                 handles.append(block.listen_keys(hook.hear))
-            if hook.middle:
+            if any(step.when == "middle" for step in steps):
                 handles.append(block.norm2.register_forward_pre_hook(hook.shorten))
                 handles.append(block.mlp.register_forward_hook(hook.spread))
-            if hook.steps or index == last:
-                # before the hooks by which transformers records hidden states
-                handles.append(block.module.register_forward_hook(hook.leave, prepend=True))
 
     def reduce(self, index: int, x: Tensor, steps: list[tuple[Method, Step]]) -> list[tuple[Method, Reduction]]:
         """Ask the methods of a block, one after the other; returns their reductions."""
@@ -178,15 +175,15 @@ class EncoderDoor:
 
 
 class BlockHooks:
-    """The hooks of one block."""
+    """The hooks of one block. What it has to do is looked up at every pass: the budget may have changed."""
 
-    def __init__(self, door: EncoderDoor, index: int, block: Block, steps: list[tuple[Method, Step]]) -> None:
+    def __init__(self, door: EncoderDoor, index: int, block: Block) -> None:
         self.door = door
         self.index = index
         self.block = block
-        self.steps = steps
-        self.middle = [(m, s) for m, s in steps if s.when == "middle"]
-        self.after = [(m, s) for m, s in steps if s.when == "after"]
+
+    def steps(self, when: str) -> list[tuple[Method, Step]]:
+        return [(m, s) for m, s in self.door.pipeline.at("encoder", self.index) if s.when == when]
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.index == 0:
@@ -205,6 +202,8 @@ class BlockHooks:
         return args, {**kwargs, "rope": _rows(table, patches)[:, None]}
 
     def hear(self, keys: Tensor) -> None:
+        if not self.door.pipeline.at("encoder", self.index):
+            return
         batch, n, width = keys.shape
         self.door.keys = keys.reshape(batch, n, self.block.heads, width // self.block.heads).float().mean(dim=2)
 
@@ -216,8 +215,11 @@ class BlockHooks:
         return self.block.with_bias(args, kwargs, state.size.log().to(x.dtype))
 
     def shorten(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
+        steps = self.steps("middle")
+        if not steps:
+            return None
         x = args[0]
-        self.door.pending = self.door.reduce(self.index, x, self.middle)
+        self.door.pending = self.door.reduce(self.index, x, steps)
         for _, reduction in self.door.pending:
             x = reduction.carry(x)
         return (x, *args[1:])
@@ -232,9 +234,8 @@ class BlockHooks:
         for _, reduction in self.door.pending:
             x = reduction.carry(x)
         self.door.pending = []
-        if self.after:
-            for _, reduction in self.door.reduce(self.index, x, self.after):
-                x = reduction.carry(x)
+        for _, reduction in self.door.reduce(self.index, x, self.steps("after")):
+            x = reduction.carry(x)
         state = self.door.state
         if self.index == len(self.door.blocks) - 1 and state is not None:
             if self.door.expand and state.touched:

@@ -82,7 +82,7 @@ class Method:
     looks_at: ClassVar[str] = ""
     output_order = "raster"
 
-    keep: float | int = 0.5
+    keep: float | int | None = 0.5
     positions: PositionPolicy = "keep"
 
     def __init_subclass__(cls, *, register: bool = True, **kwargs: Any) -> None:
@@ -91,12 +91,12 @@ class Method:
             _REGISTRY[cls.name] = cls
 
     def __post_init__(self) -> None:
-        Budget(self.keep)
+        _ = self.budget  # raises where keep is no budget
         choice("positions", self.positions, ("keep", "renumber"))
 
     @property
     def budget(self) -> Budget:
-        return Budget(self.keep)
+        return Budget(self.keep)  # type: ignore[arg-type]  # None is refused, unless a subclass gives it a meaning
 
     def is_identity(self, n: int) -> bool:
         """Whether ``n`` tokens pass through untouched; then ``reduce`` is not called at all."""

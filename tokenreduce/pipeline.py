@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tokenreduce.groups import ImageGroup
 from tokenreduce.method import Method, ModelFacts, Step
-from tokenreduce.signals import Signal
+from tokenreduce.signals import Keys, Signal
 from tokenreduce.stopwatch import Stopwatch
 from tokenreduce.tokens import STAGES, Reduction, Stage, VisualTokens
 
@@ -33,6 +33,11 @@ class Pipeline:
                     f"keep={method.keep} exceeds the {n} visual tokens of an image of this {facts.family} model; "
                     f"allowed: an int from 1 to {n}, or a float in (0, 1]"
                 )
+            if not set(method.stages) & set(facts.stages):
+                raise ValueError(
+                    f"method={method.name!r} acts at stage {' and '.join(map(repr, method.stages))}, which a {facts.family} "
+                    f"model does not offer; it offers: {', '.join(facts.stages)}"
+                )
             for step in method.plan(facts):
                 if step.stage not in facts.stages:
                     raise ValueError(
@@ -48,6 +53,11 @@ class Pipeline:
 
     def layers(self, stage: Stage) -> tuple[int, ...]:
         return tuple(sorted({s.layer for _, s in self.steps if s.stage == stage and s.layer is not None}))
+
+    @property
+    def listens(self) -> frozenset[Signal]:
+        """Signals that need a module to be listened to; keys inside an encoder are heard in every block anyway."""
+        return frozenset(signal for signal in self.needs if not isinstance(signal, Keys))
 
     @property
     def needs(self) -> frozenset[Signal]:

@@ -138,7 +138,8 @@ def budget(model: nn.Module, keep: float | int) -> Iterator[None]:
     door = _attached(_plain(model)).door
     before = door.pipeline
     changed = Pipeline([dataclasses.replace(m, keep=keep) for m in before.methods], door.family.facts())
-    if changed.needs != before.needs or any(changed.layers(s) != before.layers(s) for s in ("llm", "cache")):
+    same = changed.listens == before.listens and all(changed.layers(s) == before.layers(s) for s in ("llm", "cache"))
+    if not same or bool(changed.layers("encoder")) != bool(before.layers("encoder")):
         raise ValueError(f"keep={keep} would move a method to other layers; unwrap and wrap again with it")
     changed.stopwatch = before.stopwatch
     door.use(changed)

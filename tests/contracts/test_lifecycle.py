@@ -254,3 +254,17 @@ def test_compiled_after_wrapping_gives_the_same_numbers(model):
         compiled = torch.compile(model, backend="eager")
         torch.testing.assert_close(logits(compiled, inputs), expected, atol=TOLERANCE, rtol=0)
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("name", ["tome", "pitome"])
+def test_a_deep_copy_and_another_budget_of_a_model_merged_inside_its_tower(model, name):
+    inputs = prompt(model, [1])
+    tr.wrap(model, name, keep=6)
+    expected = logits(model, inputs)
+    twin = copy.deepcopy(model)
+    assert torch.equal(logits(twin, inputs), expected)
+    with tr.budget(twin, keep=4):
+        assert not torch.equal(logits(twin, inputs), expected)
+        assert tr.report(twin).tokens_kept == [[4]]
+    assert torch.equal(logits(twin, inputs), expected)
+    assert tr.report(model).tokens_kept == [[6]]

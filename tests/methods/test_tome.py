@@ -1,0 +1,436 @@
+"""ToMe: schedules, matching against the recipe written out, counts through whole towers, and wrapped encoders."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import models
+import pytest
+import timm
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import tokenreduce as tr
+from tokenreduce.method import ModelFacts, make
+from tokenreduce.methods.tome import ToMe, fit, match, schedule, spread, unmerge
+from tokenreduce.signals import Keys
+from tokenreduce.tokens import STAGES, Layout, Reduction, VisualTokens
+
+FACTS = ModelFacts(
+    family="stand-in",
+    stages=STAGES,
+    tower_depth=24,
+    feature_block=22,
+    has_cls=True,
+    tower_prefix=1,
+    tower_grid=(24, 24),
+    decoder_depth=32,
+)
+
+
+def alone(n: int, depth: int = 4, prefix: int = 1) -> ModelFacts:
+    """An encoder of ``n`` patches whose last block is used."""
+    return dataclasses.replace(
+        FACTS, tower_depth=depth, feature_block=depth - 1, tower_prefix=prefix, tower_grid=(1, n), decoder_depth=0
+    )
+
+
+def random(*size: int, seed: int = 0) -> Tensor:
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed))
+
+
+def shown(
+    x: Tensor, keys: Tensor, amount: Any, prefix: int, size: Tensor | None = None, layer: int = 0
+) -> VisualTokens:
+    return VisualTokens(
+        features=x,
+        layout=Layout(1, x.shape[1] - prefix),
+        stage="encoder",
+        layer=layer,
+        size=size,
+        signals={Keys(layer): keys},
+        prefix=prefix,
+        amount=amount,
+    )
+
+
+def sizes(plan: Reduction, size: Tensor) -> Tensor:
+    return torch.zeros(plan.source.shape).scatter_add_(1, plan.assign, size)
+
+
+# ------------------------------------------------------------------ schedules
+
+
+def test_schedules_in_three_forms() -> None:
+    assert schedule(5, 4) == [5, 5, 5, 5]
+    assert schedule([5, 1], 4) == [5, 1, 0, 0]
+    assert schedule((8, -1.0), 3) == [16, 8, 0]
+    assert schedule((8, 1.0), 3) == [0, 8, 16]
+    assert schedule((7, 0.5), 1) == [7]
+    assert schedule([], 2) == [0, 0]
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(total=st.integers(0, 600), depth=st.integers(1, 40), inflection=st.floats(-1, 1))
+def test_spread_is_exact_and_linear(total, depth, inflection) -> None:
+    counts = spread(total, depth, inflection)
+    assert sum(counts) == total
+    assert min(counts) >= 0
+    if depth > 1:
+        ideal = [total / depth * (1 + inflection * (2 * i / (depth - 1) - 1)) for i in range(depth)]
+        assert all(abs(a - b) < 1 for a, b in zip(counts, ideal))
+
+
+def test_spread_gives_the_remainder_to_the_earliest_blocks() -> None:
+    assert spread(576 - 64, 23) == [23] * 6 + [22] * 17
+    assert spread(6, 3, -1.0) == [4, 2, 0]
+    assert spread(6, 3, 1.0) == [0, 2, 4]
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(n=st.integers(1, 300), part=st.floats(0, 1), depth=st.integers(1, 24), inflection=st.floats(-1, 1))
+def test_every_count_that_halving_can_reach_is_reached(n, part, depth, inflection) -> None:
+    least = math.ceil(n / 2**depth)
+    k = least + round(part * (n - least))
+    left = n
+    for r in fit(spread(n - k, depth, inflection), n, k):
+        assert 0 <= r <= left // 2
+        left -= r
+    assert left == k
+    if least > 1:
+        with pytest.raises(ValueError, match=f"keep={least - 1} of {n} patches.* leave at least {least};"):
+            fit(spread(n - least + 1, depth, inflection), n, least - 1)
+
+
+def test_what_a_block_cannot_merge_is_left_to_later_ones() -> None:
+    assert fit([10, 2, 0], 16, 4) == [8, 4, 0]
+    assert fit([4, 4, 4], 16, 4) == [4, 4, 4]
+    assert fit([5, 5, 5], 16, 2) == [8, 4, 2]  # rather more at once than too many at the end
+
+
+def test_counts_of_a_clip_tower() -> None:
+    """577 rows, 23 blocks that count: r = 21, 16, 8 leave 94, 209, 393 rows with [CLS]."""
+    for r, rows in ((21, 94), (16, 209), (8, 393)):
+        steps = ToMe(r=r).plan(FACTS)
+        assert [step.layer for step in steps] == list(range(23))
+        assert 577 - sum(step.amount for step in steps) == rows
+        same = ToMe(keep=rows - 1).plan(FACTS)
+        assert [step.amount for step in same] == [r] * 23
+    assert sum(step.amount for step in ToMe().plan(FACTS)) == 288
+
+
+# ------------------------------------------------------------------ matching
+
+
+def recipe(metric: list[list[float]], r: int, prefix: int) -> tuple[list[int], list[int]]:
+    """Section 3 by hand for one image, [CLS] and distillation token included in the split: anchors and assignment."""
+    n = len(metric)
+    a, b = list(range(0, n, 2)), list(range(1, n, 2))
+
+    def cosine(i: int, j: int) -> float:
+        return sum(x * y for x, y in zip(metric[i], metric[j])) / math.hypot(*metric[i]) / math.hypot(*metric[j])
+
+    best = {}
+    for i in a:
+        if not (prefix and i == 0):
+            best[i] = max((cosine(i, j), -j) for j in b if not (prefix == 2 and j == 1))
+    order = sorted(best, key=lambda i: (-best[i][0], i))
+    joined = {i: -best[i][1] for i in order[:r]}
+    kept = ([0] if prefix else []) + order[r:]
+    kept = sorted(kept) if prefix else kept
+    anchors = [*kept[:1], *b[:1], *kept[1:], *b[1:]] if prefix == 2 else [*kept, *b]
+    place = {row: k for k, row in enumerate(anchors)}
+    return anchors, [place[joined.get(i, i)] for i in range(n)]
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 2])
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(patches=st.integers(2, 40), part=st.floats(0, 1), seed=st.integers(0, 999))
+def test_matching_is_the_recipe(prefix, patches, part, seed) -> None:
+    r = max(1, round(part * (patches // 2)))
+    keys = random(2, prefix + patches, 6, seed=seed)
+    plan = ToMe(r=r).reduce(shown(keys, keys, r, prefix))
+    for b in range(2):
+        anchors, assign = recipe(keys[b].double().tolist(), r, prefix)
+        assert plan.source[b].tolist() == anchors
+        assert plan.assign[b].tolist() == assign
+
+
+def test_registers_stay_in_front_and_only_patches_match() -> None:
+    keys = random(2, 5 + 12, 6)
+    plan = ToMe(r=4).reduce(shown(keys, keys, 4, prefix=5))
+    bare = ToMe(r=4).reduce(shown(keys[:, 5:], keys[:, 5:], 4, prefix=0))
+    assert plan.source[:, :5].tolist() == [list(range(5))] * 2
+    assert torch.equal(plan.source[:, 5:].sort().values, bare.source.sort().values + 5)
+    assert torch.equal(plan.source.gather(1, plan.assign)[:, 5:], bare.source.gather(1, bare.assign) + 5)
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 2, 5])
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(patches=st.integers(2, 60), part=st.floats(0, 1), seed=st.integers(0, 99))
+def test_mass_is_conserved_and_nothing_is_dropped(prefix, patches, part, seed) -> None:
+    r = max(1, round(part * (patches // 2)))
+    x, keys = random(3, prefix + patches, 5, seed=seed), random(3, prefix + patches, 4, seed=seed + 1)
+    size = torch.randint(1, 9, x.shape[:2], generator=torch.Generator().manual_seed(seed)).float()
+    tokens = shown(x, keys, r, prefix, size)
+    plan = ToMe(r=r).reduce(tokens).check(tokens)
+    assert plan.num_kept == prefix + patches - r
+    assert plan.merges
+    assert (plan.assign >= 0).all()
+    merged, after = plan.carry(x), sizes(plan, size)
+    assert torch.equal(after.sum(dim=1), size.sum(dim=1))
+    torch.testing.assert_close(
+        (merged * after[..., None]).sum(dim=1), (x * size[..., None]).sum(dim=1), rtol=1e-5, atol=1e-4
+    )
+    # every row sits at one of its own tokens; prefix rows are alone and untouched
+    assert torch.equal(plan.assign.gather(1, plan.source), torch.arange(plan.num_kept).expand_as(plan.source))
+    assert torch.equal(plan.source[:, :prefix], torch.arange(prefix).expand(3, -1))
+    assert (plan.assign[:, prefix:] >= prefix).all()
+    torch.testing.assert_close(merged[:, :prefix], x[:, :prefix])
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(prefix=st.integers(0, 5), patches=st.integers(2, 40), seed=st.integers(0, 99))
+def test_unmerge_gives_every_place_its_row(prefix, patches, seed) -> None:
+    x = random(2, prefix + patches, 5, seed=seed)
+    r = patches // 2
+    plan = ToMe(r=r).reduce(shown(x, x, r, prefix))
+    merged = plan.carry(x)
+    back = unmerge(merged, plan.assign)
+    for b in range(2):
+        for n in range(prefix + patches):
+            assert torch.equal(back[b, n], merged[b, plan.assign[b, n]])
+    dropped = plan.assign.clone()
+    dropped[:, -1] = -1
+    assert not unmerge(merged, dropped)[:, -1].any()
+
+
+def test_a_block_merges_at_most_half() -> None:
+    for prefix, patches in ((0, 9), (1, 9), (2, 8), (1, 1), (0, 1), (4, 0)):
+        x = random(1, prefix + patches, 4)
+        tokens = shown(x, x, 100, prefix)
+        plan = ToMe(r=100).reduce(tokens).check(tokens)
+        assert plan.num_kept == prefix + patches - patches // 2
+        if patches < 2:
+            assert torch.equal(plan.carry(x), x)
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 2, 5])
+def test_a_batch_equals_its_images(prefix) -> None:
+    x, keys = random(4, prefix + 51, 8), random(4, prefix + 51, 16, seed=1)
+    together = ToMe(r=13).reduce(shown(x, keys, 13, prefix))
+    for b in range(4):
+        plan = ToMe(r=13).reduce(shown(x[b : b + 1], keys[b : b + 1], 13, prefix))
+        assert torch.equal(plan.assign[0], together.assign[b])
+        assert torch.equal(plan.source[0], together.source[b])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_decides_like_float32_on_the_same_numbers(dtype) -> None:
+    """576 clustered tokens, in which half-precision scores would tie in masses."""
+    centres = random(1, 12, 64)[:, torch.arange(576) % 12]
+    keys = (centres + 0.1 * random(1, 576, 64, seed=1)).to(dtype)
+    x = random(1, 576, 8, seed=2).to(dtype)
+    half = ToMe(r=100).reduce(shown(x, keys, 100, 0))
+    full = ToMe(r=100).reduce(shown(x.float(), keys.float(), 100, 0))
+    assert torch.equal(half.assign, full.assign)
+    assert half.carry(x).dtype == dtype
+    assert torch.equal(half.carry(x), full.carry(x.float()).to(dtype))
+
+
+@pytest.mark.parametrize("rows", ["constant", "zero"])
+@pytest.mark.parametrize("prefix", [0, 1, 2])
+def test_ties_go_to_the_lowest_index(rows, prefix) -> None:
+    keys = torch.full((2, prefix + 12, 4), 0.5 if rows == "constant" else 0.0)
+    pairs = match(keys, 3, prefix)
+    a = [i for i in range(prefix + 12) if i % 2 == 0 and i >= prefix]
+    b = [i for i in range(prefix + 12) if i % 2 == 1 and i >= prefix]
+    assert pairs.leaving.tolist() == [a[:3]] * 2
+    assert pairs.joined.tolist() == [[b[0]] * 3] * 2
+    assert pairs.score.isfinite().all()
+
+
+def test_duplicates_merge_first_and_change_nothing() -> None:
+    x = random(1, 10, 6).repeat_interleave(2, dim=1)
+    pairs = match(x, 10)
+    assert torch.equal(pairs.joined, pairs.leaving + 1)
+    torch.testing.assert_close(pairs.score, torch.ones(1, 10), rtol=0, atol=1e-6)
+    torch.testing.assert_close(pairs.merge(0).carry(x), x[:, ::2], rtol=1e-6, atol=1e-6)
+
+
+def test_groups_depend_on_the_order_of_the_tokens() -> None:
+    """The split is by place: two neighbours can merge, the same two on places of equal parity cannot."""
+    keys = torch.eye(4)[[0, 0, 1, 2]][None]
+    assert match(keys, 1).joined.tolist() == [[1]]
+    moved = keys[:, [0, 2, 1, 3]]
+    assert match(moved, 1).score.item() < 0.5
+
+
+def test_sizes_weigh_the_mean() -> None:
+    x = torch.tensor([[[1.0], [4.0]]])
+    tokens = shown(x, torch.ones(1, 2, 3), 1, 0, size=torch.tensor([[1.0, 2.0]]))
+    plan = ToMe(r=1).reduce(tokens)
+    assert plan.carry(x).item() == 3.0
+    assert plan.source.tolist() == [[1]]
+
+
+# ------------------------------------------------------------------ plans and whole towers
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 2, 5])
+def test_counts_are_exact_for_every_size(prefix) -> None:
+    for n in range(1, 301, 1 if prefix == 1 else 7):
+        for keep in (1, n // 3 or 1, n, 0.1, 0.5, 1.0):
+            facts = alone(n, depth=9, prefix=prefix)
+            wanted = keep if isinstance(keep, int) else max(1, round(keep * n))
+            steps = ToMe(keep=keep).plan(facts)
+            assert n - sum(step.amount for step in steps) == wanted
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 2, 5])
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(n=st.integers(1, 300), part=st.floats(0, 1), inflection=st.floats(-1, 1), seed=st.integers(0, 9))
+def test_a_tower_ends_with_the_count(prefix, n, part, inflection, seed) -> None:
+    k = max(math.ceil(n / 16), round(part * n))
+    method = ToMe(keep=k, inflection=inflection)
+    x = random(2, prefix + n, 4, seed=seed)
+    size = torch.ones(x.shape[:2])
+    for step in method.plan(alone(n, depth=4, prefix=prefix)):
+        assert step.amount > 0
+        assert step.needs == (Keys(step.layer),)
+        tokens = shown(x, x, step.amount, prefix, size, step.layer)
+        plan = method.reduce(tokens).check(tokens)
+        x, size = plan.carry(x), sizes(plan, size)
+    assert x.shape[1] == prefix + k
+    assert size.sum(dim=1).tolist() == [prefix + n] * 2
+
+
+def test_nothing_to_merge_attaches_nothing() -> None:
+    for method in (ToMe(keep=1.0), ToMe(keep=576), ToMe(r=0), ToMe(r=[]), ToMe(r=[0, 0]), ToMe(r=(0, -1.0))):
+        assert method.plan(FACTS) == ()
+        assert method.is_identity(576)
+    for method in (ToMe(), ToMe(keep=64), ToMe(r=1), ToMe(r=[0, 1]), ToMe(r=(1, 0.5))):
+        assert method.plan(FACTS)
+        assert not method.is_identity(576)
+
+
+def test_blocks_after_the_features_do_not_merge() -> None:
+    deep = dataclasses.replace(FACTS, feature_block=3)
+    assert [step.layer for step in ToMe(r=2).plan(deep)] == [0, 1, 2, 3]
+    assert [step.layer for step in ToMe(r=[0, 3, 0, 3, 3]).plan(deep)] == [1, 3]
+    assert [step.amount for step in ToMe(r=(4, -1.0)).plan(FACTS)] == [r for r in schedule((4, -1.0), 24)[:23] if r]
+
+
+def test_steps_carry_the_switches() -> None:
+    assert {step.when for step in ToMe().plan(FACTS)} == {"middle"}
+    assert {step.proportional for step in ToMe().plan(FACTS)} == {True}
+    assert {step.proportional for step in ToMe(proportional=False).plan(FACTS)} == {False}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "policy"),
+    [
+        ({}, "keep"),
+        ({"positions": "renumber"}, "renumber"),
+        ({"output_order": "reference"}, "renumber"),
+    ],
+    ids=str,
+)
+def test_position_ids_follow_the_output_order(parameters, policy) -> None:
+    x = random(1, 9, 4)
+    assert ToMe(r=2, **parameters).reduce(shown(x, x, 2, 1)).positions == policy
+
+
+# ------------------------------------------------------------------ wrapped models
+
+
+def vit(**more: Any) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return timm.models.VisionTransformer(
+        img_size=32, patch_size=4, embed_dim=24, depth=3, num_heads=3, num_classes=5, **more
+    ).eval()
+
+
+@pytest.mark.parametrize("registers", [0, 4])
+def test_a_wrapped_vit(registers) -> None:
+    model, images = vit(reg_tokens=registers, init_values=0.5), random(2, 3, 32, 32)
+    with torch.no_grad():
+        bare = model(images)
+        with tr.wrapped(model, "tome", r=0):
+            assert torch.equal(model(images), bare)
+        with tr.wrapped(model, "tome", keep=11):
+            merged = model(images)
+            assert tr.report(model).tokens_kept == [[11], [11]]
+            for b in range(2):
+                torch.testing.assert_close(model(images[b : b + 1])[0], merged[b], rtol=1e-4, atol=1e-5)
+        assert torch.equal(model(images), bare)
+    assert not torch.allclose(merged, bare, atol=1e-4)
+
+
+def test_merging_duplicates_with_proportional_attention_changes_nothing() -> None:
+    """An image of two kinds of patches, without position embeddings: all merge within their kind, exactly."""
+    model = vit(pos_embed="none", class_token=False, global_pool="avg")
+    patch = random(2, 3, 4, 4)[torch.arange(64) // 4 % 2]
+    image = patch.reshape(8, 8, 3, 4, 4).permute(2, 0, 3, 1, 4).reshape(1, 3, 32, 32)
+    with torch.no_grad():
+        bare = model(image)
+        with tr.wrapped(model, "tome", r=[32, 15]):
+            torch.testing.assert_close(model(image), bare, rtol=1e-4, atol=1e-5)
+            assert tr.report(model).tokens_kept == [[17]]
+        with tr.wrapped(model, "tome", r=[32, 15], proportional=False):
+            assert not torch.allclose(model(image), bare, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("order", ["raster", "reference"])
+@pytest.mark.parametrize("tower", ["clip", "siglip"])
+def test_a_wrapped_llava(tower, order) -> None:
+    model = models.llava(tower, grid=6)
+    inputs = models.prompt(model, [1, 2], pad="left")
+    with tr.wrapped(model, "tome", keep=7, output_order=order), torch.no_grad():
+        assert model(**inputs).logits.isfinite().all()
+        assert [image.reached(0).source.numel() for image in tr.trace(model).images] == [7, 7, 7]
+
+
+# ------------------------------------------------------------------ errors
+
+
+@pytest.mark.parametrize(
+    ("parameters", "kind", "words"),
+    [
+        ({"keep": 0}, ValueError, "keep=0 tokens per image; allowed: an int >= 1"),
+        ({"keep": 1.5}, ValueError, r"keep=1.5 is outside \(0, 1\]"),
+        ({"keep": 0.5, "r": 8}, ValueError, "keep=0.5 and r=8 both set the number of tokens; give one"),
+        ({"r": -1}, TypeError, "r=-1; allowed: an int >= 0"),
+        ({"r": 2.5}, TypeError, "r=2.5; allowed: an int >= 0"),
+        ({"r": True}, TypeError, "r=True; allowed: an int >= 0"),
+        ({"r": "8"}, TypeError, "r='8'; allowed: an int >= 0"),
+        ({"r": [8, -1.0]}, ValueError, r"r=\[8, -1.0\]; allowed in a list: ints >= 0.*A pair is a tuple"),
+        ({"r": (8, 1.5)}, ValueError, r"inflection\)=1.5 is outside \[-1, 1\]"),
+        ({"r": (8, 1, 2)}, TypeError, r"r=\(8, 1, 2\); allowed"),
+        ({"r": 8, "inflection": 0.5}, ValueError, r"inflection=0.5 belongs to keep; with r give the pair"),
+        ({"inflection": 2}, ValueError, r"inflection=2 is outside \[-1, 1\]"),
+        ({"output_order": "random"}, ValueError, "output_order='random'; allowed: 'raster', 'reference'"),
+        ({"positions": "original"}, ValueError, "positions='original'; allowed: 'keep', 'renumber'"),
+        ({"ratio": 0.5}, TypeError, "tome has no parameter 'ratio'"),
+    ],
+    ids=str,
+)
+def test_bad_parameters_are_refused(parameters, kind, words) -> None:
+    with pytest.raises(kind, match=words):
+        make("tome", **parameters)
+
+
+def test_what_a_tower_cannot_do_is_refused_when_planning() -> None:
+    with pytest.raises(ValueError, match=r"r=\[1, .*has 25 entries for the 24 blocks"):
+        ToMe(r=[1] * 25).plan(FACTS)
+    with pytest.raises(ValueError, match=r"keep=0.5 has to be spread .* not fixed; give r, such as r=8"):
+        ToMe(keep=0.5).plan(dataclasses.replace(FACTS, tower_grid=None))
+    assert ToMe(r=8).plan(dataclasses.replace(FACTS, tower_grid=None))
+    with pytest.raises(ValueError, match="keep=577 exceeds the 576 patches"):
+        ToMe(keep=577).plan(FACTS)
+    with pytest.raises(ValueError, match=r"keep=17 of 576 patches: .* 5 blocks leave at least 18"):
+        ToMe(keep=17).plan(dataclasses.replace(FACTS, feature_block=4))

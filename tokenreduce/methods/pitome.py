@@ -1,0 +1,309 @@
+"""PiToMe: tokens of large clusters merge, isolated ones are protected."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+from torch import Tensor
+
+from tokenreduce.kernels.bipartite_matching import bipartite_matching
+from tokenreduce.kernels.energy_score import energy_score
+from tokenreduce.method import Method, ModelFacts, Step, choice, in_range
+from tokenreduce.methods.tome import OutputOrder, Pairs, best_pairs, fit, match, patches_kept, rows_of, schedule
+from tokenreduce.signals import Keys
+from tokenreduce.tokens import DROPPED, Budget, PositionPolicy, Reduction, VisualTokens, top_k
+
+Matching = Literal["energy", "energy_bsm", "bsm"]
+MATCHINGS = ("energy", "energy_bsm", "bsm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A released variant; the fields are the switches of ``PiToMe``.
+
+    A pair in ``matching`` is for the first half of the blocks (rounded up; with ``through_half`` the middle block, too)
+    and the others; a list has one entry per block, the last repeated.
+    """
+
+    metric: Literal["keys", "features"] = "keys"
+    when: Literal["middle", "after"] = "middle"
+    matching: Matching | list[Matching] | tuple[Matching, Matching] = "energy"
+    through_half: bool = False
+    m0: float = 0.9
+    fall: float | None = None
+    size_weighted: bool = True
+    prop_attn: bool = False
+
+    def matchings(self, depth: int) -> list[Matching]:
+        """The matching of each of ``depth`` blocks."""
+        match self.matching:
+            case str():
+                return [self.matching] * depth
+            case list():
+                return self.matching[:depth] + self.matching[-1:] * (depth - len(self.matching))
+            case first, other:
+                half = depth // 2 + 1 if self.through_half else math.ceil(depth / 2)
+                return [first if block < half else other for block in range(depth)]
+
+    def margin(self, block: int, depth: int) -> float:
+        """High in early blocks, where only near duplicates count, low in late ones."""
+        return self.m0 - (self.m0 if self.fall is None else self.fall) * block / depth
+
+
+PRESETS = {
+    "llava": Preset(
+        metric="features", when="after", matching=("bsm", "energy"), through_half=True, size_weighted=False
+    ),
+    "keys": Preset(prop_attn=True),
+    "deit": Preset(matching=("energy_bsm", "energy"), m0=0.75),
+    "mae": Preset(matching=("energy", "energy_bsm"), m0=0.75),
+    "aug": Preset(matching=("energy_bsm", "energy")),
+    "blip": Preset(metric="features"),
+    "blip2": Preset(m0=0.75, fall=0.4, prop_attn=True),
+    "clip": Preset(metric="features", m0=0.95),
+}
+
+
+class Merge(float):
+    """The number of a step, and what else the block needs to know.
+
+    From 1 on it counts the tokens to merge; below 1 it is rho, the share to keep of tokens counted when they are seen.
+    """
+
+    def __new__(cls, number: float, matching: Matching = "energy", margin: float = 0.9, weighted: bool = True) -> Merge:
+        self = super().__new__(cls, number)
+        self.matching, self.margin, self.weighted = matching, margin, weighted
+        return self
+
+    matching: Matching
+    margin: float
+    weighted: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class PiToMe(Method):
+    """In every block, score tokens by their energy, the mean thresholded similarity to all tokens; the 2r of highest
+    energy are candidates, split by rank into A and B, and each of A joins the most similar one of B. The others, the
+    isolated tokens, are protected.
+
+    Attributes:
+        keep: fraction or count of the *patches* that leave the tower, hit exactly; None: 0.5, unless ``rho`` or ``r`` is
+            given.
+        rho: share of its tokens that a block keeps, instead of ``keep``: a number in (0, 1], or a list, one per block,
+            padded with 1. Of T tokens ``floor(T - T rho)`` merge, at most half.
+        r: tokens merged per block, instead of ``keep``: a number, or a list, one per block, padded with zeros.
+        preset: a key of ``PRESETS``, from which every switch below follows that is None. None: ``llava`` (the released
+            LLaVA wiring) in a vision-language model, ``keys`` (the paper's figure) in an encoder alone.
+        metric: similarity is measured on ``keys`` (head mean) or ``features`` (all channels).
+        when: merge in the ``middle`` of a block, between attention and MLP, or ``after`` it.
+        matching: ``energy`` (the paper's), ``energy_bsm`` (ToMe's rule on tokens sorted by energy) or ``bsm`` (ToMe's
+            rule); one for all blocks, or a list, one per block, the last repeated.
+        m0: margin of block 0, in [-1, 1]; block i of L has ``m0 - fall * i / L``.
+        fall: see ``m0``, in [0, 2]; where the preset has none, ``m0``.
+        alpha: depth of the ELU below the margin, at least 0.
+        size_weighted: average by the number of patches a token stands for; False: plain mean.
+        prop_attn: attention counts a merged token as often as the patches it stands for.
+        prune: drop the tokens of A instead of merging them.
+        output_order: order in which a language model reads the rows. ``raster``: sorted by the patch each row sits at,
+            with that patch's position id. ``reference``: merged order, ids renumbered, as released.
+        positions: policy of position ids in ``raster`` order.
+
+    Source: Tran et al., "Accelerating Transformers with Spectrum-Preserving Token Merging", NeurIPS 2024,
+        arXiv 2405.16148, section 3.
+    Departures from the release: scores are float32 and ties go to the lowest index; rho below 0.5 merges half instead
+        of failing; prefix tokens other than [CLS] never merge; ``keep`` hits an exact count.
+    """
+
+    name = "pitome"
+    title = "merge inside clusters, protect isolated tokens"
+    paper = "arXiv 2405.16148"
+    stages = ("encoder",)
+    looks_at = "keys or features of every block"
+
+    keep: float | int | None = None
+    rho: float | list[float] | None = None
+    r: int | list[int] | None = None
+    preset: str | None = None
+    metric: Literal["keys", "features"] | None = None
+    when: Literal["middle", "after"] | None = None
+    matching: Matching | list[Matching] | None = None
+    m0: float | None = None
+    fall: float | None = None
+    alpha: float = 1.0
+    size_weighted: bool | None = None
+    prop_attn: bool | None = None
+    prune: bool = False
+    output_order: OutputOrder = "raster"
+
+    def __post_init__(self) -> None:
+        if self.keep is not None:
+            Budget(self.keep)
+        choice("positions", self.positions, ("keep", "renumber"))
+        choice("output_order", self.output_order, ("raster", "reference"))
+        choice("preset", self.preset, (None, *PRESETS))
+        choice("metric", self.metric, (None, "keys", "features"))
+        choice("when", self.when, (None, "middle", "after"))
+        if isinstance(self.matching, list) and self.matching:
+            for name in self.matching:
+                choice("matching", name, MATCHINGS)
+        else:
+            choice("matching", self.matching, (None, *MATCHINGS))
+        in_range("m0", self.m0 or 0.0, -1.0, 1.0)
+        in_range("fall", self.fall or 0.0, 0.0, 2.0)
+        in_range("alpha", self.alpha, 0.0, math.inf)
+        given = {name: getattr(self, name) for name in ("keep", "rho", "r") if getattr(self, name) is not None}
+        if len(given) > 1:
+            said = " and ".join(f"{name}={value!r}" for name, value in given.items())
+            raise ValueError(f"{said} both set the number of tokens; give one of keep, rho and r")
+        for share in self._shares:
+            if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+                raise ValueError(f"rho={self.rho!r}; allowed: the share kept per block, in (0, 1], or a list of such")
+        if isinstance(self.r, tuple):
+            raise TypeError(f"r={self.r!r}; allowed: an int >= 0 (tokens merged per block), or a list of such ints")
+        if self.r is not None:
+            schedule(self.r, len(self.r) if isinstance(self.r, list) else 1)
+
+    @property
+    def _shares(self) -> list[float]:
+        return [] if self.rho is None else self.rho if isinstance(self.rho, list) else [self.rho]
+
+    @property
+    def budget(self) -> Budget:
+        """The patches that leave the tower; all of them, as an upper bound, when ``rho`` or ``r`` decides."""
+        if self.rho is not None or self.r is not None:
+            return Budget(1.0)
+        return Budget(0.5 if self.keep is None else self.keep)
+
+    @property
+    def policy(self) -> PositionPolicy:
+        return self.positions if self.output_order == "raster" else "renumber"
+
+    def is_identity(self, n: int) -> bool:
+        if self.rho is not None:
+            return all(share == 1 for share in self._shares)
+        if self.r is not None:
+            return not any(self.r if isinstance(self.r, list) else [self.r])
+        return self.budget.count(n) >= n
+
+    def switches(self, facts: ModelFacts) -> Preset:
+        """The preset for such a model with the switches that were set by hand."""
+        name = self.preset or ("llava" if facts.decoder_depth else "keys")
+        by_hand = {f.name: getattr(self, f.name, None) for f in fields(Preset)}
+        return replace(PRESETS[name], **{key: value for key, value in by_hand.items() if value is not None})
+
+    def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
+        switches, depth = self.switches(facts), facts.tower_depth
+        for name, values in (("rho", self._shares), ("matching", self.matching)):
+            if isinstance(values, list) and len(values) > depth:
+                raise ValueError(
+                    f"{name} has {len(values)} entries for the {depth} blocks of this tower; give at most {depth}"
+                )
+        matchings = switches.matchings(depth)
+        return tuple(
+            Step(
+                "encoder",
+                layer=block,
+                needs=(Keys(block),) if switches.metric == "keys" else (),
+                amount=Merge(number, matchings[block], switches.margin(block, depth), switches.size_weighted),
+                when=switches.when,
+                proportional=switches.prop_attn,
+            )
+            for block, number in enumerate(self._numbers(facts, matchings))
+            if number > 0
+        )
+
+    def _numbers(self, facts: ModelFacts, matchings: list[Matching]) -> list[float] | list[int]:
+        """Per block up to the one that yields the features: merges, or rho below 1; 0 where nothing merges."""
+        depth = facts.feature_block + 1
+        if self.r is not None:
+            return schedule(self.r, facts.tower_depth)[:depth]
+        if self.rho is not None:
+            shares = self.rho if isinstance(self.rho, list) else [self.rho] * depth
+            return [share if share < 1 else 0.0 for share in shares[:depth]]
+        n, k = patches_kept(self.budget, facts, instead="rho, such as rho=0.95")
+        return spread_by_share(n, k, min(facts.tower_prefix, 1), matchings[:depth])
+
+    def reduce(self, tokens: VisualTokens) -> Reduction:
+        how, prefix = tokens.amount, tokens.prefix
+        assert tokens.layer is not None, "every step names a block"
+        assert isinstance(how, Merge), "every step has such an amount"
+        n = tokens.num_tokens - prefix
+        r = merges(n, how, min(prefix, 1), how.matching) if how < 1 else min(int(how), n // 2)
+        if r <= 0:
+            return Reduction.identity(tokens, positions=self.policy)
+        metric = tokens.signal(Keys(tokens.layer)) if tokens.signals else tokens.features
+        if how.matching == "bsm":
+            pairs = match(metric, r, prefix)
+        elif how.matching == "energy_bsm":
+            pairs = match_energy_bsm(metric, r, how.margin, self.alpha, prefix)
+        else:
+            pairs = match_energy(metric, r, how.margin, self.alpha, prefix)
+        plan = pairs.merge(prefix, weight=tokens.size if how.weighted else None)
+        if self.prune:
+            plan = replace(plan, assign=plan.assign.scatter(1, pairs.leaving, DROPPED), merges=False, weight=None)
+        return replace(plan, positions=self.policy)
+
+
+def match_energy(metric: Tensor, r: int, margin: float, alpha: float = 1.0, prefix: int = 0) -> Pairs:
+    """Energy matching of ``metric`` (B, N, C), its ``prefix`` rows left out (section 3).
+
+    Candidates are the 2 r rows of highest energy, r at most half the patches; even ranks join the most similar odd rank.
+    Lone rows come out in falling energy.
+    """
+    order = by_energy(metric, margin, alpha, prefix)
+    return _join_nearest(metric, order[:, 0 : 2 * r : 2], order[:, 1 : 2 * r : 2], alone=order[:, 2 * r :])
+
+
+def match_energy_bsm(metric: Tensor, r: int, margin: float, alpha: float = 1.0, prefix: int = 0) -> Pairs:
+    """ToMe's rule on ``metric`` (B, N, C) sorted by energy: even ranks against odd ranks, the ``r`` best pairs merge."""
+    order = by_energy(metric, margin, alpha, prefix)
+    return best_pairs(metric, order[:, 0::2], order[:, 1::2], r)
+
+
+def match_text(metric: Tensor, r: int, margin: float, prefix: int = 0) -> Pairs:
+    """The released variant for text: Gaussian energy of width ``1 - margin``; the ``r`` rows of highest energy join the
+    most similar of the next ``r``."""
+    order = top_k(energy_score(metric[:, prefix:], margin, shape="gaussian"), metric.shape[1] - prefix) + prefix
+    return _join_nearest(metric, order[:, :r], order[:, r : 2 * r], alone=order[:, 2 * r :])
+
+
+def by_energy(metric: Tensor, margin: float, alpha: float = 1.0, prefix: int = 0) -> Tensor:
+    """Rows (B, N - prefix) of ``metric`` by falling energy; of equal energies the lowest index first."""
+    return top_k(energy_score(metric[:, prefix:], margin, alpha), metric.shape[1] - prefix) + prefix
+
+
+def _join_nearest(metric: Tensor, a: Tensor, b: Tensor, alone: Tensor) -> Pairs:
+    score, partner = bipartite_matching(rows_of(metric, a), rows_of(metric, b))
+    return Pairs(alone=alone, hubs=b, leaving=a, joined=b.gather(1, partner), score=score)
+
+
+def merges(n: int, share: float, cls: int, matching: Matching) -> int:
+    """``floor(T - T rho)``, at most half of the ``n`` patches; only plain matching counts the [CLS] token in T.
+
+    Evaluated as written, in double precision.
+    """
+    total = n + cls if matching == "bsm" else n
+    return min(math.floor(total - total * float(share)), n // 2)
+
+
+def spread_by_share(n: int, k: int, cls: int, matchings: list[Matching]) -> list[int]:
+    """Merges per block from ``n`` patches to exactly ``k``, by one share rho for all blocks.
+
+    Of all shares the one that leaves the fewest patches, but at least ``k``; the last block merges the rest.
+    """
+
+    def simulate(share: float) -> list[int]:
+        counts: list[int] = []
+        for matching in matchings:
+            counts.append(merges(n - sum(counts), share, cls, matching))
+        return counts
+
+    low, high = 0.25, 1.0  # below 0.5 every block merges half
+    while low < (middle := (low + high) / 2) < high:
+        if n - sum(simulate(middle)) >= k:
+            high = middle
+        else:
+            low = middle
+    return fit(simulate(high), n, k)
