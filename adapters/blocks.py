@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 Handle = Any
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]

@@ -189,6 +189,10 @@ ALONE = {
 }
 
 
+def result(output) -> torch.Tensor:
+    return output if isinstance(output, torch.Tensor) else output.last_hidden_state
+
+
 def pixels(model, batch=2):
     config = getattr(model, "config", None)
     side = config.image_size if config is not None else model.patch_embed.img_size[0]
@@ -227,15 +231,11 @@ def test_blocks_equal_an_explicit_forward(name, when):
 def test_no_step_is_the_identity_bit_for_bit(name):
     model = ALONE[name]()
     x = pixels(model)
-    expected = model(x)
-    expected = expected if isinstance(expected, torch.Tensor) else expected.last_hidden_state
+    expected = result(model(x))
     with tr.wrapped(model, MergePairs(blocks=())):
-        got = model(x)
-        got = got if isinstance(got, torch.Tensor) else got.last_hidden_state
-        assert torch.equal(got, expected)
+        assert torch.equal(result(model(x)), expected)
         assert tr.report(model).tokens_kept == tr.report(model).tokens_in
-    after = model(x)
-    assert torch.equal(after if isinstance(after, torch.Tensor) else after.last_hidden_state, expected)
+    assert torch.equal(result(model(x)), expected)
 
 
 @pytest.mark.parametrize("timm_backed", [False, True])
@@ -344,3 +344,47 @@ def test_projector_methods_on_an_encoder_alone_are_refused():
     model = timm_model("plain")
     with pytest.raises(ValueError, match=r"stage 'projector'.*offers: encoder"):
         tr.wrap(model, "uniform", keep=4)
+
+
+@pytest.mark.parametrize(
+    "method", [tr.ToMe(r=3), tr.ToMe(keep=6), tr.PiToMe(keep=6)], ids=["tome-r", "tome-keep", "pitome"]
+)
+@pytest.mark.parametrize("name", ALONE)
+@torch.no_grad()
+def test_published_methods_on_every_architecture(name, method):
+    """Expected counts in every block, every patch stands somewhere, and undoing gives the same numbers back."""
+    model = ALONE[name]()
+    x = pixels(model)
+    plain = model(x)
+    steps = {s.layer: s for s in method.plan(family_of(model).facts())}
+    with tr.wrapped(model, method):
+        short = model(x)
+        report, trace = tr.report(model), tr.trace(model)
+    n, depth = report.tokens_in[0][0], len(family_of(model).blocks)
+    if method.name == "tome":
+        counts = [n]
+        for block in range(depth):
+            r = int(steps[block].amount) if block in steps else 0
+            counts.append(counts[-1] - min(r, counts[-1] // 2))
+        assert [k for k, _ in report.tokens_at_layer] == counts[:-1]
+        assert report.tokens_kept == [[counts[-1]]] * 2
+    if method.keep is not None:
+        assert report.tokens_kept == [[6], [6]]
+    sizes = torch.stack([image.standing_for().bincount() for image in trace.images])
+    assert sizes.sum(1).tolist() == [n, n]
+    assert sizes.min() >= 1
+    again = model(x)
+    assert result(short).shape == result(again).shape  # full width to the outside
+    assert not torch.equal(result(short), result(again))
+    assert torch.equal(result(again), result(plain))
+
+
+@pytest.mark.parametrize("name", ALONE)
+@torch.no_grad()
+def test_r_zero_is_the_identity_bit_for_bit(name):
+    model = ALONE[name]()
+    x = pixels(model)
+    plain = model(x)
+    with tr.wrapped(model, tr.ToMe(r=0)):
+        got = model(x)
+    assert torch.equal(result(got), result(plain))
