@@ -286,7 +286,7 @@ class DecoderDoor:
                 self.decided = Decided(self.call.input_ids, self.call.pictures, plan.decisions)
         self._record(plan, output, hidden)
         final = plan.packing(plan.depth - 1)
-        if plan.passive or self.output_length == "reduced" or final.width == plan.visual.shape[1]:
+        if not final.moved or self.output_length == "reduced":
             return None
         full = final.fill(hidden)
         if isinstance(output, tuple):

@@ -139,6 +139,8 @@ class EncoderDoor:
         assert state is not None
         done = []
         for method, step in steps:
+            if method.is_identity(state.assign.shape[1] - self.prefix):
+                continue
             layout = self.layout or Layout(1, state.assign.shape[1] - self.prefix)
             with self.pipeline.stopwatch(x.device):
                 tokens = VisualTokens(
@@ -158,6 +160,8 @@ class EncoderDoor:
                         f"method={method.name!r} keeps a different number of tokens per image in encoder block {index}; "
                         "a dense tower needs equal counts: run images one by one, or use a fixed budget"
                     )
+                if reduction.does_nothing(x.shape[1]):
+                    continue
                 state.apply(reduction, index, method.name)
                 x = reduction.carry(x)
             done.append((method, reduction))

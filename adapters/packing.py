@@ -16,6 +16,8 @@ class Packing:
         slot: (B, L) long, slot of the last living column at or before each column (0 or more).
     """
 
+    moved = True  # whether columns changed places
+
     def __init__(self, alive: Tensor, counts: list[int]) -> None:
         """``counts[b]`` is the number of living columns of row b, known on the host so that no device is waited for."""
         length, width = alive.shape[1], max(counts)
@@ -32,6 +34,7 @@ class Packing:
     def untouched(cls, real: Tensor, counts: list[int]) -> Packing:
         """The sequence as it came: every column in its place, padding included."""
         self = cls.__new__(cls)
+        self.moved = False
         batch, length = real.shape
         self.alive, self.counts, self.width = real, counts, length
         self.order = torch.arange(length, device=real.device).expand(batch, length)

@@ -130,9 +130,11 @@ class Plan:
 
     def run(self, stage: Stage, layer: int | None) -> tuple[list[ImageGroup], bool]:
         """Carry out the steps of a place, as decided before for this prompt or by asking the methods."""
-        groups, done = self.pipeline.run(stage, layer, self.groups, self.look, self.recalled.get((stage, layer)))
+        groups, done, changed = self.pipeline.run(
+            stage, layer, self.groups, self.look, self.recalled.get((stage, layer))
+        )
         self.decisions[stage, layer] = done
-        return groups, bool(done)
+        return groups, changed
 
     def repack(self, layer: int, groups: list[ImageGroup]) -> Packing:
         """Put the packing in force from ``layer`` on, after images went from ``self.groups`` to ``groups``."""

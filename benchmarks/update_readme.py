@@ -59,7 +59,13 @@ def methods_table() -> str:
     lines = ["| name | stage | looks at | paper | file |", "| --- | --- | --- | --- | --- |"]
     for row in tr.methods():
         file = registry()[row["name"]].__module__.rpartition(".")[2] + ".py"
-        cells = (f"`{row['name']}`", row["stages"], row["looks_at"], row["paper"], f"[{file}](tokenreduce/methods/{file})")
+        cells = (
+            f"`{row['name']}`",
+            row["stages"],
+            row["looks_at"],
+            row["paper"],
+            f"[{file}](tokenreduce/methods/{file})",
+        )
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -19,8 +19,12 @@ if TYPE_CHECKING:
     from tokenreduce.methods.fastervlm import FasterVLM
     from tokenreduce.methods.fastv import FastV
     from tokenreduce.methods.hiprune import HiPrune
+    from tokenreduce.methods.holitom import HoliTom
+    from tokenreduce.methods.mustdrop import MustDrop
+    from tokenreduce.methods.pitome import PiToMe
     from tokenreduce.methods.pool import Pool
     from tokenreduce.methods.random import Random
+    from tokenreduce.methods.tome import ToMe
     from tokenreduce.methods.uniform import Uniform
     from tokenreduce.provenance import Trace
     from tokenreduce.tables import families, methods

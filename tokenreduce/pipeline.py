@@ -70,13 +70,14 @@ class Pipeline:
         groups: list[ImageGroup],
         look: Look,
         decided: list[Reduction] | None = None,
-    ) -> tuple[list[ImageGroup], list[Reduction]]:
+    ) -> tuple[list[ImageGroup], list[Reduction], bool]:
         """Pass ``groups`` (with their features) through the steps of a place.
 
-        Returns the groups and the reductions carried out, in order (none: nothing changed). ``decided``, the reductions
-        of an earlier pass over the same prompt, are carried out again without asking the methods.
+        Returns the groups, the reductions carried out, in order, and whether any changed anything. ``decided``, the
+        reductions of an earlier pass over the same prompt, are carried out again without asking the methods.
         """
         done: list[Reduction] = []
+        changed = False
         for method, step in self.at(stage, layer):
             passed: list[ImageGroup] = []
             for group in groups:
@@ -97,7 +98,11 @@ class Pipeline:
                         signals={} if decided else {signal: look(signal, group) for signal in step.needs},
                     )
                     reduction = decided[len(done)] if decided else method.reduce(tokens)
-                    passed += group.apply(reduction.check(tokens), stage, layer, method.name)
-                done.append(reduction)
+                    done.append(reduction.check(tokens))
+                    if reduction.does_nothing(group.num_tokens):
+                        passed.append(group)
+                    else:
+                        passed += group.apply(reduction, stage, layer, method.name)
+                        changed = True
             groups = passed
-        return groups, done
+        return groups, done, changed

@@ -206,6 +206,11 @@ class Reduction:
     def num_kept(self) -> int:
         return self.source.shape[1]
 
+    def does_nothing(self, n: int) -> bool:
+        """Whether this plan leaves all ``n`` tokens as they are and says nothing new about them."""
+        unchanged = self.in_order and self.num_kept == n and self.features is None and not self.merges
+        return unchanged and self.valid is None and self.role is None and self.positions == "keep"
+
     def check(self, tokens: VisualTokens) -> Reduction:
         """Raise if this plan does not fit ``tokens``; shapes only, so that nothing waits for a device."""
         batch, n = tokens.features.shape[:2]

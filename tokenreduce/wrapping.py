@@ -32,7 +32,10 @@ class Attachment:
         from tokenreduce.adapters.family import family_of
 
         self.family = family_of(model)
-        pipeline = Pipeline(methods, self.family.facts())
+        self.facts = self.family.facts()
+        if images_as_video:  # counts then refer to a video of any length
+            self.facts = dataclasses.replace(self.facts, tokens_per_image=None)
+        pipeline = Pipeline(methods, self.facts)
         self.door: TowerDoor | DecoderDoor
         if isinstance(self.family, EncoderFamily):
             self.door = TowerDoor(self.family, pipeline, output_length)
@@ -135,9 +138,9 @@ def budget(model: nn.Module, keep: float | int) -> Iterator[None]:
 
     Example: ``with tr.budget(model, keep=64): model.generate(**inputs)``
     """
-    door = _attached(_plain(model)).door
-    before = door.pipeline
-    changed = Pipeline([dataclasses.replace(m, keep=keep) for m in before.methods], door.family.facts())
+    attachment = _attached(_plain(model))
+    door, before = attachment.door, attachment.door.pipeline
+    changed = Pipeline([dataclasses.replace(m, keep=keep) for m in before.methods], attachment.facts)
     same = changed.listens == before.listens and all(changed.layers(s) == before.layers(s) for s in ("llm", "cache"))
     if not same or bool(changed.layers("encoder")) != bool(before.layers("encoder")):
         raise ValueError(f"keep={keep} would move a method to other layers; unwrap and wrap again with it")

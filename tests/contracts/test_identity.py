@@ -15,7 +15,8 @@ def hooks(model) -> list[tuple[str, int, int]]:
 
 
 def method(name: str, keep):
-    return tr.FasterVLM(keep=keep) if name == "fastervlm" else registry()[name](keep=keep)
+    more = {"window": 2} if name == "mustdrop" else {}  # a 4 x 4 grid has no windows of 3
+    return registry()[name](keep=keep, **more)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -60,7 +61,7 @@ def test_text_alone_is_untouched(name):
 
 
 @pytest.mark.parametrize("keep", [1, 2, 7, 15, 16, 0.01, 0.25, 1 / 3, 0.5, 0.999])
-@pytest.mark.parametrize("name", registry())
+@pytest.mark.parametrize("name", sorted(set(registry()) - {"mustdrop", "holitom"}))  # an average; videos: see below
 def test_the_budget_is_filled_exactly_and_in_source_order(name, keep):
     model = llava()
     inputs = prompt(model, [2, 1], "left")
@@ -81,3 +82,32 @@ def test_the_budget_is_filled_exactly_and_in_source_order(name, keep):
         assert len(kept[b]) == images * count
         assert kept[b].tolist() == sorted(set(kept[b].tolist()))
         assert (inputs["input_ids"][b][kept[b]] == model.config.image_token_id).all()
+
+
+@pytest.mark.parametrize("keep", [0.25, 0.5, 54])
+def test_mustdrop_fills_its_average_over_layers(keep):
+    """In the counting of the paper: a layer that filters counts with what it passes on."""
+    model = llava(grid=12)
+    inputs = prompt(model, [2, 1], "left")
+    with tr.wrapped(model, tr.MustDrop(keep=keep)), torch.no_grad():
+        model(**inputs)
+        report = tr.report(model)
+    both, one = zip(*report.tokens_at_layer)
+    assert sum([*one[1:], one[-1]]) / len(one) == pytest.approx(keep if isinstance(keep, int) else keep * 144, abs=0.5)
+    assert both == tuple(2 * n for n in one)
+
+
+@pytest.mark.parametrize("keep", [0.25, 0.5, 9])
+def test_holitom_fills_the_budget_of_a_video_and_leaves_images_alone(keep):
+    model = llava()
+    inputs = prompt(model, [3])
+    method = tr.HoliTom(keep=keep, inner_keep=1.0)
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        with tr.wrapped(model, method):
+            assert torch.equal(model(**inputs).logits, expected)
+        with tr.wrapped(model, method, images_as_video=True):
+            model(**inputs)
+            report = tr.report(model)
+    assert report.tokens_in == [[48]]
+    assert report.tokens_kept == [[keep if isinstance(keep, int) else round(keep * 48)]]

@@ -99,6 +99,26 @@ def test_generate_equals_the_shortened_bare_model(model, methods, batch):
         assert uncached[b].tolist() == expected
 
 
+@pytest.mark.parametrize("methods", METHODS)
+def test_right_padding_when_the_longest_row_is_text(model, methods):
+    """The longest row is not shortened, so the width stays; the others are."""
+    inputs = prompt(model, [1, 0], "right")
+    long = torch.randint(4, 60, (1, inputs["input_ids"].shape[1] + 9), generator=torch.Generator().manual_seed(3))
+    ids, mask = torch.zeros(2, long.shape[1], dtype=torch.long), torch.zeros(2, long.shape[1], dtype=torch.long)
+    ids[0, : inputs["input_ids"].shape[1]], mask[0, : inputs["input_ids"].shape[1]] = inputs["input_ids"][0], 1
+    mask[0] *= ids[0] != 0
+    ids[1], mask[1] = long[0], 1
+    inputs = {**inputs, "input_ids": ids, "attention_mask": mask}
+    bare = embeddings(model, inputs)
+    with tr.wrapped(model, *METHODS[methods](has_cls(model))), torch.no_grad():
+        logits, trace = model(**inputs).logits, tr.trace(model)
+    for b in range(2):
+        embeds, positions, keep_at = shortened(inputs, b, bare, trace)
+        last = int(mask[b].nonzero()[-1])
+        expected = run(model, embeds, positions, keep_at)
+        torch.testing.assert_close(logits[b, last], expected[-1], atol=TOLERANCE, rtol=0)
+
+
 @pytest.mark.parametrize("pad", ["left", "right"])
 @pytest.mark.parametrize("methods", METHODS)
 def test_a_batch_equals_its_samples(model, methods, pad):

@@ -1,0 +1,246 @@
+"""MustDrop: window merging, the key set, the filter of one layer, of four, and a whole tiny Llama in a wrapped LLaVA."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+from golden_cases.common import FACTS, query_and_key
+from golden_cases.fastv import build
+from torch import Tensor
+
+import tokenreduce as tr
+from tokenreduce.adapters import family
+from tokenreduce.adapters.cache import state_of
+from tokenreduce.adapters.llava import Llava
+from tokenreduce.groups import Image, ImageGroup, group_images
+from tokenreduce.kernels.attention_row import attention_row
+from tokenreduce.kernels.window_similarity import window_similarity
+from tokenreduce.method import ModelFacts, Step
+from tokenreduce.methods.mustdrop import KEY, ROLES, MustDrop, attended, key_set
+from tokenreduce.tokens import Layout, Reduction, VisualTokens
+
+
+def run(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:
+    if "x" in inputs:
+        return windows(inputs["x"], params)
+    if "hidden_after_block0" in inputs:
+        return encoder(inputs, params)
+    if "attn" in inputs:
+        return one_filter(inputs["attn"], inputs["key_set"], params)
+    return llama(inputs, params) if "embeds" in inputs else prefill(inputs, params)
+
+
+# ------------------------------------------------------------------ encoder
+
+
+def merged(x: Tensor, params: dict[str, Any]) -> Reduction:
+    """The plan for the output ``x`` (B, 1 + N, C) of block 0."""
+    side = math.isqrt(x.shape[1] - 1)
+    window, _ = params["window"]
+    method = MustDrop(
+        keep=192,
+        mode="threshold",
+        window=window,
+        similarity=params["threshold"],
+        batch_min=True,
+        output_order="reference",
+    )
+    facts = dataclasses.replace(FACTS, tower_grid=(side, side))
+    (step,) = [step for step in method.plan(facts) if step.stage == "encoder"]
+    tokens = VisualTokens(x, Layout(side, side), step.stage, step.layer, prefix=1, amount=step.amount)
+    return method.reduce(tokens).check(tokens)
+
+
+def windows(x: Tensor, params: dict[str, Any]) -> dict[str, Tensor]:
+    plan, (window, _), side = merged(x, params), params["window"], math.isqrt(x.shape[1] - 1)
+    rows = torch.arange(plan.num_kept)
+    size = (plan.assign[:, :, None] == rows).sum(dim=1)
+    return {
+        "merged": plan.carry(x),
+        "size": size[..., None].float(),
+        "assign": plan.assign,
+        "num_merged_windows": (size[0] > 1).sum(),
+        "window_similarity": window_similarity(x[:, 1:], side, side, window),
+    }
+
+
+def encoder(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:
+    x = inputs["hidden_after_block0"]
+    method = MustDrop(keep=192, mode="threshold", key_rate=params["key_rate"])
+    query, key = query_and_key(inputs["cls_attn_last_block"][:, :, None])
+    score = attention_row(query, key, 1.0)[:, 0, 1:]
+    (step,) = [step for step in method.plan(FACTS) if step.stage == "projector"]
+    tokens = VisualTokens(inputs["features"][:, 1:], Layout(9, 9), signals={step.needs[0]: score}, amount=step.amount)
+    plan = method.reduce(tokens).check(tokens)
+    assert plan.role is not None
+    return {
+        "merged_after_block0": merged(x, params).carry(x),
+        "key_set": key_set(score, method.key_rate),
+        "key_set_sorted": torch.stack([(row == KEY).nonzero().flatten() for row in plan.role]),
+        "projector_input": plan.carry(tokens.features),
+    }
+
+
+# ------------------------------------------------------------------ language model
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenKeys(MustDrop, register=False):
+    """MustDrop from the projector on, with the keys of a vector."""
+
+    merge: bool = False
+    keys: tuple[int, ...] = ()
+
+    def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
+        return tuple(dataclasses.replace(s, needs=()) if s.stage == "projector" else s for s in super().plan(facts))
+
+    def reduce(self, tokens: VisualTokens) -> Reduction:
+        if tokens.stage != "projector":
+            return super().reduce(tokens)
+        role = torch.zeros_like(tokens.role)
+        role[:, list(self.keys)] = KEY
+        return Reduction.identity(tokens, role=role, role_names=ROLES, positions=self.positions)
+
+
+def given(params: dict[str, Any], keys: Tensor, **more: Any) -> GivenKeys:
+    return GivenKeys(
+        keep=1 / 3,
+        mode="threshold",
+        positions="renumber",
+        global_threshold=params["global_thr"],
+        individual_threshold=params["individual_thr"],
+        keys=tuple(keys.tolist()),
+        **more,
+    )
+
+
+def start(method: GivenKeys, system: int, n: int) -> ImageGroup:
+    """One image of ``n`` tokens after ``system`` text tokens, its keys named."""
+    (group,) = group_images([Image(0, torch.arange(n) + system, Layout(1, n))], torch.device("cpu"))
+    tokens = VisualTokens(torch.zeros(1, n, 1), group.layout)
+    (group,) = group.apply(method.reduce(tokens), "projector", None, method.name)
+    return group
+
+
+def filtered(method: GivenKeys, group: ImageGroup, attention: Tensor, system: int, layer: int) -> ImageGroup:
+    """``group`` after pruning layer ``layer``, whose maps over the sequence that entered it are (1, H, T, T)."""
+    n = group.num_tokens
+    query, key = query_and_key(attention)
+    rows = attention_row(query[:, :, system + n :], key, 1.0)[..., system : system + n]
+    (step,) = [s for s in method.plan(FACTS) if (s.stage, s.layer) == ("llm", layer + 1)]
+    tokens = VisualTokens(
+        torch.zeros(1, n, 1),
+        group.layout,
+        step.stage,
+        step.layer,
+        source=group.source,
+        size=group.size,
+        role=group.role,
+        signals=dict(zip(step.needs, (rows.sum(dim=1), rows.amax(dim=1)))),
+        amount=step.amount,
+    )
+    (after,) = group.apply(method.reduce(tokens).check(tokens), step.stage, step.layer, method.name)
+    return after
+
+
+def one_filter(attention: Tensor, keys: Tensor, params: dict[str, Any]) -> dict[str, Tensor]:
+    system, n = params["system_len"], params["image_len"]
+    method = given(params, keys)
+    after = filtered(method, start(method, system, n), attention, system, 2)
+    query, key = query_and_key(attention)
+    rows = attention_row(query[:, :, system + n :], key, 1.0)[..., system : system + n]
+    kept = attended(rows.sum(dim=1), rows.amax(dim=1), params["global_thr"], params["individual_thr"])
+    return {
+        "important": kept[0].nonzero().flatten(),
+        "keep": after.source[0],
+        "new_key_set": (after.role[0] == KEY).nonzero().flatten(),
+        "keep_sequence": sequence(after, system, n, attention.shape[-1]),
+    }
+
+
+def sequence(group: ImageGroup, system: int, n: int, length: int) -> Tensor:
+    """Columns of the tokens that are left."""
+    return torch.cat([torch.arange(system), group.seats[0], torch.arange(system + n, length)])
+
+
+def prefill(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:
+    system, n, depth = params["system_len"], params["image_len"], params["num_layers"]
+    length = system + n + params["text_len"]
+    method = given(params, inputs["key_set"], layers=tuple(params["pruning_layers"]))
+    group = start(method, system, n)
+    tokens = {0: sequence(group, system, n, length)}
+    for stage, layer in enumerate(params["pruning_layers"]):
+        group = filtered(method, group, inputs[f"attn_stage{stage}"], system, layer)
+        tokens[layer + 1] = sequence(group, system, n, length)
+    (trimmed,) = [step.layer for step in method.plan(FACTS) if step.stage == "cache"]
+    entering = [tokens[max(first for first in tokens if first <= layer)] for layer in range(depth)]
+    cached = [entering[-1] if layer >= (trimmed or 0) else row for layer, row in enumerate(entering)]
+    return {
+        "token_ids": padded(entering, length),
+        "position_ids": padded([torch.arange(len(row)) for row in entering], length),
+        "cache_ids": padded(cached, length),
+        "final_ids": entering[-1],
+        # the released rule; this library goes on from the length that entered the layer
+        "decode_position": torch.tensor([len(row) for row in cached]),
+    }
+
+
+def padded(rows: list[Tensor], length: int) -> Tensor:
+    return torch.stack([torch.nn.functional.pad(row, (0, length - len(row)), value=-1) for row in rows])
+
+
+def llama(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:
+    """The Llama given by its weights as the language model of a LLaVA, wrapped, through prefill and one decode step."""
+    embeds, follow = inputs["embeds"], inputs["next_embed"]
+    _, length, _ = embeds.shape
+    system, n = params["system_len"], params["image_len"]
+    image, marker = slice(system, system + n), length
+    ids = torch.arange(length)[None].clone()
+    ids[:, image] = marker
+    table = torch.cat([embeds[0], torch.full_like(embeds[0, :1], 7.0), follow[0]])
+    model = build(inputs, params, table, marker)
+    model.model.get_image_features = lambda **_: SimpleNamespace(pooler_output=[embeds[0, image]])
+
+    with mock.patch.dict(family._FAMILIES):
+
+        class OneImage(Llava):
+            """An image of just as many tokens as the vector has: the first cells of the tower's grid."""
+
+            model_types = ("llava",)
+
+            @property
+            def cells(self) -> list[int]:
+                return super().cells[:n]
+
+        tr.wrap(model, given(params, inputs["key_set"], layers=tuple(params["pruning_layers"])))
+    with torch.no_grad():
+        prefill = model.model(input_ids=ids, pixel_values=torch.zeros(1, 3, 1, 1), use_cache=True)
+        cache = prefill.past_key_values
+        as_released = copy.deepcopy(cache)
+        cached = [layer.keys.shape[2] for layer in cache.layers]
+        visual = tr.trace(model).kept_at[max(params["pruning_layers"]) + 1][0]
+        kept = torch.cat([torch.arange(system), visual, torch.arange(system + n, length)])
+        entered = [n_l[0] + length - n for n_l in tr.report(model).tokens_at_layer]
+        last = torch.tensor([[marker + 1]])
+        decode = model.model(input_ids=last, past_key_values=cache, use_cache=True)
+        state = state_of(as_released)
+        assert state is not None
+        state.shift = [None if held == length else torch.tensor([length - held]) for held in cached]
+        released = model.model(input_ids=last, past_key_values=as_released, use_cache=True)
+    full = prefill.last_hidden_state
+    return {
+        "hidden": full[:, kept],
+        "final_ids": kept,
+        "cache_len": torch.tensor(cached),
+        "prefill_len": torch.tensor(entered),
+        "decode_position": torch.tensor(cached),
+        "decode_hidden": released.last_hidden_state,
+        "decode_hidden_consistent": decode.last_hidden_state,
+    }

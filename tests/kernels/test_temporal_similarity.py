@@ -1,0 +1,31 @@
+"""temporal_similarity against the cosine of every pair of places."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tokenreduce.kernels.temporal_similarity import temporal_similarity
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 8, 100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("frames", [1, 2, 9, 17])
+def test_equals_the_cosine(frames, dtype, chunk) -> None:
+    x = torch.randn(frames, 5, 7).to(dtype)
+    x[0, 2] = 0
+    found = temporal_similarity(x, chunk=chunk)
+    assert found.shape == (frames - 1, 5)
+    assert found.dtype == torch.float32
+    for t in range(frames - 1):
+        for n in range(5):
+            a, b = x[t, n].double(), x[t + 1, n].double()
+            expected = float(a @ b / (a.norm() * b.norm()).clamp_min(1e-12))
+            assert abs(float(found[t, n]) - expected) < 1e-6  # float32 products of 7 values
+
+
+def test_memory_does_not_grow_with_the_video(meter) -> None:
+    x = torch.randn(64, 6, 32)
+    with meter:
+        temporal_similarity(x, chunk=4)
+    assert 0 < meter.largest <= 5 * 6 * 32

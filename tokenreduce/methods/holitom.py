@@ -1,0 +1,366 @@
+"""HoliTom: what stands still in a video is kept once, what moves is kept where it is attended to, then folded once more."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tokenreduce.kernels.bipartite_matching import bipartite_matching
+from tokenreduce.kernels.density_peaks import density_peaks
+from tokenreduce.kernels.temporal_segmentation import MAX_WINDOW, TemporalSegmenter, temporal_segmentation
+from tokenreduce.kernels.temporal_similarity import temporal_similarity
+from tokenreduce.method import Method, ModelFacts, Step, choice, in_range
+from tokenreduce.signals import AttentionReceived, LastQueryAttention
+from tokenreduce.tokens import Budget, Reduction, VisualTokens, group_mean, top_k
+
+#: 18 of 28 layers in the paper's 7B setting
+INNER_DEPTH = 0.643
+
+
+@dataclass(frozen=True, kw_only=True)
+class HoliTom(Method):
+    """Cut a video into segments in which much stands still; in each, average what stands still over the frames and
+    cluster it, and keep the most attended of what moves. Inside the language model, once, fold the tokens that the last
+    prompt token ignores into the ones they resemble. Images pass through unreduced.
+
+    Attributes:
+        keep: fraction r of the T * N tokens of a video, or count per video, at the entry of the language model.
+            ``keep=1.0`` turns the whole method off.
+        tau: cosine in [-1, 1] above which a place stands still; published with 0.8, and with 0.65 at keep=0.1.
+        beta: weight in [0, 1] of a cluster's centre against the mean of its members.
+        plain_mean: average centre and members alike instead.
+        neighbours: k of the density, at least 1.
+        max_window: frames of the longest segment.
+        ratio: spread the budget over the whole ``video`` (the paper), or give each ``segment`` its own share, which is all
+            a stream can know.
+        exact: fill the budget exactly by largest remainder; False rounds each part as released, which keeps a little more.
+        reference_k: limit k to the number of clusters, as released; with one cluster all densities are equal then.
+        output_order: ``raster``, or the released ``reference`` order, in each segment the clusters first.
+        layer: decoder layer (0-based) at whose entry tokens are folded, at least 1; None scales 18 of 28 to the depth.
+        inner_keep: fraction in (0, 1] kept there (1 - R); 1.0 leaves the inner step out.
+        positions: the release renumbers at the entry (``renumber``); the default keeps position ids. The inner step
+            keeps them always.
+
+    Source: Shao et al., "HoliTom: Holistic Token Merging for Fast Video Large Language Models", NeurIPS 2025,
+        arXiv 2505.21334.
+    Departures from the release: exact counts; k is limited by the number of tokens only; no random jitter, ties go to
+        the lowest index; the layer that is listened to stays causal; at least one token of a video is left; row newlines
+        are neither counted nor folded. See the method's page.
+    """
+
+    name = "holitom"
+    title = "video: merge what stands still"
+    paper = "arXiv 2505.21334"
+    stages = ("projector", "llm")
+    looks_at = "change between frames, attention received in the feature block, last row of decoder layer K-1"
+
+    keep: float | int = 0.25
+    tau: float = 0.8
+    beta: float = 0.6
+    plain_mean: bool = False
+    neighbours: int = 7
+    max_window: int = MAX_WINDOW
+    ratio: Literal["video", "segment"] = "video"
+    exact: bool = True
+    reference_k: bool = False
+    output_order: Literal["raster", "reference"] = "raster"
+    layer: int | None = None
+    inner_keep: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        in_range("tau", self.tau, -1.0, 1.0)
+        in_range("beta", self.beta, 0.0, 1.0)
+        choice("ratio", self.ratio, ("video", "segment"))
+        choice("output_order", self.output_order, ("raster", "reference"))
+        for argument, low, advice in (("neighbours", 1, 7), ("max_window", 1, MAX_WINDOW), ("layer", 1, 18)):
+            value = getattr(self, argument)
+            if argument == "layer" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+                raise ValueError(f"{argument}={value!r}; allowed: an int >= {low}. The paper uses {advice}.")
+        if not 0.0 < self.inner_keep <= 1.0:
+            raise ValueError(
+                f"inner_keep={self.inner_keep!r} is outside (0, 1], the range of a fraction kept; 1.0 leaves the inner "
+                "step out. The paper uses 0.5."
+            )
+        if self.ratio == "segment" and isinstance(self.keep, int):
+            raise ValueError(
+                f"keep={self.keep} tokens per video cannot be spread without knowing the whole video; with "
+                "ratio='segment' and for streams give a fraction, such as keep=0.25"
+            )
+
+    def is_identity(self, n: int) -> bool:
+        return self.budget.is_full
+
+    def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
+        outer = Step("projector", needs=(AttentionReceived(facts.feature_block),))
+        if self.inner_keep == 1.0:
+            return (outer,)
+        depth = facts.decoder_depth
+        layer = min(max(1, round(INNER_DEPTH * depth)), depth - 1) if self.layer is None else self.layer
+        if not 1 <= layer < depth:
+            raise ValueError(
+                f"layer={layer} is outside [1, {depth - 1}], the decoder layers that follow another; pass one of them, or "
+                "inner_keep=1.0 to leave the inner step out"
+            )
+        return (outer, Step("llm", layer=layer, needs=(LastQueryAttention(layer - 1),)))
+
+    def reduce(self, tokens: VisualTokens) -> Reduction:
+        whole = tokens.layout.num_tokens
+        if tokens.layout.frames == 1 or self.budget.count(whole) >= whole:
+            return Reduction.identity(tokens)
+        (score,) = tokens.signals.values()
+        if tokens.stage == "llm":
+            return fold(tokens.features, score, Budget(self.inner_keep).count(tokens.num_tokens))
+        n = per_frame(tokens)
+        shape = (tokens.layout.frames, n)
+        plans = [self._video(x, a) for x, a in zip(tokens.features.unflatten(1, shape), score.unflatten(1, shape))]
+        width = max(len(source) for _, source, _ in plans)
+        counts = torch.tensor([len(source) for _, source, _ in plans], device=score.device)
+        source = torch.stack([F.pad(source, (0, width - len(source))) for _, source, _ in plans])
+        return Reduction.merge(
+            torch.stack([assign for assign, _, _ in plans]),
+            source,
+            torch.stack([weight for _, _, weight in plans]),
+            valid=torch.arange(width, device=score.device) < counts[:, None],
+            positions=self.positions,
+        )
+
+    def stream(self, limit: int = 64) -> HoliTomStream:
+        """The outer part for a video that arrives frame by frame; holds at most ``limit`` frames."""
+        return HoliTomStream(self, limit)
+
+    def _video(self, x: Tensor, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Row (T * N,), source (K,) and weight (T * N,) of the tokens ``x`` (T, N, D) of one video."""
+        n = x.shape[1]
+        still = temporal_similarity(x) > self.tau
+        held = still.cpu()
+        segments, _ = temporal_segmentation(held, self.max_window)
+        spans = [(stop - start, int(stands(held, start, stop).sum())) for start, stop in segments]
+        if self.ratio == "video":
+            shares = allot(spans, n, self.budget, exact=self.exact)
+        else:
+            shares = [share for span in spans for share in allot([span], n, self.budget, exact=self.exact)]
+        rows, sources, weights, before = [], [], [], 0
+        for (start, stop), share in zip(segments, shares):
+            assign, source, weight = self._segment(x[start:stop], score[start:stop], stands(still, start, stop), share)
+            rows.append(torch.where(assign >= 0, assign + before, assign))
+            sources.append(source + start * n)
+            weights.append(weight)
+            before += len(source)
+        return torch.cat(rows), torch.cat(sources), torch.cat(weights)
+
+    def _segment(self, x: Tensor, score: Tensor, still: Tensor, share: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """The same for one segment ``x`` (T, N, D): ``share[0]`` clusters of what is ``still`` (N,), and of the rest of
+        frame t the ``share[1 + t]`` most attended tokens.
+        """
+        frames, n, _ = x.shape
+        clusters, device = share[0], x.device
+        assign = torch.full((frames, n), -1, device=device)
+        weight = torch.ones(frames, n, device=device)
+        sources = []
+        if clusters:
+            static = still.nonzero().flatten()
+            mean = x[:, static].float().mean(dim=0)
+            k = min(self.neighbours, clusters) if self.reference_k else self.neighbours
+            centre, _, group = density_peaks(mean[None], clusters, k)
+            assign[:, static] = group[0]
+            if not self.plain_mean:
+                members = torch.bincount(group[0], minlength=clusters) - 1
+                part = ((1 - self.beta) / members.clamp_min(1))[group[0]]
+                part[centre[0]] = torch.where(members > 0, self.beta, 1.0)
+                weight[:, static] = part
+            sources.append(static[centre[0]])
+        moving = (~still).nonzero().flatten()
+        if any(share[1:]):
+            room = torch.tensor(share[1:], device=device)[:, None]
+            order = top_k(score[:, moving], len(moving))
+            place = torch.arange(len(moving), device=device).expand_as(order)
+            kept = torch.zeros_like(order, dtype=torch.bool).scatter_(1, order, place < room)
+            cell = torch.arange(frames * n, device=device).view(frames, n)[:, moving][kept]
+            assign.view(-1)[cell] = torch.arange(len(cell), device=device) + clusters
+            sources.append(cell)
+        if not sources:
+            return assign.flatten(), torch.zeros(0, dtype=torch.long, device=device), weight.flatten()
+        source = torch.cat(sources)
+        if self.output_order == "raster":
+            source, order = source.sort()
+            assign = torch.where(assign >= 0, order.argsort()[assign.clamp_min(0)], -1)
+        return assign.flatten(), source, weight.flatten()
+
+
+def per_frame(tokens: VisualTokens) -> int:
+    """Tokens of a frame; raises unless all frames of the video have the same cells and all their tokens are there."""
+    layout, whole = tokens.layout, tokens.layout.num_tokens
+    n, area = whole // layout.frames, layout.height * layout.width
+    cells = None if layout.cells is None else [cell % area for cell in layout.cells]
+    if tokens.num_tokens != whole or (cells is not None and cells != cells[:n] * layout.frames):
+        raise ValueError(
+            f"method='holitom' compares whole frames, but {tokens.num_tokens} of {whole} tokens of a video of "
+            f"{layout.frames} frames arrive, or frames differ in shape; put it before the other methods of its stage, and "
+            "merge nothing in the encoder"
+        )
+    return n
+
+
+def stands(still: Tensor, start: int, stop: int) -> Tensor:
+    """(N,) bool, places that stand still in frames ``start`` to ``stop`` - 1; none do in a single frame."""
+    return still[start : stop - 1].all(dim=0) if stop - start > 1 else still.new_zeros(still.shape[1])
+
+
+def corrected(spans: Sequence[tuple[int, int]], n: int, budget: Budget) -> tuple[int, int, float]:
+    """T * N, what is left of it when places that stand still count once per segment, and the ratio of that to keep.
+
+    What is saved goes to all parts alike: r' = min(r * T * N / (T * N - saved), 1).
+    """
+    total = sum(frames for frames, _ in spans) * n
+    left = total - sum((frames - 1) * static for frames, static in spans)
+    wanted = budget.keep * total if isinstance(budget.keep, float) else budget.count(total)
+    return total, left, min(wanted / left, 1.0)
+
+
+def allot(spans: Sequence[tuple[int, int]], n: int, budget: Budget, *, exact: bool) -> list[list[int]]:
+    """How many tokens each part of a video keeps: per segment its clusters, then each of its frames.
+
+    Args:
+        spans: segments of the video; ``n`` places per frame; ``budget`` for the T * N tokens of them all.
+        exact: T * N tokens of ``budget`` in all, by largest remainder (ties: the earliest part), or fewer where no more are
+            left; False rounds clusters to the nearest (half to even) and frames up. At least one token in either case.
+    """
+    total, left, ratio = corrected(spans, n, budget)
+    sizes = [size for frames, static in spans for size in (static, *[n - static] * frames)]
+    clusters = [is_first for frames, _ in spans for is_first in (True, *[False] * frames)]
+    quotas = [size * ratio for size in sizes]
+    if exact:
+        counts = [math.floor(quota) for quota in quotas]
+        missing = min(budget.count(total), left) - sum(counts)
+        by_remainder = sorted(range(len(quotas)), key=lambda i: (counts[i] - quotas[i], i))
+        for i in by_remainder[:missing]:
+            counts[i] += 1
+    else:
+        slack = 1e-9  # a product that should be whole
+        counts = [round(q) if first else math.ceil(q - slack) for q, first in zip(quotas, clusters)]
+        if not any(counts):
+            counts[max(range(len(quotas)), key=lambda i: quotas[i])] = 1
+    parts = iter(counts)
+    return [[next(parts) for _ in range(frames + 1)] for frames, _ in spans]
+
+
+def fold(features: Tensor, score: Tensor, k: int) -> Reduction:
+    """The inner step: keep the ``k`` tokens of highest ``score`` (B, N), fold each other one into the one it resembles.
+
+    Folding in source order, h <- (h + h_source) / 2, gives the last of m sources the weight 1/2, the one before 1/4, ...,
+    and 2^-m to the kept token: one weighted mean.
+    """
+    batch, n, channels = features.shape
+    keep = top_k(score, k).sort(dim=1).values
+    dropped = torch.ones(batch, n, device=score.device).scatter_(1, keep, 0.0)
+    rest = top_k(dropped, n - k)  # ascending
+
+    def rows(index: Tensor) -> Tensor:
+        return features.gather(1, index.unsqueeze(-1).expand(-1, -1, channels))
+
+    _, target = bipartite_matching(rows(rest), rows(keep))
+    folded = torch.zeros_like(keep).scatter_add_(1, target, torch.ones_like(target))
+    by_target, order = target.sort(dim=1, stable=True)
+    later = folded.cumsum(dim=1).gather(1, by_target) - torch.arange(n - k, device=score.device)
+    assign = torch.zeros(batch, n, dtype=torch.long, device=score.device)
+    assign.scatter_(1, keep, torch.arange(k, device=score.device).expand_as(keep)).scatter_(1, rest, target)
+    weight = torch.zeros(batch, n, device=score.device).scatter_(1, keep, torch.exp2(-folded.float()))
+    weight.scatter_(1, rest.gather(1, order), torch.exp2(-later.float()))
+    return Reduction.merge(assign, keep, weight)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The tokens of one finished segment of a stream, in the order of the method.
+
+    Attributes:
+        start, stop: frames ``start`` to ``stop`` - 1, counted from the beginning of the stream.
+        features: (K, D). ``frame``, ``cell``: (K,) long, where each token sits; ``size``: (K,), tokens it stands for.
+    """
+
+    start: int
+    stop: int
+    features: Tensor
+    frame: Tensor
+    cell: Tensor
+    size: Tensor
+
+
+class HoliTomStream:
+    """The outer part of HoliTom, frame by frame.
+
+    A segment is handed out as soon as no later frame can change it; then the segments are exactly those of the whole
+    video. Each gets its own share of the budget, so the tokens equal those of ``HoliTom(ratio="segment")`` on the whole
+    video. When ``limit`` frames are undecided, the best cut so far is made final: memory is at most ``limit`` frames of
+    N * D features and N scores, N run lengths and 2 * ``limit`` integers, however long the video.
+
+    Example:
+        >>> import torch
+        >>> stream = HoliTom(keep=0.25).stream(limit=32)
+        >>> frames = torch.randn(1, 6, 16).expand(5, -1, -1)
+        >>> segments = [s for frame in frames for s in stream.push(frame, torch.rand(6))] + stream.flush()
+        >>> [(s.start, s.stop, tuple(s.features.shape)) for s in segments]
+        [(0, 5, (6, 16))]
+    """
+
+    def __init__(self, method: HoliTom, limit: int = 64) -> None:
+        if limit < 1:
+            raise ValueError(f"limit={limit} frames; allowed: an int >= 1, such as limit=64")
+        if isinstance(method.keep, int):
+            raise ValueError(
+                f"keep={method.keep} tokens per video cannot be spread over a stream of unknown length; give a fraction, "
+                "such as keep=0.25"
+            )
+        self.method = method
+        self.limit = limit
+        self._segmenter = TemporalSegmenter(method.max_window)
+        self._held: list[tuple[Tensor, Tensor, Tensor]] = []  # features, scores, places still since the frame before
+
+    def push(self, frame: Tensor, score: Tensor) -> list[Segment]:
+        """Add ``frame`` (N, D) with its attention ``score`` (N,); returns the segments that are finished now."""
+        still = torch.zeros(len(frame), dtype=torch.bool, device=frame.device)
+        if self._held:
+            before = self._held[-1][0]
+            if before.shape != frame.shape:
+                raise ValueError(
+                    f"frame of shape {tuple(frame.shape)} after frames of shape {tuple(before.shape)}; allowed: equal "
+                    "shapes. Start a new stream for another video."
+                )
+            still = temporal_similarity(torch.stack([before, frame]))[0] > self.method.tau
+        self._segmenter.push(still)
+        self._held.append((frame, score, still))
+        finished = self._hand_out(self._segmenter.settled())
+        if self._segmenter.undecided >= self.limit:
+            finished += self._hand_out(self._segmenter.finish())
+        return finished
+
+    def flush(self) -> list[Segment]:
+        """The end of the video: the remaining segments. The next frame pushed begins another video."""
+        segments = self._hand_out(self._segmenter.finish())
+        self._segmenter = TemporalSegmenter(self.method.max_window)
+        return segments
+
+    def _hand_out(self, spans: list[tuple[int, int]]) -> list[Segment]:
+        return [self._segment(start, stop) for start, stop in spans]
+
+    def _segment(self, start: int, stop: int) -> Segment:
+        """The tokens of the oldest ``stop - start`` frames held, which leave."""
+        method, frames = self.method, self._held[: stop - start]
+        del self._held[: stop - start]
+        x, score, still = (torch.stack(part) for part in zip(*frames))
+        held = stands(still[1:], 0, len(frames))
+        n = x.shape[1]
+        (share,) = allot([(len(frames), int(held.sum()))], n, method.budget, exact=method.exact)
+        assign, source, weight = method._segment(x, score, held, share)
+        size = torch.bincount(assign[assign >= 0], minlength=len(source))
+        features = group_mean(x.flatten(0, 1)[None], assign[None], len(source), weight[None])[0]
+        return Segment(start, stop, features, start + source // n, source % n, size)

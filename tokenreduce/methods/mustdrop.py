@@ -1,0 +1,348 @@
+"""MustDrop: merge alike windows in the encoder, drop what the text ignores in the language model, trim the cache."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tokenreduce.kernels.window_similarity import window_similarity
+from tokenreduce.method import Method, ModelFacts, Step, choice, in_range
+from tokenreduce.signals import AttentionReceived, ClsAttention, Signal, TextAttention
+from tokenreduce.tokens import Budget, Reduction, VisualTokens, top_k
+
+ROLES = ("patch", "key")
+KEY = 1
+#: published (theta_g, theta_i) by the share of tokens kept on average: 192, 128 and 64 of 576
+THRESHOLDS = {1 / 3: (0.001, 0.001), 2 / 9: (0.0012, 0.001), 1 / 9: (0.011, 0.01)}
+PRESETS = {192: 1 / 3, 128: 2 / 9, 64: 1 / 9}
+#: decoder layers of 32 after which tokens are dropped
+LAYERS = (2, 6, 10, 14)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MustDrop(Method):
+    """Average the windows of patches that are alike after the first vision block; remember the patches most attended
+    to as keys; after four decoder layers drop what the text attends to neither jointly nor singly, keys excepted; then
+    let the cache forget what did not survive to the end.
+
+    Attributes:
+        keep: visual tokens in a decoder layer, averaged over the layers as the release counts them (a pruning layer by its
+            shorter output): a fraction of the patches, or a count per image.
+        mode: ``budget`` fills ``keep`` exactly, with fixed numbers of tokens per stage; ``threshold`` is the published
+            rule: counts follow the image and the question, ``keep`` picks the published thresholds for 192, 128 or 64 (or
+            1/3, 2/9, 1/9) tokens.
+        layers: decoder layers (0-based) after which tokens are dropped; None scales 2, 6, 10, 14 of 32 to the depth.
+        merge: whether windows are merged in the encoder; False for towers that cannot.
+        window: side w of a window, at least 2.
+        similarity: tau, mean cosine from which a window is merged in mode ``threshold``.
+        merge_to: patches that leave the encoder, a fraction or a count, reached from above in steps of w^2 - 1; None: by
+            ``similarity``, and in mode ``budget`` by the same geometric schedule as the rest.
+        batch_min: merge as many windows in every image of a tower batch as in the one with fewest, as released.
+        score: importance of a key: ``cls``, its [CLS] attention in the last vision block, or ``global_mean``, the attention
+            it receives there from all tokens, for towers without a [CLS] token.
+        key_rate: share of the encoder's patches that are keys, in (0, 1].
+        global_threshold: theta_g, share of the text's attention; ``individual_threshold``: theta_i, attention of a single
+            text token. None: published; in mode ``budget`` only their ratio counts.
+        trim_cache: whether the cache forgets.
+        output_order: ``raster``, or the released ``reference`` order, merged windows first.
+        positions: the release renumbers (``renumber``); the default keeps position ids.
+
+    Source: Liu et al., "Multi-Stage Vision Token Dropping: Towards Efficient Multimodal Large Language Model", 2024,
+        arXiv 2411.10803.
+    Departures from the release: exact budgets by default; positions kept; survivors in raster order; each image on its
+        own, in any batch; attention maps are never made; shares are float32; layers scale to any depth. See its page.
+    """
+
+    name = "mustdrop"
+    title = "merge, filter by text, trim the cache"
+    paper = "arXiv 2411.10803"
+    stages = ("encoder", "projector", "llm", "cache")
+    looks_at = "likeness of patches, [CLS] attention of the last block, attention of the text"
+
+    keep: float | int = 1 / 3
+    mode: Literal["budget", "threshold"] = "budget"
+    layers: tuple[int, ...] | None = None
+    merge: bool = True
+    window: int = 3
+    similarity: float = 0.8
+    merge_to: float | int | None = None
+    batch_min: bool = False
+    score: Literal["cls", "global_mean"] = "cls"
+    key_rate: float = 0.08
+    global_threshold: float | None = None
+    individual_threshold: float | None = None
+    trim_cache: bool = True
+    output_order: Literal["raster", "reference"] = "raster"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choice("mode", self.mode, ("budget", "threshold"))
+        choice("score", self.score, ("cls", "global_mean"))
+        choice("output_order", self.output_order, ("raster", "reference"))
+        in_range("similarity", self.similarity, -1.0, 1.0)
+        if not 0.0 < self.key_rate <= 1.0:
+            raise ValueError(
+                f"key_rate={self.key_rate!r} is outside (0, 1], the range of a share. The paper uses 0.08."
+            )
+        if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 2:
+            raise ValueError(f"window={self.window!r}; allowed: an int >= 2, the side of a window. The paper uses 3.")
+        for argument in ("global_threshold", "individual_threshold"):
+            value = getattr(self, argument)
+            if value is not None and not 0.0 < value <= 1.0:
+                raise ValueError(f"{argument}={value!r} is outside (0, 1], the range of a share of attention")
+        if self.layers is not None and (not self.layers or any(b <= a for a, b in pairwise((-1, *self.layers)))):
+            raise ValueError(f"layers={self.layers!r}; allowed: ascending ints >= 0. The paper uses {LAYERS} of 32.")
+        target = self.merge_to
+        counted = isinstance(target, int) and not isinstance(target, bool) and target >= 1
+        if target is not None and not counted and not (isinstance(target, float) and 0.0 < target <= 1.0):
+            raise ValueError(
+                f"merge_to={target!r}; allowed: a float in (0, 1], a fraction of the patches, an int >= 1, or None"
+            )
+        if self.mode == "threshold":
+            self._thresholds(None)
+
+    def is_identity(self, n: int) -> bool:
+        return self.budget.is_full
+
+    # ------------------------------------------------------------------ where
+
+    def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
+        depth = facts.decoder_depth
+        layers = self.pruning_layers(depth)
+        if self.score == "cls" and not facts.has_cls:
+            raise ValueError(
+                f"method='mustdrop' finds its keys by [CLS] attention, but the vision tower of this {facts.family} model has "
+                "no [CLS] token; use mustdrop with score='global_mean'"
+            )
+        if self.merge:
+            self._check_grid(facts)
+        if facts.tokens_per_image is not None and self.mode == "budget" and not self.budget.is_full:
+            self.schedule(facts.tokens_per_image, depth)
+        block = facts.tower_depth - 1
+        attended: Signal = ClsAttention(block) if self.score == "cls" else AttentionReceived(block)
+        steps = [Step("encoder", layer=0, when="after", amount=depth)] if self.merge else []
+        steps.append(Step("projector", needs=(attended,), amount=depth))
+        for layer in layers:
+            needs = (TextAttention(layer, "sum"), TextAttention(layer, "max"))
+            steps.append(Step("llm", layer=layer + 1, needs=needs, amount=depth))
+        if self.trim_cache:
+            steps.append(Step("cache", layer=layers[0]))
+        return tuple(steps)
+
+    def pruning_layers(self, depth: int) -> tuple[int, ...]:
+        """Decoder layers of ``depth`` after which tokens are dropped; the next layer must exist."""
+        layers = self.layers
+        if layers is None:
+            layers = tuple(sorted({min(round(layer / 32 * depth), depth - 2) for layer in LAYERS}))
+        if depth < 2 or layers[-1] > depth - 2:
+            raise ValueError(
+                f"layers={layers} of a language model of {depth} layers; allowed: 0 to {depth - 2}, layers that another "
+                "follows. MustDrop needs a language model; inside an encoder alone use a method of stage 'encoder'."
+            )
+        return layers
+
+    def _check_grid(self, facts: ModelFacts) -> None:
+        if "encoder" not in facts.stages:
+            raise ValueError(
+                f"method='mustdrop' merges inside the vision encoder, which this {facts.family} model does not offer; "
+                "pass merge=False to leave that stage out"
+            )
+        if facts.tower_grid is not None and any(side % self.window for side in facts.tower_grid):
+            height, width = facts.tower_grid
+            divisors = [w for w in range(2, min(height, width) + 1) if not (height % w or width % w)]
+            hint = f"pass window={divisors[0]}, or " if divisors else "pass "
+            raise ValueError(
+                f"window={self.window} does not divide the {height}x{width} patch grid of this {facts.family} model; "
+                f"allowed: {', '.join(map(str, divisors)) or 'none'}; {hint}merge=False to leave that stage out"
+            )
+
+    # ------------------------------------------------------------------ how many
+
+    def schedule(self, n: int, depth: int) -> list[int]:
+        """Tokens of an image of ``n`` patches in mode ``budget``: leaving the encoder, then after each pruning layer."""
+        layers = self.pruning_layers(depth)
+        runs = [b - a for a, b in pairwise((0, *layers, depth))]
+        goal = min(self.keep * n if isinstance(self.keep, float) else self.keep, n)
+        first = n
+        if self.merge:
+            target = n * decay(n, goal, runs, first_power=1)
+            if self.merge_to is not None:
+                target = Budget(self.merge_to).count(n)
+            first = n - self._windows(n, target) * (self.window**2 - 1)
+        if first * runs[0] + sum(runs[1:]) > goal * depth + depth / 2:
+            least = math.ceil((first * runs[0] + sum(runs[1:])) / depth)
+            raise ValueError(
+                f"keep={self.keep} of {n} patches cannot be reached: the {first} patches that leave the encoder fill the "
+                f"first {runs[0]} of {depth} layers; allowed: an average of {least} or more. Drop earlier (layers=...) or "
+                "merge more (merge_to=...)."
+            )
+        return lengths(first, goal, runs)
+
+    def _windows(self, n: int, target: float) -> int:
+        """Windows to merge so that ``target`` patches of ``n`` are left, or a few more."""
+        cells = self.window**2
+        return min(max(math.floor((n - target) / (cells - 1) + 1e-9), 0), n // cells)
+
+    def _thresholds(self, share: float | None) -> tuple[float, float]:
+        """theta_g and theta_i: given, or those published for ``share`` of the patches (None: for exactly ``keep``)."""
+        given = (self.global_threshold, self.individual_threshold)
+        if given[0] is not None and given[1] is not None:
+            return given[0], given[1]
+        if share is None:
+            share = PRESETS.get(self.keep, 0.0) if isinstance(self.keep, int) else self.keep
+            if not any(math.isclose(share, known, abs_tol=1e-3) for known in (*THRESHOLDS, 1.0)):
+                raise ValueError(
+                    f"keep={self.keep} has no published thresholds; allowed with mode='threshold': 192, 128, 64 or 1/3, 2/9, "
+                    "1/9. Pass global_threshold and individual_threshold, or mode='budget' for an exact count."
+                )
+        published = THRESHOLDS[min(THRESHOLDS, key=lambda known: abs(known - share))]
+        return given[0] or published[0], given[1] or published[1]
+
+    # ------------------------------------------------------------------ what
+
+    def reduce(self, tokens: VisualTokens) -> Reduction:
+        whole = tokens.layout.num_tokens
+        exact = self.mode == "budget"
+        full = self.budget.is_full or (exact and self.budget.count(whole) >= whole)
+        if full or tokens.stage == "cache":
+            return Reduction.identity(tokens)
+        if tokens.stage == "encoder":
+            return self._merge(tokens)
+        assert tokens.amount is not None
+        depth = int(tokens.amount)
+        planned = self.schedule(whole, depth) if exact else []
+        if tokens.stage == "projector":
+            return self._keys(tokens, planned)
+        total, most = (tokens.signal(s) for s in tokens.signals)
+        keys = tokens.role == KEY
+        if not exact:
+            kept = attended(total, most, *self._thresholds(None)) | keys
+            return remaining(kept, positions=self.positions)
+        stage = self.pruning_layers(depth).index((tokens.layer or 0) - 1)
+        score = urgency(
+            total, most, *self._thresholds(self.keep if isinstance(self.keep, float) else self.keep / whole)
+        )
+        k = min(planned[stage + 1], tokens.num_tokens)
+        return Reduction.top(score.masked_fill(keys, torch.inf), k, positions=self.positions)
+
+    def _merge(self, tokens: VisualTokens) -> Reduction:
+        """Section 3.2 of the paper: windows that are alike become their mean."""
+        layout, n = tokens.layout, tokens.layout.num_tokens
+        if tokens.num_tokens != tokens.prefix + n or layout.height % self.window or layout.width % self.window:
+            raise ValueError(
+                f"mustdrop cuts a complete grid into {self.window}x{self.window} windows, but block 0 holds "
+                f"{tokens.num_tokens - tokens.prefix} tokens of a {layout.height}x{layout.width} grid; merge nothing before "
+                "it, and pass a window that divides the grid, or merge=False"
+            )
+        alike = window_similarity(tokens.features[:, tokens.prefix :], layout.height, layout.width, self.window)
+        if self.mode == "threshold" and self.merge_to is None:
+            count = (alike >= self.similarity).sum(dim=1)
+            if self.batch_min:
+                count = count.min().expand_as(count)
+        else:
+            assert tokens.amount is not None
+            target = n if self.merge_to is None else Budget(self.merge_to).count(n)
+            if self.merge_to is None:
+                target = self.schedule(n, int(tokens.amount))[0]
+            count = torch.full((len(alike),), self._windows(n, target), device=alike.device)
+        assign, source, valid = merged_windows(alike, count, layout.height, layout.width, self.window, tokens.prefix)
+        return Reduction.merge(assign, source, valid=valid, positions=self.positions)
+
+    def _keys(self, tokens: VisualTokens, planned: list[int]) -> Reduction:
+        """Section 3.2: the keys, which nothing later drops."""
+        (score,) = tokens.signals.values()
+        rate, n = self.key_rate, tokens.num_tokens
+        if planned and math.ceil(rate * n - 1e-9) > planned[-1]:
+            rate = planned[-1] / (2 * n)
+        role = torch.zeros_like(tokens.role).scatter_(1, key_set(score, rate), KEY)
+        return Reduction.identity(tokens, role=role, role_names=ROLES, positions=self.positions)
+
+
+def key_set(score: Tensor, rate: float) -> Tensor:
+    """(B, ceil(rate * N)) long: the keys among tokens of ``score`` (B, N), most attended first."""
+    return top_k(score, max(1, math.ceil(rate * score.shape[1] - 1e-9)))
+
+
+def merged_windows(
+    alike: Tensor, count: Tensor, height: int, width: int, window: int, prefix: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Rows after the ``count`` (B,) most alike windows of each image are merged.
+
+    Order: prefix rows, merged windows by descending similarity ``alike`` (B, W) (ties: the lowest window), the other
+    patches in raster order.
+
+    Returns:
+        Row (B, N) of each token; token (B, K) at which each row sits, the bottom-right one of a window; and which rows
+        exist (B, K), None when all do. K is the largest number of rows in the batch.
+    """
+    device, n = alike.device, height * width
+    cell = torch.arange(n, device=device)
+    of_cell = cell // width // window * (width // window) + cell % width // window
+    corner = (cell // width % window == window - 1) & (cell % width % window == window - 1)
+    rank = top_k(alike, alike.shape[1]).argsort(dim=1)[:, of_cell]  # of the window of each patch
+    merged = rank < count[:, None]
+    single = (~merged).cumsum(dim=1) - 1 + count[:, None]
+    lead = torch.arange(prefix, device=device).expand(len(alike), prefix)
+    assign = torch.cat([lead, torch.where(merged, rank, single) + prefix], dim=1)
+    rows = prefix + n - count * (window**2 - 1)
+    k = int(rows.max())
+    # every row is written once: by its only token, or by the corner of its window
+    at = torch.where(torch.cat([lead < 0, merged & ~corner], dim=1), k, assign)
+    token = torch.arange(prefix + n, device=device).expand_as(at)
+    source = torch.zeros(len(alike), k + 1, dtype=torch.long, device=device).scatter_(1, at, token)[:, :k]
+    valid = torch.arange(k, device=device) < rows[:, None]
+    return assign, source, None if bool(valid.all()) else valid
+
+
+def attended(total: Tensor, most: Tensor, theta_g: float, theta_i: float) -> Tensor:
+    """(B, N) bool: tokens that the text attends to jointly, ``total`` (B, N), or singly, ``most`` (B, N)."""
+    total = total.float()
+    return (total >= theta_g * total.sum(dim=1, keepdim=True)) | (most.float() >= theta_i)
+
+
+def urgency(total: Tensor, most: Tensor, theta_g: float, theta_i: float) -> Tensor:
+    """(B, N) float32: at least 1 where ``attended``, and an order among tokens whatever the thresholds' scale."""
+    total = total.float()
+    share = total / total.sum(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    return torch.maximum(share / theta_g, most.float() / theta_i)
+
+
+def remaining(kept: Tensor, **more: str) -> Reduction:
+    """Keep the tokens ``kept`` (B, N) bool, a number of its own per image."""
+    count = kept.sum(dim=1)
+    k = int(count.max())
+    return Reduction(
+        source=top_k(kept.float(), k),
+        assign=torch.where(kept, kept.cumsum(dim=1) - 1, -1),
+        valid=torch.arange(k, device=kept.device) < count[:, None],
+        in_order=True,
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def decay(first: int, goal: float, runs: list[int], *, first_power: int = 0) -> float:
+    """q in [0, 1] for which lengths ``first`` * q^(i + first_power), each at least 1, over ``runs`` average ``goal``."""
+    low, high, depth = 0.0, 1.0, sum(runs)
+    for _ in range(60):
+        q = (low + high) / 2
+        average = sum(run * max(1.0, first * q ** (i + first_power)) for i, run in enumerate(runs)) / depth
+        low, high = (q, high) if average < goal else (low, q)
+    return high
+
+
+def lengths(first: int, goal: float, runs: list[int]) -> list[int]:
+    """Whole lengths, ``first`` and then falling geometrically, whose average over ``runs`` is ``goal``, as nearly as they
+    can: each is set in turn, longest run first, to what the others leave.
+    """
+    q, total = decay(first, goal, runs), goal * sum(runs)
+    found = [first, *(max(1, round(first * q**i)) for i in range(1, len(runs)))]
+    for i in sorted(range(1, len(runs)), key=lambda i: -runs[i]):
+        rest = total - sum(run * n for j, (run, n) in enumerate(zip(runs, found)) if j != i)
+        below = found[i + 1] if i + 1 < len(found) else 1
+        found[i] = min(max(round(rest / runs[i]), below), found[i - 1])
+    return found
