@@ -46,8 +46,8 @@ are float16; tower keys use the older `vision_tower.vision_model.` names.
 
 ## Training
 
-One uninterrupted run, seed {seed}, {minutes:.0f} minutes on {threads} CPU threads (bfloat16 autocast):
-{versions}.
+One uninterrupted run, seed {seed}, {minutes:.0f} minutes on {threads} CPU threads of a machine shared with
+other work (bfloat16 autocast): {versions}.
 
 | stage | steps | minutes | what is trained |
 |---|---|---|---|
@@ -79,8 +79,8 @@ stored weights. `test`: {test_images} pictures, {test_questions} questions; `har
 
 Scores: random; regular grid; attention of the [CLS] query in a block; attention received in a block; FastV,
 i.e. the last prompt token's row in language layer 1, dropping from layer 2 on with positions unchanged
-(layers 0 and 1 see all tokens). Elsewhere tokens are dropped before the language model and positions
-renumbered. Blocks and layers count from 0.
+(layers 0 and 1 see all tokens); random late drops at random at that place. Elsewhere tokens are dropped
+before the language model and positions renumbered. Blocks and layers count from 0.
 
 {kept}
 
@@ -153,7 +153,7 @@ def write_card(folder: Path) -> None:
             for name in splits["test"]["kept"]
         ],
     )
-    shown = ("random", "cls 4", "received 1", "received 4", "fastv")
+    shown = ("random", "cls 4", "received 1", "received 4", "fastv", "random late")
     kinds = _table(
         ["split, tokens, score", *KINDS],
         [

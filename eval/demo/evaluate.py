@@ -211,11 +211,20 @@ def evaluate(model: LlavaForConditionalGeneration, images: dict[str, int], seed:
     """All tables for the splits in ``images`` {split: number of pictures}."""
     model.set_attn_implementation("eager")
     out: dict[str, Any] = {"seed": seed, "tokens": GRID * GRID, "splits": {}}
-    names = ["random", "grid", "cls 4", "cls 5", *(f"received {block}" for block in range(6)), "fastv"]
+    names = [
+        "random",
+        "grid",
+        "cls 4",
+        "cls 5",
+        *(f"received {block}" for block in range(6)),
+        "fastv",
+        "random late",
+    ]
     for split, count in images.items():
         start = time.monotonic()
         pictures = look(model, split, seed, count)
         rows = language_rows(model, pictures)
+        chance = torch.rand(rows[0].shape, generator=torch.Generator().manual_seed(seed))
         every = torch.arange(GRID * GRID).expand(count, -1)
         result: dict[str, Any] = {
             "images": count,
@@ -228,6 +237,8 @@ def evaluate(model: LlavaForConditionalGeneration, images: dict[str, int], seed:
             for keep in KEEPS:
                 if name == "fastv":
                     row = fastv_accuracy(model, pictures, rows[FASTV_LAYER], keep)
+                elif name == "random late":  # FastV's place, but chance instead of attention
+                    row = fastv_accuracy(model, pictures, chance, keep)
                 else:
                     kept = grid(keep, count) if name == "grid" else top(pictures.scores[name], keep)
                     row = accuracy_of(model, pictures, kept)
