@@ -49,7 +49,9 @@ def python(code: str, cwd: Path, *paths: Path) -> str:
     prelude += f"sys.path += {installed!r}\n"
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     environment["PYTHONPATH"] = os.pathsep.join(map(str, paths))
-    done = subprocess.run([sys.executable, "-S", "-c", prelude + code], cwd=cwd, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", prelude + code], cwd=cwd, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 

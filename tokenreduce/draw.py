@@ -160,6 +160,19 @@ def describe(image: ImageTrace) -> str:
     return ", then ".join(parts.values()) + (f", {summaries} of them summaries" if summaries else "")
 
 
+def summarize(image: ImageTrace) -> str:
+    """The same in a few words, for a caption: ``120 → 59 of 144 tokens``."""
+    counts = [len(stage.source) for stage in image.stages]
+    steps = [
+        n for i, n in enumerate(counts) if i + 1 == len(counts) or image.stages[i].stage != image.stages[i + 1].stage
+    ]
+    path = " → ".join(str(n) for i, n in enumerate(steps) if i == 0 or n != steps[i - 1])
+    if not path:
+        return f"all {image.tokens_in} tokens"
+    late = [stage.layer for stage in image.stages if stage.stage == "llm"]
+    return f"{path} of {image.tokens_in} tokens" + (f", layer {late[-1]} on" if late else "")
+
+
 def figure(trace: Trace | ImageTrace, image: Image.Image, processor: Any = None, **options: Any) -> Figure:
     """``draw`` as a matplotlib figure of its own, without pyplot; arguments as ``draw``."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -80,6 +80,7 @@ class Method:
     paper: ClassVar[str] = ""
     stages: ClassVar[tuple[Stage, ...]]
     looks_at: ClassVar[str] = ""
+    media: ClassVar[tuple[str, ...]] = ("image", "video")  # what it reduces; anything else passes through untouched
     output_order = "raster"
 
     keep: float | int | None = 0.5

@@ -37,6 +37,7 @@ def methods() -> Table:
             "name": name,
             "title": cls.title,
             "stages": " + ".join(cls.stages),
+            "media": ", ".join(cls.media),
             "looks_at": cls.looks_at,
             "parameters": ", ".join(f"{f.name}={f.default!r}" for f in dataclasses.fields(cls)),
             "paper": cls.paper or "baseline",

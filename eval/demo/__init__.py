@@ -60,9 +60,7 @@ def right(reply: str, answer: str) -> bool:
 def accuracy(given: Sequence[str], asked: Sequence[Question]) -> dict[str, float]:
     """Share of right replies under "all" and per question kind present."""
     if len(given) != len(asked):
-        raise ValueError(
-            f"one reply per question is needed, got {len(given)} replies to {len(asked)} questions"
-        )
+        raise ValueError(f"one reply per question is needed, got {len(given)} replies to {len(asked)} questions")
     marks: dict[str, list[bool]] = {"all": []}
     for reply, question in zip(given, asked, strict=True):
         mark = right(reply, question.answer)

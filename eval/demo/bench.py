@@ -136,7 +136,11 @@ def servable(model: nn.Module, names: Sequence[str], keep: float | int) -> dict[
     import tokenreduce as tr
 
     reasons = {}
+    media = {row["name"]: row["media"] for row in tr.methods()}
     for name in names:
+        if "image" not in media[name]:
+            reasons[name] = f"method={name!r} reduces {media[name]} only, the demo's questions are about pictures"
+            continue
         try:
             with tr.wrapped(model, name, keep=keep):
                 pass

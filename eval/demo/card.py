@@ -102,6 +102,8 @@ and top 8.
 
 ## Limits
 
+* Block 0 of the tower was left alone: attention received there does not find objects; its [CLS] row does.
+* Both splits are answered without error on all tokens, so a full-token score says nothing about headroom.
 * The attention signals were trained to point at objects. Scores on this model sort families of methods
   (which signal they read, whether they keep, merge or spread), not papers; a lead here says little about a
   lead on a large model.
@@ -109,6 +111,8 @@ and top 8.
 * At 25 % and 11 % of the tokens good methods are level; they part at 8 tokens and below, most clearly on
   `hard`. Differences under about 0.02 are noise at these sample sizes. Report per kind: `count` and `where`
   fail differently from `color`.
+* The language model counts in its first two layers: with random tokens from layer 2 on, `count` stays right
+  (random late). For methods that drop inside the language model, read the other kinds.
 * The model knows {words} words and the pictures above. On a photograph it runs, and its answers mean nothing.
 * No video, no several-picture prompts, no multi-turn dialogue were trained.
 

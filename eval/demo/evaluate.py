@@ -141,18 +141,14 @@ def fastv_accuracy(
     for part in _slices(len(pairs), 100):
         chosen = pairs[part]
         picture = torch.tensor([n for n, _ in chosen])
-        packed = pack(
-            [[pictures.asked[n][q]] for n, q in chosen], torch.arange(GRID * GRID).expand(len(chosen), -1)
-        )
+        packed = pack([[pictures.asked[n][q]] for n, q in chosen], torch.arange(GRID * GRID).expand(len(chosen), -1))
         score = torch.stack([rows[n, q] for n, q in chosen])
         dropped = torch.ones_like(score, dtype=torch.bool).scatter_(1, top(score, count), False)
         mask = packed.mask.clone()
         image = mask[..., FIRST : FIRST + GRID * GRID]
         image.masked_fill_(dropped[:, None, None], BLOCKED)
 
-        def shorten(
-            module: torch.nn.Module, args: tuple, kwargs: dict[str, Any], mask: Tensor = mask
-        ) -> tuple:
+        def shorten(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any], mask: Tensor = mask) -> tuple:
             return args, {**kwargs, "attention_mask": mask}
 
         layers = model.model.language_model.layers[FASTV_LAYER + 1 :]
@@ -192,9 +188,7 @@ def attention_tables(pictures: Pictures, rows: list[Tensor]) -> dict[str, Any]:
     ]
     every = objects[:, None].expand_as(rows[0])
     asked = pictures.owner[:, None] == torch.where(pictures.target < 0, -2, pictures.target)[..., None]
-    present = torch.tensor([[q < len(a) for q in range(pictures.target.shape[1])] for a in pictures.asked])[
-        ..., None
-    ]
+    present = torch.tensor([[q < len(a) for q in range(pictures.target.shape[1])] for a in pictures.asked])[..., None]
     language = [
         {
             "layer": layer,

@@ -172,9 +172,7 @@ def _shipped_state(model: LlavaForConditionalGeneration) -> dict[str, torch.Tens
     for key, value in model.state_dict().items():
         key = key.removeprefix("model.")
         if key.startswith("vision_tower."):
-            key = "vision_tower.vision_model." + key.removeprefix("vision_tower.").removeprefix(
-                "vision_model."
-            )
+            key = "vision_tower.vision_model." + key.removeprefix("vision_tower.").removeprefix("vision_model.")
         elif key.startswith("language_model."):
             key = "language_model.model." + key.removeprefix("language_model.")
         elif key.startswith("lm_head."):

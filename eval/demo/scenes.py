@@ -150,17 +150,13 @@ def _textures(bank: str, count: int, side: int = 256) -> np.ndarray:
         field = np.zeros((side, side), np.float32)
         for octave in range(5):
             noise = rng.standard_normal((4 << octave, 4 << octave), np.float32)
-            field += np.asarray(Image.fromarray(noise).resize((side, side), Image.Resampling.BICUBIC)) / (
-                1 + octave
-            )
+            field += np.asarray(Image.fromarray(noise).resize((side, side), Image.Resampling.BICUBIC)) / (1 + octave)
         field = field / np.abs(field).max() * rng.uniform(10, 30) + rng.uniform(75, 115)
         tint = 1 + rng.uniform(-0.12, 0.12, 3)
         picture = Image.fromarray((field.clip(60, 130)[..., None] * tint).clip(0, 255).astype(np.uint8))
         draw = ImageDraw.Draw(picture)
         for _ in range(rng.integers(20, 91)):
-            color = tuple(
-                int(v) for v in (rng.uniform(55, 135) * (1 + rng.uniform(-0.1, 0.1, 3))).clip(0, 255)
-            )
+            color = tuple(int(v) for v in (rng.uniform(55, 135) * (1 + rng.uniform(-0.1, 0.1, 3))).clip(0, 255))
             x, y = rng.uniform(0, side, 2)
             if rng.random() < 0.6:
                 dx, dy = rng.uniform(-50, 50, 2)
@@ -212,9 +208,7 @@ def scene(split: str, seed: int, index: int) -> Scene:
     places = _places(rng, int(rng.integers(low, high + 1)))
     names = rng.permutation(len(CLASSES))[: len(places)]
     colors = (
-        rng.permutation(8)[: len(places)]
-        if len(places) <= 8 and split != "crowd"
-        else rng.integers(0, 8, len(places))
+        rng.permutation(8)[: len(places)] if len(places) <= 8 and split != "crowd" else rng.integers(0, 8, len(places))
     )
     canvas = _background(split, rng)
     cover = np.zeros((len(places), GRID * GRID), np.float32)

@@ -81,25 +81,29 @@ def pictures(
     from PIL import Image as PILImage
 
     import tokenreduce as tr
-    from tokenreduce.draw import compare, describe, draw, legend, seen_box
+    from tokenreduce.draw import compare, draw, legend, seen_box, summarize
 
     from . import prompt, replies, right
 
     inputs = processor(images=[image], text=[prompt(question)], return_tensors="pt").to(model.device)
     inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
     tiles: dict[tuple[str, float | int], tuple[Image.Image, str]] = {}
-    roles: tuple[str, ...] = ()
+    roles: list[str] = []  # by number, for the key; methods that share a number share its colour
     for name in methods:
         for keep in keeps:
             with tr.wrapped(model, name, keep=keep), torch.inference_mode():
                 out = model.generate(**inputs, do_sample=False)
                 trace = tr.trace(model)
             (shown,) = trace.images
-            title = describe(shown).removeprefix(f"{name}: ")
+            title = summarize(shown)
             if answer is not None:
                 (reply,) = replies(processor, out, inputs["input_ids"].shape[1])
                 title = f'{title}\n"{reply}" {"✓" if right(reply, answer) else "✗"}'
-            roles = max(roles, *(stage.role_names for stage in shown.stages), key=len)
+            for stage in shown.stages:
+                for number, role in enumerate(stage.role_names):
+                    roles += [""] * (number + 1 - len(roles))
+                    if role not in roles[number].split(" / "):
+                        roles[number] = f"{roles[number]} / {role}".removeprefix(" / ")
             tiles[name, keep] = draw(trace, image, processor, caption=False, side=280), title
             yield f"{stem}_{name}_{keep}.png", draw(trace, image, processor)
     if not tiles:
@@ -176,7 +180,7 @@ def run(
             never.
         methods: names; None takes all that the demo model can serve.
         keeps: budgets, fractions or counts.
-        images: pictures of the split "test", up to 6 questions each; None keeps the run short: 1000 over the number of
+        images: pictures of the split "test", up to 6 questions each; None keeps the run short: 1600 over the number of
             table rows, between 8 and 40. The split "hard" gets half as many.
         seed: of the pictures and questions.
         repeats: timed rounds per method.
@@ -203,7 +207,7 @@ def run(
     if methods is not None and skipped:
         raise ValueError("; ".join(f"{name}: {reason}" for name, reason in skipped.items()))
     wanted = [name for name in wanted if name not in skipped]
-    images = images or min(40, max(8, 1000 // (len(wanted) * len(keeps) + 1)))
+    images = images or min(40, max(8, 1600 // (len(wanted) * len(keeps) + 1)))
     drawn = [keep for keep in keeps if not tr.Budget(keep).is_full]
     files = ["results.json"] + [
         name

@@ -55,11 +55,7 @@ class Recipe:
 
     def scaled(self, factor: float) -> Recipe:
         """The same recipe with all step counts multiplied, at least 4 each."""
-        steps = {
-            key: max(4, round(value * factor))
-            for key, value in asdict(self).items()
-            if key.endswith("_steps")
-        }
+        steps = {key: max(4, round(value * factor)) for key, value in asdict(self).items() if key.endswith("_steps")}
         return Recipe(**{**asdict(self), **steps})
 
 
@@ -168,9 +164,7 @@ def train_language(model: LlavaForConditionalGeneration, seed: int, recipe: Reci
     matrices, others = split_parameters([layers, projector])
     for part in (model.get_input_embeddings(), model.lm_head, model.model.language_model.norm):
         others += part.parameters()
-    optimizers = Optimizers(
-        matrices, others, recipe.language_lr, recipe.other_lr, recipe.language_steps, recipe
-    )
+    optimizers = Optimizers(matrices, others, recipe.language_lr, recipe.other_lr, recipe.language_steps, recipe)
     generator = torch.Generator().manual_seed(seed)
 
     def draw(low: int, high: int) -> int:
@@ -178,22 +172,16 @@ def train_language(model: LlavaForConditionalGeneration, seed: int, recipe: Reci
 
     def step(number: int) -> tuple[Tensor, dict[str, float]]:
         size = recipe.language_batch
-        batch = ask(
-            "train", seed, [scene("train", seed, number * size + i) for i in range(size)], recipe.per_image
-        )
+        batch = ask("train", seed, [scene("train", seed, number * size + i) for i in range(size)], recipe.per_image)
         first = number < recipe.language_steps // 2
         keep = draw(22, 84) if first else draw(20, 143) if number % 2 else 144
         original = draw(0, 1) == 1
-        return language_loss(
-            model, batch, keep, original, recipe.language_align, recipe.language_pointing, generator
-        )
+        return language_loss(model, batch, keep, original, recipe.language_align, recipe.language_pointing, generator)
 
     return run_stage("language", recipe.language_steps, step, optimizers)
 
 
-def train(
-    seed: int, recipe: Recipe, checkpoints: Path | None = None
-) -> tuple[LlavaForConditionalGeneration, dict]:
+def train(seed: int, recipe: Recipe, checkpoints: Path | None = None) -> tuple[LlavaForConditionalGeneration, dict]:
     """Run all stages; the model (float32) and its record. ``checkpoints`` receives a state dict per stage."""
     model = build_model(seed)
     model.set_attn_implementation("eager")  # attention weights are part of the losses
@@ -240,9 +228,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="folder for weights, records and card")
-    parser.add_argument(
-        "--scale", type=float, default=1.0, help="multiplies all step counts; 1 is the shipped run"
-    )
+    parser.add_argument("--scale", type=float, default=1.0, help="multiplies all step counts; 1 is the shipped run")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--checkpoints", type=Path, help="folder for one state dict per stage")
     parser.add_argument("--skip-evaluation", action="store_true")

@@ -37,8 +37,8 @@ FACTS = ModelFacts(
 )
 CHANNELS = 3
 #: methods that fill a budget; merging inside the encoder follows a schedule of amounts instead
-# methods that answer for a single image with exactly the budget; holitom reduces videos and passes images through
-NAMES = [name for name, cls in registry().items() if "encoder" not in cls.stages and name != "holitom"]
+# methods that answer for a single image with exactly the budget
+NAMES = [name for name, cls in registry().items() if "encoder" not in cls.stages and "image" in cls.media]
 every_method = pytest.mark.parametrize("name", NAMES)
 
 

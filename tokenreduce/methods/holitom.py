@@ -57,6 +57,7 @@ class HoliTom(Method):
     name = "holitom"
     title = "video: merge what stands still"
     paper = "arXiv 2505.21334"
+    media = ("video",)
     stages = ("projector", "llm")
     looks_at = "change between frames, attention received in the feature block, last row of decoder layer K-1"
 
