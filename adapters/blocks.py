@@ -5,6 +5,7 @@ One small class per kind of block; nothing of a block's forward is repeated here
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
@@ -75,13 +76,22 @@ class TransformersBlock(Block):
 
     @property
     def heads(self) -> int:
-        attention = self.attention
-        return getattr(attention, "num_heads", None) or attention.config.num_attention_heads
+        found = (
+            getattr(m, name, None) for m in self.attention.modules() for name in ("num_heads", "num_attention_heads")
+        )
+        heads = next((n for n in found if n), None)
+        return heads or self.attention.config.num_attention_heads
 
     def listen_keys(self, heard: Callable[[Tensor], None]) -> Handle:
-        return self.attention.k_proj.register_forward_hook(partial(_whole_output, heard))
+        keys = next(m for n, m in self.attention.named_modules() if n.rpartition(".")[2] in ("k_proj", "key"))
+        return keys.register_forward_hook(partial(_whole_output, heard))
 
     def with_bias(self, args: tuple[Any, ...], kwargs: dict[str, Any], bias: Tensor) -> Arguments:
+        if "attention_mask" not in inspect.signature(self.attention.forward).parameters:
+            raise ValueError(
+                f"proportional attention needs an attention mask, which {type(self.attention).__name__} of this version of "
+                "transformers does not take; update transformers (5.18 or newer) or pass proportional=False"
+            )
         name = self.attention.config._attn_implementation
         if "flash" in name:
             raise ValueError(

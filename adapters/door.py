@@ -183,8 +183,7 @@ class DecoderDoor:
             reduction = Reduction(source=source, assign=assign, positions=positions, in_order=in_order)
             passed = [p.rows(rows) for p in history[:-1]]
             group.history.extend(replace(p, seats=group.columns.gather(1, p.seats)) for p in passed)
-            group.features = embeds[group.samples[:, None], group.columns]
-            groups += group.apply(reduction, "encoder", last.layer, last.method)
+            groups += group.showing(embeds).apply(reduction, "encoder", last.layer, last.method)
         plan.repack(0, groups)
         plan.groups = groups
         return True
@@ -193,10 +192,9 @@ class DecoderDoor:
         """Carry out the projector steps; whether anything changed."""
         if not self.pipeline.at("projector"):
             return False
-        for group in plan.groups:
-            if group.features is None:
-                group.features = embeds[group.samples[:, None], group.columns]
-        groups, changed = plan.run("projector", None)
+        # tokens that a merged tower left behind come with their features
+        shown = [group if group.features is not None else group.showing(embeds) for group in plan.groups]
+        groups, changed = plan.run("projector", None, shown)
         if changed:
             with self.pipeline.stopwatch(embeds.device):
                 plan.repack(0, groups)

@@ -69,7 +69,7 @@ class Plan:
         self.decisions: dict[tuple[Stage, int | None], list[Reduction]] = {}
         self.recalled: dict[tuple[Stage, int | None], list[Reduction]] = {}
         self._past = [int(physical_length(cache, i)) for i in range(self.depth)]
-        self._visited: set[int] = set()
+        self._entered: dict[int, list[ImageGroup]] = {}  # the images as they came to each llm step
         self._slots: dict[int, Tensor] = {}  # by first layer, slot at the door whose position each slot carries
         self._ids: dict[int, Tensor] = {}  # by first layer, renumbered ids
         self._once: dict[Any, Any] = {}
@@ -128,13 +128,12 @@ class Plan:
 
     # ------------------------------------------------------------------ shortening
 
-    def run(self, stage: Stage, layer: int | None) -> tuple[list[ImageGroup], bool]:
+    def run(self, stage: Stage, layer: int | None, groups: list[ImageGroup]) -> tuple[list[ImageGroup], bool]:
         """Carry out the steps of a place, as decided before for this prompt or by asking the methods."""
-        groups, done, changed = self.pipeline.run(
-            stage, layer, self.groups, self.look, self.recalled.get((stage, layer))
-        )
+        decided = self.decisions.get((stage, layer)) or self.recalled.get((stage, layer))
+        after, done, changed = self.pipeline.run(stage, layer, groups, self.look, decided)
         self.decisions[stage, layer] = done
-        return groups, changed
+        return after, changed
 
     def repack(self, layer: int, groups: list[ImageGroup]) -> Packing:
         """Put the packing in force from ``layer`` on, after images went from ``self.groups`` to ``groups``."""
@@ -151,30 +150,30 @@ class Plan:
     def shorten(self, layer: int, hidden: Tensor) -> Tensor:
         """Carry out the llm steps of ``layer`` on ``hidden`` (B, W, D); returns the (shorter) hidden states.
 
-        When gradient checkpointing runs a layer again, the same tokens are taken again.
+        When gradient checkpointing runs a layer again, the same is done again, as it was decided.
         """
         start = self.start(layer - 1)
         before = self.packings[start]
-        if layer in self._visited:
-            again = self.packings.get(layer)
-            return hidden if again is None else gather(hidden, before.slot.gather(1, again.order))
-        self._visited.add(layer)
-        for group in self.groups:
-            group.features = hidden[group.samples[:, None], before.slot[group.samples[:, None], group.seats]]
-        groups, changed = self.run("llm", layer)
+        again = layer in self._entered
+        groups = [group.showing(hidden, before.slot) for group in self._entered.setdefault(layer, self.groups)]
+        groups, changed = self.run("llm", layer, groups)
         if changed:
             with self.pipeline.stopwatch(hidden.device):
-                packing = self.repack(layer, groups)
-                hidden = gather(hidden, before.slot.gather(1, packing.order))
-                hidden = write(hidden, packing, groups)
-                at = before.slot.gather(1, carried(packing, groups))
-                self._slots[layer] = self._slots[start].gather(1, at) if start in self._slots else at
-                if start in self._ids:
-                    self._ids[layer] = self._ids[start].gather(1, at)
-                if any(group.renumbered for group in groups):
-                    self.renumber(layer, self._slots[layer], self._ids.get(layer))
-        self.groups = [group.settle() for group in groups]
+                packing = self.packings[layer] if again else self.repack(layer, groups)
+                hidden = write(gather(hidden, before.slot.gather(1, packing.order)), packing, groups)
+                if not again:
+                    self._follow(layer, start, before.slot.gather(1, carried(packing, groups)), groups)
+        if not again:
+            self.groups = [group.settle() for group in groups]
         return hidden
+
+    def _follow(self, layer: int, start: int, at: Tensor, groups: list[ImageGroup]) -> None:
+        """Positions from ``layer`` on: slot i carries what slot ``at[:, i]`` carried since ``start``."""
+        self._slots[layer] = self._slots[start].gather(1, at) if start in self._slots else at
+        if start in self._ids:
+            self._ids[layer] = self._ids[start].gather(1, at)
+        if any(group.renumbered for group in groups):
+            self.renumber(layer, self._slots[layer], self._ids.get(layer))
 
     # ------------------------------------------------------------------ positions
 
@@ -255,9 +254,8 @@ class Plan:
         """Carry out the cache steps: from their layer on, the cache keeps the tokens that survived everything."""
         for layer in self.pipeline.layers("cache"):
             final = self.packing(self.depth - 1)
-            for group in self.groups:
-                group.features = hidden[group.samples[:, None], final.slot[group.samples[:, None], group.seats]]
-            groups, _ = self.run("cache", layer)
+            groups = [group.showing(hidden, final.slot) for group in self.groups]
+            groups, _ = self.run("cache", layer, groups)
             if any(group.moved for group in groups):
                 raise ValueError("a cache step must select tokens in order; merging cached keys is not supported")
             survivors = repacked(final, self.groups, groups)

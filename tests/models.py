@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import torch
+import transformers
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
+TRANSFORMERS = tuple(map(int, transformers.__version__.split(".")[:2]))
 IMAGE_TOKEN = 3
 VOCAB = 61
 

@@ -81,6 +81,11 @@ class ImageGroup:
     def num_tokens(self) -> int:
         return self.seats.shape[1]
 
+    def showing(self, hidden: Tensor, slot: Tensor | None = None) -> ImageGroup:
+        """The same images with the features that ``hidden`` (B, W, D) holds for them; ``slot`` (B, L) finds columns in it."""
+        rows = self.samples[:, None]
+        return replace(self, features=hidden[rows, self.seats if slot is None else slot[rows, self.seats]])
+
     def settle(self) -> ImageGroup:
         """The same images once a stage has been carried out: features handed over, each token at home in its seat."""
         return replace(self, place=self.seats, features=None, moved=False, renumbered=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
-from models import llava, prompt, vision
+from models import TRANSFORMERS, llava, prompt, vision
 from oracle import positions_of, run
 from probe_methods import MergePairs
 from torch import nn
@@ -184,7 +184,7 @@ ALONE = {
     **{f"timm-{n}": (lambda n=n: timm_model(n)) for n in TIMM},
     **{
         f"transformers-{n}": (lambda n=n: transformers_model(n))
-        for n in ("clip", "siglip", "dinov2", "dinov2_with_registers", "vit")
+        for n in ("clip", "siglip", "vit", *(("dinov2", "dinov2_with_registers") if TRANSFORMERS >= (5, 18) else ()))
     },
 }
 

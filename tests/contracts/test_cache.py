@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from models import VOCAB, llava, prompt
+from models import TRANSFORMERS, VOCAB, llava, prompt
 from oracle import embeddings, greedy, run, shortened
 from probe_methods import CacheHalf, MergeAt, Ragged
 from transformers import DynamicCache, StaticCache
@@ -140,8 +140,8 @@ def test_beams_equal_beams_one_by_one(model, methods):
     settings = {"max_new_tokens": 4, "num_beams": 3, "do_sample": False}
     with tr.wrapped(model, *METHODS[methods]()):
         together = model.generate(**inputs, **settings)[:, -4:]
-        kept = tr.trace(model).kept
-        assert len(kept) == 2
+        rows = 2 if TRANSFORMERS >= (5, 18) else 6  # before 5.18 images were repeated before encoding
+        assert len(tr.trace(model).kept) == rows
         first = 0
         for b, count in enumerate((1, 2)):
             real = inputs["attention_mask"][b].bool()
@@ -185,7 +185,7 @@ def test_sampling_runs_and_several_return_sequences_share_the_kept_set(model):
         torch.manual_seed(0)
         out = model.generate(**inputs, max_new_tokens=3, do_sample=True, num_return_sequences=2)
         assert out.shape[0] == 4
-        assert len(tr.trace(model).kept) == 2
+        assert len(tr.trace(model).kept) == (2 if TRANSFORMERS >= (5, 18) else 4)
 
 
 @pytest.mark.parametrize("layer", [0, 2])
@@ -242,6 +242,8 @@ def test_cache_rows_can_be_selected_repeated_copied_and_reset(model):
             past_key_values=twice,
         ).logits
         torch.testing.assert_close(got[::2], expected, atol=TOLERANCE, rtol=0)
+        if TRANSFORMERS < (5, 20):
+            return  # a dynamic cache kept its length when it was reset
         cache.reset()
         assert cache.get_seq_length() == 0
         again = model(**inputs, past_key_values=cache).logits

@@ -21,7 +21,7 @@ def test_notebook_runs(path, tmp_path, monkeypatch):
     spec = tmp_path / "kernels/here"
     spec.mkdir(parents=True)
     argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    (spec / "kernel.json").write_text(f'{{"argv": {str(argv)}, "display_name": "here"}}'.replace("'", '"'))
+    (spec / "kernel.json").write_text(f'{{"argv": {argv!s}, "display_name": "here"}}'.replace("'", '"'))
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
     notebook = nbformat.read(path, as_version=4)
     nbclient.NotebookClient(
