@@ -139,7 +139,7 @@ def servable(model: nn.Module, names: Sequence[str], keep: float | int) -> dict[
     media = {row["name"]: row["media"] for row in tr.methods()}
     for name in names:
         if "image" not in media[name]:
-            reasons[name] = f"method={name!r} reduces {media[name]} only, the demo's questions are about pictures"
+            reasons[name] = f"it reduces {media[name]} only; see the table of videos"
             continue
         try:
             with tr.wrapped(model, name, keep=keep):

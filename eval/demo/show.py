@@ -14,6 +14,7 @@ from tokenreduce.timing import REPEATS
 from ..results import claim, environment, write_json
 from .bench import BATCH, TIMED, Bench, Row, measure, servable
 from .scenes import questions
+from .video import VideoRow, answer_videos, arms, video_questions
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 KEEPS = (1.0, 0.5, 0.25, 0.11)
 HARD_KEEP = 8  # tokens for eight objects: 5.6 % of 144
 PER_IMAGE = 6  # questions about one picture, one of each kind where the picture allows it
+VIDEO_KEEP = 0.15
+VIDEO_ARMS = ("all tokens", "uniform per frame", "holitom")
 COLUMNS = 7  # methods side by side in a contact sheet
 
 
@@ -54,6 +57,22 @@ def table(rows: Sequence[Row], title: str) -> Table:
             style="bold" if first else None,
         )
         last = row.method
+    return made
+
+
+def video_table(rows: Sequence[VideoRow]) -> Table:
+    """The rows of the videos as a rich table."""
+    from rich import box
+    from rich.table import Table as RichTable
+
+    title = f"video: 8 frames as images, {VIDEO_KEEP:.0%} of the tokens, {rows[0].questions} questions"
+    made = RichTable(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
+    for head in ("way", "tokens\n(mean of\nlayers)", "accuracy %\n[95 %\ninterval]"):
+        made.add_column(head, justify="left" if head == "way" else "right", no_wrap=True)
+    for row in rows:
+        low, high = (100 * x for x in row.interval)
+        tokens = f"{row.tokens_last_layer:,} ({row.tokens_layer_average:,.0f})"
+        made.add_row(row.arm, tokens, f"{100 * row.accuracy:.1f} \\[{low:.0f}, {high:.0f}]")
     return made
 
 
@@ -220,10 +239,16 @@ def run(
     begin = time.perf_counter()
     test = Bench(model, processor, questions("test", images, seed, PER_IMAGE))
     hard = Bench(model, processor, questions("hard", max(1, images // 2), seed, PER_IMAGE))
+    filmed = video_questions(max(1, images // 3), per_video=3)
     total = len(test.asked) * (1 + len(wanted) * len(keeps)) + len(hard.asked) * (1 + len(wanted))
+    total += len(filmed) * len(VIDEO_ARMS)
     with _progress(console, total) as advance:
         rows = measure(test, "test", wanted, keeps, advance, repeats)
         hard_rows = measure(hard, "hard", wanted, [HARD_KEEP], advance, repeats)
+        videos = [
+            answer_videos(model, processor, filmed, name, *arms(VIDEO_KEEP)[name], lambda: advance("videos", 1))
+            for name in VIDEO_ARMS
+        ]
         advance("drawing", 0)
         question = next((q for q in test.asked if q.kind == "color" and len(q.scene.things) >= 4), test.asked[0])
         scenes = (
@@ -245,21 +270,25 @@ def run(
         "settings": {**settings, "timed_prompts": TIMED, "timed_rounds": repeats, "batch": BATCH},
         "environment": environment(model),
         "rows": [asdict(row) for row in (*rows, *hard_rows)],
+        "videos": [asdict(row) for row in videos],
         "skipped": skipped,
         "seconds": round(time.perf_counter() - begin, 1),
         "files": files,
     }
     write_json(out / "results.json", results)
     if console is not None:
-        _tell(console, out, rows, hard_rows, results)
+        _tell(console, out, rows, hard_rows, videos, results)
     return results
 
 
-def _tell(console: Console, out: Path, rows: list[Row], hard: list[Row], results: dict[str, Any]) -> None:
+def _tell(
+    console: Console, out: Path, rows: list[Row], hard: list[Row], videos: list[VideoRow], results: dict[str, Any]
+) -> None:
     count, settings = rows[0].questions, results["settings"]
     console.print(table(rows, f"test: {settings['images']} pictures with 1 to 5 objects, {count} questions"))
     share = HARD_KEEP / hard[0].tokens_in
     console.print(table(hard, f"hard: 8 objects, {HARD_KEEP} tokens ({share:.1%}), {hard[0].questions} questions"))
+    console.print(video_table(videos))
     full = [row for row in rows[1:] if row.tokens == row.tokens_in]
     if full:
         same = "equal" if all(row.same_replies == 1 for row in full) else "DIFFER from"

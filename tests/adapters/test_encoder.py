@@ -184,7 +184,13 @@ ALONE = {
     **{f"timm-{n}": (lambda n=n: timm_model(n)) for n in TIMM},
     **{
         f"transformers-{n}": (lambda n=n: transformers_model(n))
-        for n in ("clip", "siglip", "vit", *(("dinov2", "dinov2_with_registers") if TRANSFORMERS >= (5, 18) else ()))
+        for n in (
+            "clip",
+            "siglip",
+            "vit",
+            "deit",
+            *(("dinov2", "dinov2_with_registers") if TRANSFORMERS >= (5, 18) else ()),
+        )
     },
 }
 
