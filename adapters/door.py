@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from dataclasses import replace
-from itertools import groupby
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -16,11 +16,12 @@ from tokenreduce.adapters.cache import adopt, num_bytes, state_of
 from tokenreduce.adapters.encoder import TowerState
 from tokenreduce.adapters.family import Family
 from tokenreduce.adapters.layers import KEY, LayerDoor, Listener
-from tokenreduce.adapters.packing import Packing, gather
+from tokenreduce.adapters.packing import Packing, gather, real_columns
 from tokenreduce.adapters.plan import Plan, carried, write
+from tokenreduce.adapters.prompt_images import as_videos, tower_rows
 from tokenreduce.adapters.tower import TowerTap
 from tokenreduce.cost import DecoderShape, Report
-from tokenreduce.groups import Image, group_images
+from tokenreduce.groups import group_images
 from tokenreduce.pipeline import Pipeline
 from tokenreduce.provenance import Trace
 from tokenreduce.tokens import PositionPolicy, Reduction
@@ -125,6 +126,12 @@ class DecoderDoor:
             # without pictures a placeholder is only a token, such as one proposed by prompt lookup
             visual = self.family.visual_columns(self.call.input_ids, self.call.inputs_embeds)
         images = self.family.locate(visual)
+        if not images and length > 1 and self.call.pictures is None and self.call.inputs_embeds is not None:
+            warnings.warn(
+                "inputs_embeds came without pixel_values: image features among them cannot be told from text and are not "
+                "reduced. Pass input_ids and pixel_values to let the wrapped model encode its images itself.",
+                stacklevel=2,
+            )
         if state is None and not images and length == 1:
             return None
 
@@ -325,66 +332,3 @@ def release(handles: list[Any]) -> None:
     for handle in reversed(handles):
         handle.remove()
     handles.clear()
-
-
-def as_videos(images: list[Image], encoded: list[int]) -> tuple[list[Image], list[list[int]]]:
-    """The images of each sample as frames of one video, and the encoded image behind each frame."""
-    videos: list[Image] = []
-    rows: list[list[int]] = []
-    for sample, run in groupby(zip(images, encoded), key=lambda pair: pair[0].sample):
-        frames, behind = zip(*run)
-        first = frames[0].layout
-        if any(frame.layout != first for frame in frames):
-            raise ValueError(
-                f"images_as_video=True, but the images of sample {sample} have grids of different size; give frames of "
-                "one size, or wrap without images_as_video"
-            )
-        cells = None
-        if first.cells is not None:
-            area = first.height * first.width
-            cells = tuple(cell + i * area for i in range(len(frames)) for cell in first.cells)
-        layout = replace(first, frames=len(frames), cells=cells)
-        videos.append(Image(sample, torch.cat([frame.columns for frame in frames]), layout))
-        rows.append(list(behind))
-    return videos, rows
-
-
-def tower_rows(samples: list[int], repeat: int) -> list[int]:
-    """Encoded image behind each image of the call, when every ``repeat`` decoder rows share the images of one sample."""
-    rows: list[int] = []
-    first = 0
-    for i, sample in enumerate(samples):
-        if i and sample != samples[i - 1]:
-            first = rows[-1] + 1 if sample // repeat != samples[i - 1] // repeat else first
-            rows.append(first)
-        else:
-            rows.append(rows[-1] + 1 if i else 0)
-    return rows
-
-
-def real_columns(mask: Any, embeds: Tensor, past: int, *, continues: bool) -> tuple[Tensor, Tensor | None, list[int]]:
-    """Which columns of this chunk are real (B, L), which of the ``past`` ones were (None: all), and how many are.
-
-    ``mask`` is what the decoder was given: None, (B, past + L), or masks already made for a cache of fixed size.
-    """
-    batch, length = embeds.shape[:2]
-    everything = torch.ones(batch, length, dtype=torch.bool, device=embeds.device)
-    if mask is None or length == 1:
-        return everything, None, [length] * batch
-    if isinstance(mask, dict):
-        mask = next((m for m in mask.values() if m is not None), None)
-    if mask is None or not isinstance(mask, Tensor):
-        return everything, None, [length] * batch
-    if mask.ndim == 4:
-        if continues:
-            return everything, None, [length] * batch
-        square = mask[:, 0, :length, past : past + length].diagonal(dim1=-2, dim2=-1)
-        before, real = None, square if square.dtype == torch.bool else square >= 0
-        real = real.expand(batch, length)
-    else:
-        mask = mask.to(embeds.device).bool()
-        before, real = mask[:, :past], mask[:, -length:]
-    counts = real.sum(dim=1).tolist()
-    if before is not None and (continues or past == 0 or bool(before.all())):
-        before = None
-    return real, before, counts

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -65,3 +67,31 @@ def gather(x: Tensor, index: Tensor) -> Tensor:
 def scatter(x: Tensor, index: Tensor, rows: Tensor, values: Tensor) -> Tensor:
     """``x`` (B, N, ...) with ``values`` (M, K, ...) written at rows ``rows`` (M,) and columns ``index`` (M, K)."""
     return x.index_put((rows[:, None].expand_as(index), index), values.to(x.dtype))
+
+
+def real_columns(mask: Any, embeds: Tensor, past: int, *, continues: bool) -> tuple[Tensor, Tensor | None, list[int]]:
+    """Which columns of this chunk are real (B, L), which of the ``past`` ones were (None: all), and how many are.
+
+    ``mask`` is what the decoder was given: None, (B, past + L), or masks already made for a cache of fixed size.
+    """
+    batch, length = embeds.shape[:2]
+    everything = torch.ones(batch, length, dtype=torch.bool, device=embeds.device)
+    if mask is None or length == 1:
+        return everything, None, [length] * batch
+    if isinstance(mask, dict):
+        mask = next((m for m in mask.values() if m is not None), None)
+    if mask is None or not isinstance(mask, Tensor):
+        return everything, None, [length] * batch
+    if mask.ndim == 4:
+        if continues:
+            return everything, None, [length] * batch
+        square = mask[:, 0, :length, past : past + length].diagonal(dim1=-2, dim2=-1)
+        before, real = None, square if square.dtype == torch.bool else square >= 0
+        real = real.expand(batch, length)
+    else:
+        mask = mask.to(embeds.device).bool()
+        before, real = mask[:, :past], mask[:, -length:]
+    counts = real.sum(dim=1).tolist()
+    if before is not None and (continues or past == 0 or bool(before.all())):
+        before = None
+    return real, before, counts

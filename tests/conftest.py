@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from contextlib import suppress
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports transformers
 
 import pytest
 import torch
 
-GOLDEN = Path(__file__).resolve().parent / "golden"
+from tokenreduce import pytest_plugin
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--golden-dir",
-        metavar="DIR",
-        type=lambda text: Path(text).resolve(),
-        default=GOLDEN,
-        help="folder of golden vectors, DIR/<method>/<case>.npz (default: tests/golden)",
-    )
+    with suppress(ValueError):  # the installed package brings the option itself
+        pytest_plugin.pytest_addoption(parser)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +18,7 @@ from tokenreduce.method import registry
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "vector_path" in metafunc.fixturenames:
-        folder = metafunc.config.getoption("--golden-dir")
+        folder = metafunc.config.getoption("--golden-dir") or Path(__file__).parent / "golden"
         paths = find(folder)
         if not paths:
             raise pytest.UsageError(f"--golden-dir {folder} holds no vectors; expected DIR/<method>/<case>.npz")
@@ -54,3 +56,15 @@ def test_comparison_notices_what_it_must() -> None:
     assert difference(floats, np.array([np.nan, 1.0], dtype=np.float32)) is not None
     assert differences({"keep": ints}, {"other": torch.zeros(1)}) != []
     assert differences({"keep": ints}, {"keep": torch.from_numpy(ints)}) == []
+
+
+def test_another_folder_can_be_named_in_a_plain_call(tmp_path: Path) -> None:
+    """``pytest -k golden --golden-dir DIR`` from the root, DIR outside of it: not mistaken for a place of tests."""
+    own = Path(__file__).resolve().parent / "golden/fastervlm/keep_one.npz"
+    (tmp_path / "fastervlm").mkdir()
+    (tmp_path / "fastervlm/other.npz").write_bytes(own.read_bytes())
+    command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-k", "golden", "--golden-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=Path(__file__).resolve().parents[1], capture_output=True, text=True)
+    if "unrecognized arguments" in done.stderr:
+        pytest.skip("the package is not installed here, so its pytest option is not known early enough")
+    assert "[fastervlm/other]" in done.stdout, done.stdout + done.stderr

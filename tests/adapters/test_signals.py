@@ -123,7 +123,7 @@ def test_no_attention_map_is_made(pair, monkeypatch):
 
 @pytest.mark.parametrize("repeat", [1, 3])
 def test_which_encoded_image_stands_behind_which_prompt_image(repeat):
-    from tokenreduce.adapters.door import tower_rows
+    from tokenreduce.adapters.prompt_images import tower_rows
 
     counts = [2, 0, 1, 3]
     samples = [b for b in range(len(counts) * repeat) for _ in range(counts[b // repeat])]

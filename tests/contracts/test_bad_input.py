@@ -99,6 +99,12 @@ def test_calls_that_cannot_be_honoured(model):
         assert tr.report(model).tokens_kept == [[4]]
 
 
+def test_features_handed_in_as_embeddings_are_not_passed_over_in_silence(model):
+    embeds = model.get_input_embeddings()(prompt(model, [0])["input_ids"]).detach()
+    with tr.wrapped(model, "uniform", keep=4), torch.no_grad(), pytest.warns(UserWarning, match="pixel_values"):
+        model(inputs_embeds=embeds)
+
+
 @pytest.mark.skipif(TRANSFORMERS < (5, 23), reason="before 5.23 chunked prefill does not handle images at all")
 def test_an_image_cut_in_two_by_chunked_prefill(model):
     inputs = prompt(model, [1])
