@@ -264,13 +264,26 @@ class Plan:
                 return
             for i in range(layer, self.depth):
                 packing, past = self.packing(i), self.past(i)
-                if packing.width == survivors.width:
+                if packing.counts == survivors.counts:
                     continue
                 slots = packing.slot.gather(1, survivors.order) + past
                 old = torch.arange(past, device=slots.device).expand(slots.shape[0], past)
                 keep_columns(self.cache, i, torch.cat([old, slots], dim=1))
                 key = ("trimmed", id(self.past_real[i]), past, layer)
                 self.real[i] = self._memo(key, partial(self._extend, self.past_real[i], past, survivors))
+            if any(step.decode_ids == "cache_length" for _, step in self.pipeline.at("cache", layer)):
+                self._count_cache_as_position()
+
+    def _count_cache_as_position(self) -> None:
+        """From here on a new token's position id in a layer is the number of real tokens that layer's cache holds."""
+        following = self._flat_positions()[:, -1] + 1
+        shifts: dict[int, Tensor] = {}
+        for i in range(self.depth):
+            real, length = self.real[i], int(physical_length(self.cache, i))
+            held = following.new_full(following.shape, length) if real is None else real.sum(dim=1)
+            key = length if real is None else id(real)
+            shifts.setdefault(key, following - held)
+            self.shift = [*self.shift[:i], shifts[key], *self.shift[i + 1 :]]
 
     def state(self) -> DecodeState:
         """What the next chunk must know."""

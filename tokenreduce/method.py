@@ -49,6 +49,8 @@ class Step:
         needs: signals shown there.
         amount: a number handed back as ``tokens.amount``, such as how many tokens to merge in this block.
         when: at the encoder, ``middle`` between attention and MLP of the block, or ``after`` the block.
+        decode_ids: at the cache, position ids of tokens written after the prompt: ``continue`` the prompt's, or count the
+            ``cache_length`` of each layer.
         proportional: at the encoder, whether attention from then on counts a merged token as many times as its size.
     """
 
@@ -58,6 +60,7 @@ class Step:
     amount: float | None = None
     when: Literal["middle", "after"] = "middle"
     proportional: bool = False
+    decode_ids: Literal["continue", "cache_length"] = "continue"
 
 
 @dataclass(frozen=True, kw_only=True)

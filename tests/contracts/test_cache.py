@@ -217,6 +217,31 @@ def test_cache_stage_frees_the_dropped_tokens(model, layer):
         torch.testing.assert_close(step.logits[b, -1], expected[-1], atol=TOLERANCE, rtol=0)
 
 
+def test_cache_stage_beside_a_longer_row_of_text(model):
+    """The longest row loses nothing, so the cache keeps its width; the columns dropped in the other row are gone all the same."""
+    inputs = prompt(model, [1, 0], "left")
+    length = inputs["input_ids"].shape[1]
+    text = torch.randint(4, VOCAB, (1, length + 5), generator=torch.Generator().manual_seed(4))
+    ids, mask = torch.zeros(2, length + 5, dtype=torch.long), torch.ones(2, length + 5, dtype=torch.long)
+    ids[0, 5:], mask[0, :5], ids[1] = inputs["input_ids"][0], 0, text[0]
+    step = {"input_ids": torch.tensor([[7], [9]])}
+    with tr.wrapped(model, CacheHalf(keep=4)), torch.no_grad():
+        together = model(input_ids=ids, attention_mask=mask, pixel_values=inputs["pixel_values"])
+        longer = torch.cat([mask, torch.ones(2, 1, dtype=torch.long)], dim=1)
+        after = model(**step, attention_mask=longer, past_key_values=together.past_key_values).logits
+        single = model(
+            input_ids=inputs["input_ids"][:1],
+            position_ids=torch.arange(5, length + 5)[None],
+            pixel_values=inputs["pixel_values"],
+        )
+        alone = model(
+            input_ids=step["input_ids"][:1],
+            position_ids=torch.tensor([[length + 5]]),
+            past_key_values=single.past_key_values,
+        ).logits
+    torch.testing.assert_close(after[0], alone[0], atol=TOLERANCE, rtol=0)
+
+
 def test_cache_stage_refuses_a_static_cache(model):
     inputs = prompt(model, [1])
     with tr.wrapped(model, CacheHalf(keep=4)), torch.no_grad(), pytest.raises(ValueError, match="DynamicCache"):

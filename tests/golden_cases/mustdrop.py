@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from torch import Tensor
 
 import tokenreduce as tr
 from tokenreduce.adapters import family
-from tokenreduce.adapters.cache import state_of
 from tokenreduce.adapters.llava import Llava
 from tokenreduce.groups import Image, ImageGroup, group_images
 from tokenreduce.kernels.attention_row import attention_row
@@ -208,6 +206,7 @@ def llama(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor
     model = build(inputs, params, table, marker)
     model.model.get_image_features = lambda **_: SimpleNamespace(pooler_output=[embeds[0, image]])
 
+    family.families()  # all are registered before the table is changed for a while
     with mock.patch.dict(family._FAMILIES):
 
         class OneImage(Llava):
@@ -219,21 +218,18 @@ def llama(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor
             def cells(self) -> list[int]:
                 return super().cells[:n]
 
-        tr.wrap(model, given(params, inputs["key_set"], layers=tuple(params["pruning_layers"])))
-    with torch.no_grad():
-        prefill = model.model(input_ids=ids, pixel_values=torch.zeros(1, 3, 1, 1), use_cache=True)
-        cache = prefill.past_key_values
-        as_released = copy.deepcopy(cache)
-        cached = [layer.keys.shape[2] for layer in cache.layers]
-        visual = tr.trace(model).kept_at[max(params["pruning_layers"]) + 1][0]
-        kept = torch.cat([torch.arange(system), visual, torch.arange(system + n, length)])
-        entered = [n_l[0] + length - n for n_l in tr.report(model).tokens_at_layer]
-        last = torch.tensor([[marker + 1]])
-        decode = model.model(input_ids=last, past_key_values=cache, use_cache=True)
-        state = state_of(as_released)
-        assert state is not None
-        state.shift = [None if held == length else torch.tensor([length - held]) for held in cached]
-        released = model.model(input_ids=last, past_key_values=as_released, use_cache=True)
+        method = given(params, inputs["key_set"], layers=tuple(params["pruning_layers"]))
+        decoded = {}
+        for legacy in (False, True):
+            with tr.wrapped(model, dataclasses.replace(method, legacy_decode_ids=legacy)), torch.no_grad():
+                prefill = model.model(input_ids=ids, pixel_values=torch.zeros(1, 3, 1, 1), use_cache=True)
+                cache = prefill.past_key_values
+                cached = [layer.keys.shape[2] for layer in cache.layers]
+                visual = tr.trace(model).kept_at[max(params["pruning_layers"]) + 1][0]
+                entered = [n_l[0] + length - n for n_l in tr.report(model).tokens_at_layer]
+                last = torch.tensor([[marker + 1]])
+                decoded[legacy] = model.model(input_ids=last, past_key_values=cache, use_cache=True).last_hidden_state
+    kept = torch.cat([torch.arange(system), visual, torch.arange(system + n, length)])
     full = prefill.last_hidden_state
     return {
         "hidden": full[:, kept],
@@ -241,6 +237,6 @@ def llama(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor
         "cache_len": torch.tensor(cached),
         "prefill_len": torch.tensor(entered),
         "decode_position": torch.tensor(cached),
-        "decode_hidden": released.last_hidden_state,
-        "decode_hidden_consistent": decode.last_hidden_state,
+        "decode_hidden": decoded[True],
+        "decode_hidden_consistent": decoded[False],
     }

@@ -49,6 +49,8 @@ class MustDrop(Method):
         global_threshold: theta_g, share of the text's attention; ``individual_threshold``: theta_i, attention of a single
             text token. None: published; in mode ``budget`` only their ratio counts.
         trim_cache: whether the cache forgets.
+        legacy_decode_ids: after trimming, give a new token the cache length of each layer as its position id, as released,
+            although kept keys were rotated with larger ids.
         output_order: ``raster``, or the released ``reference`` order, merged windows first.
         positions: the release renumbers (``renumber``); the default keeps position ids.
 
@@ -77,6 +79,7 @@ class MustDrop(Method):
     global_threshold: float | None = None
     individual_threshold: float | None = None
     trim_cache: bool = True
+    legacy_decode_ids: bool = False
     output_order: Literal["raster", "reference"] = "raster"
 
     def __post_init__(self) -> None:
@@ -131,7 +134,8 @@ class MustDrop(Method):
             needs = (TextAttention(layer, "sum"), TextAttention(layer, "max"))
             steps.append(Step("llm", layer=layer + 1, needs=needs, amount=depth))
         if self.trim_cache:
-            steps.append(Step("cache", layer=layers[0]))
+            ids: Literal["continue", "cache_length"] = "cache_length" if self.legacy_decode_ids else "continue"
+            steps.append(Step("cache", layer=layers[0], decode_ids=ids))
         return tuple(steps)
 
     def pruning_layers(self, depth: int) -> tuple[int, ...]:
