@@ -265,6 +265,24 @@ def test_open_clip_encode_image(timm_backed):
     assert torch.equal(model.encode_image(x), plain)
 
 
+@pytest.mark.parametrize("method", [tr.ToMe(r=0), tr.ToMe(keep=6), tr.PiToMe(keep=6)], ids=["r0", "tome", "pitome"])
+@pytest.mark.parametrize("timm_backed", [False, True])
+@torch.no_grad()
+def test_published_methods_in_open_clip(timm_backed, method):
+    model = open_clip_model(timm_backed)
+    x = torch.randn(2, 3, *((224, 224) if timm_backed else (32, 32)))
+    plain = model.encode_image(x)
+    with tr.wrapped(model, method):
+        short = model.encode_image(x)
+        report = tr.report(model)
+    if method.r == 0:
+        assert torch.equal(short, plain)
+    else:
+        assert report.tokens_kept == [[6], [6]]
+        assert not torch.equal(short, plain)
+    assert torch.equal(model.encode_image(x), plain)
+
+
 @pytest.mark.parametrize("order", ["raster", "reference"])
 @pytest.mark.parametrize("tower", ["clip", "siglip"])
 def test_a_merged_tower_inside_a_llava(tower, order):
