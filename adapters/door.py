@@ -185,8 +185,8 @@ class DecoderDoor:
             if in_order:
                 source, order = source.sort(dim=1)
                 assign = order.argsort(dim=1).gather(1, assign.clamp_min(0)).masked_fill(assign < 0, -1)
-            counted = not in_order or any(method.positions == "renumber" for method in methods)
-            positions: PositionPolicy = "renumber" if counted else "keep"
+            renumbers = any(method.policy == "renumber" for method in methods)
+            positions: PositionPolicy = "renumber" if renumbers else "keep"
             reduction = Reduction(source=source, assign=assign, positions=positions, in_order=in_order)
             passed = [p.rows(rows) for p in history[:-1]]
             group.history.extend(replace(p, seats=group.columns.gather(1, p.seats)) for p in passed)

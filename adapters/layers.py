@@ -77,15 +77,38 @@ class Listener:
                     seen = _window(visible, last, past, length, window, query)
                     value = attention_row(rows, key, scale, visible=seen)[:, 0]
                 else:
-                    asked = packing.valid
+                    rows, place, asked = query, None, packing.valid
                     over: Over = "mean"
                     if isinstance(signal, TextAttention):
-                        text = ~plan.visual.to(query.device).gather(1, packing.order)
-                        asked, over = text if asked is None else text & asked, signal.over
+                        rows, place, asked = _text_rows(query, plan, layer)
+                        over = signal.over
                     value = attention_received(
-                        query, key, scale, visible=visible, causal=True, window=window, query_mask=asked, over=over
+                        rows,
+                        key,
+                        scale,
+                        visible=visible,
+                        causal=True,
+                        place=place if place is None else place + past,
+                        window=window,
+                        query_mask=asked,
+                        over=over,
                     )
                 plan.captured[signal] = (value[:, past:], packing)
+
+
+def _text_rows(query: Tensor, plan: Plan, layer: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The queries (B, H, R, d) of real text, the slots (B, R) they come from, and which of them are real (B, R).
+
+    R, the longest text of the batch, is known on the host; shorter rows are filled up with queries that do not count.
+    """
+    packing, visual = plan.packing(layer), plan.visual_counts[plan.start(layer)]
+    longest = max(real - seen for real, seen in zip(packing.counts, visual, strict=True))
+    text = ~plan.visual.to(query.device).gather(1, packing.order)
+    if packing.valid is not None:
+        text = text & packing.valid
+    slots = text.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :longest]
+    index = slots[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3])
+    return query.gather(2, index), slots, text.gather(1, slots)
 
 
 def _at(index: Tensor, x: Tensor) -> Tensor:

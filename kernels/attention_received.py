@@ -21,6 +21,7 @@ def attention_received(
     visible: Tensor | None = None,
     bias: Tensor | None = None,
     causal: bool = False,
+    place: Tensor | None = None,
     window: int | None = None,
     query_mask: Tensor | None = None,
     over: Over = "mean",
@@ -36,6 +37,7 @@ def attention_received(
         visible: (B, N) bool, keys that are real; None: all.
         bias: (B, N) float added to the logits of every key; None: none.
         causal: query i sees keys up to N - Q + i only; with ``window``, only the last ``window`` of those.
+        place: (B, Q) long, with ``causal``: the key that each query sits at, where that is not N - Q + i.
         query_mask: (B, Q) bool, queries that are real; None: all.
         over: how queries are reduced; heads are averaged first.
         chunk: queries per block.
@@ -51,10 +53,11 @@ def attention_received(
         stop = min(start + chunk, num_queries)
         seen = visible
         if causal:
-            limit = torch.arange(start, stop, device=key.device) + (n - num_queries)
-            allowed = columns[None] <= limit[:, None]
+            limit = torch.arange(start, stop, device=key.device)[None] + (n - num_queries)
+            limit = (limit if place is None else place[:, start:stop])[..., None]
+            allowed = columns <= limit
             if window is not None:
-                allowed = allowed & (columns[None] > limit[:, None] - window)
+                allowed = allowed & (columns > limit - window)
             allowed = allowed.expand(batch, -1, -1)
             seen = allowed if visible is None else allowed & visible[:, None]
         elif visible is not None:

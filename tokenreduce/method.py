@@ -102,6 +102,11 @@ class Method:
     def budget(self) -> Budget:
         return Budget(self.keep)  # type: ignore[arg-type]  # None is refused, unless a subclass gives it a meaning
 
+    @property
+    def policy(self) -> PositionPolicy:
+        """``positions``, but tokens that arrive in another order than their places can only be renumbered."""
+        return self.positions if self.output_order == "raster" else "renumber"
+
     def is_identity(self, n: int) -> bool:
         """Whether ``n`` tokens pass through untouched; then ``reduce`` is not called at all."""
         return self.budget.count(n) >= n

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import llava, prompt
 from oracle import embeddings, run
+from standins import FACTS
 from torch import Tensor
 
 import tokenreduce as tr
@@ -30,19 +31,8 @@ from tokenreduce.methods.mustdrop import (
     urgency,
 )
 from tokenreduce.signals import AttentionReceived, ClsAttention, TextAttention
-from tokenreduce.tokens import STAGES, Layout, Reduction, VisualTokens
+from tokenreduce.tokens import Layout, Reduction, VisualTokens
 
-FACTS = ModelFacts(
-    family="stand-in",
-    stages=STAGES,
-    tower_depth=24,
-    feature_block=22,
-    has_cls=True,
-    tower_prefix=1,
-    tower_grid=(24, 24),
-    decoder_depth=32,
-    tokens_per_image=576,
-)
 TOLERANCE = 3e-5  # float32 logits of size 5; batched and single matrix products round differently
 
 

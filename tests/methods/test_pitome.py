@@ -14,6 +14,7 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from standins import FACTS, alone, random
 from torch import Tensor
 
 import tokenreduce as tr
@@ -31,29 +32,7 @@ from tokenreduce.methods.pitome import (
 )
 from tokenreduce.methods.tome import Pairs, match
 from tokenreduce.signals import Keys
-from tokenreduce.tokens import STAGES, Layout, Reduction, VisualTokens
-
-FACTS = ModelFacts(
-    family="stand-in",
-    stages=STAGES,
-    tower_depth=24,
-    feature_block=22,
-    has_cls=True,
-    tower_prefix=1,
-    tower_grid=(24, 24),
-    decoder_depth=32,
-)
-
-
-def alone(n: int, depth: int = 4, prefix: int = 1) -> ModelFacts:
-    """An encoder of ``n`` patches whose last block is used."""
-    return dataclasses.replace(
-        FACTS, tower_depth=depth, feature_block=depth - 1, tower_prefix=prefix, tower_grid=(1, n), decoder_depth=0
-    )
-
-
-def random(*size: int, seed: int = 0) -> Tensor:
-    return torch.randn(size, generator=torch.Generator().manual_seed(seed))
+from tokenreduce.tokens import Layout, Reduction, VisualTokens
 
 
 def shown(x: Tensor, amount: Any, prefix: int, keys: Tensor | None = None, size: Tensor | None = None) -> VisualTokens:

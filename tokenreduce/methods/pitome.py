@@ -13,7 +13,7 @@ from tokenreduce.kernels.energy_score import energy_score
 from tokenreduce.method import Method, ModelFacts, Step, choice, in_range
 from tokenreduce.methods.tome import OutputOrder, Pairs, best_pairs, fit, match, patches_kept, rows_of, schedule
 from tokenreduce.signals import Keys
-from tokenreduce.tokens import DROPPED, Budget, PositionPolicy, Reduction, VisualTokens, top_k
+from tokenreduce.tokens import DROPPED, Budget, Reduction, VisualTokens, top_k
 
 Matching = Literal["energy", "energy_bsm", "bsm"]
 MATCHINGS = ("energy", "energy_bsm", "bsm")
@@ -175,10 +175,6 @@ class PiToMe(Method):
         if self.rho is not None or self.r is not None:
             return Budget(1.0)
         return Budget(0.5 if self.keep is None else self.keep)
-
-    @property
-    def policy(self) -> PositionPolicy:
-        return self.positions if self.output_order == "raster" else "renumber"
 
     def is_identity(self, n: int) -> bool:
         if self.rho is not None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from tokenreduce.kernels.bipartite_matching import bipartite_matching
 from tokenreduce.method import Method, ModelFacts, Step, choice, in_range
 from tokenreduce.signals import Keys
-from tokenreduce.tokens import Budget, PositionPolicy, Reduction, VisualTokens
+from tokenreduce.tokens import Budget, Reduction, VisualTokens
 
 OutputOrder = Literal["raster", "reference"]
 
@@ -69,10 +69,6 @@ class ToMe(Method):
         if self.r is not None:
             return Budget(1.0)
         return Budget(0.5 if self.keep is None else self.keep)
-
-    @property
-    def policy(self) -> PositionPolicy:
-        return self.positions if self.output_order == "raster" else "renumber"
 
     def is_identity(self, n: int) -> bool:
         if self.r is not None:
