@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
+from encoder_oracle import explicit
 from models import TRANSFORMERS, llava, prompt, vision
 from oracle import positions_of, run
 from probe_methods import MergePairs
@@ -79,105 +80,6 @@ def open_clip_model(timm_backed: bool) -> nn.Module:
     torch.manual_seed(0)
     vocabulary = {"context_length": 8, "vocab_size": 50, "width": 16, "heads": 2, "layers": 1}
     return open_clip.CLIP(embed_dim=12, vision_cfg=tower, text_cfg=vocabulary).eval()
-
-
-def explicit(model, x, method):
-    """The blocks' parts called one by one, merging in between; returns the last block's output at full width, and the
-    row counts each block saw."""
-    family = family_of(model)
-    facts = family.facts()
-    steps = {s.layer: s for s in method.plan(facts)}
-    caught = {}
-
-    def catch(module, args, kwargs):
-        caught["x"], caught["kwargs"] = args[0] if args else kwargs.pop("hidden_states"), kwargs
-        raise InterruptedError
-
-    handle = family.blocks[0].module.register_forward_pre_hook(catch, with_kwargs=True)
-    with pytest.raises(InterruptedError):
-        model(x)
-    handle.remove()
-    x, rope = caught["x"], caught["kwargs"].get("rope")
-    p = facts.tower_prefix
-    size, assign = torch.ones(x.shape[:2]), torch.arange(x.shape[1]).expand(x.shape[:2])
-    source, counts = assign, []
-    for i, block in enumerate(family.blocks):
-        m = block.module
-        counts.append(x.shape[1])
-        bias = size.log()[:, None, None] if method.proportional else None
-        x = x + scale(m, 1, attend(block, norm1(m)(x), bias, None if rope is None else (rope, source, p)))
-        if i in steps and method.when == "middle":
-            x, size, assign, source = merge(x, size, assign, source, steps[i], method, p)
-        x = x + scale(m, 2, block.mlp(block.norm2(x)))
-        if i in steps and method.when == "after":
-            x, size, assign, source = merge(x, size, assign, source, steps[i], method, p)
-    return x.gather(1, assign[..., None].expand(-1, -1, x.shape[-1])), counts
-
-
-def merge(x, size, assign, source, step, method, p):
-    tokens = tr.VisualTokens(
-        features=x,
-        layout=tr.Layout(1, 1),
-        layer=step.layer,
-        size=size,
-        amount=step.amount,
-        prefix=p,
-        signals={step.needs[0]: x},
-    )
-    plan = method.reduce(tokens)
-    k = plan.source.shape[1]
-    one_hot = nn.functional.one_hot(plan.assign, k).float() * size[..., None]
-    mass = one_hot.sum(1)
-    x = torch.einsum("bnk,bnd->bkd", one_hot, x) / mass[..., None]
-    return x, mass, plan.assign.gather(1, assign), source.gather(1, plan.source)
-
-
-def norm1(m):
-    return next(getattr(m, n) for n in ("norm1", "layer_norm1", "ln_1", "layernorm_before") if hasattr(m, n))
-
-
-def scale(m, i, x):
-    for name in (f"ls{i}", f"ls_{i}", f"layer_scale{i}"):
-        x = getattr(m, name)(x) if hasattr(m, name) else x
-    gamma = getattr(m, f"gamma_{i}", None)
-    return x if gamma is None else x * gamma
-
-
-def attend(block, x, bias, rope):
-    """Attention by hand: projections of the module, materialised softmax."""
-    a, heads = block.attention, block.heads
-    if isinstance(a, nn.MultiheadAttention):
-        q, k, v = nn.functional.linear(x, a.in_proj_weight, a.in_proj_bias).chunk(3, -1)
-        out = a.out_proj
-    elif getattr(a, "qkv", None) is not None:
-        b = a.qkv.bias
-        if b is None and getattr(a, "q_bias", None) is not None:
-            b = torch.cat([a.q_bias, a.k_bias, a.v_bias])
-        q, k, v = nn.functional.linear(x, a.qkv.weight, b).chunk(3, -1)
-        out = a.proj
-    else:
-        q, k, v = a.q_proj(x), a.k_proj(x), a.v_proj(x)
-        out = next(getattr(a, n) for n in ("out_proj", "proj", "o_proj", "dense") if hasattr(a, n))
-    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
-    if hasattr(a, "q_norm"):
-        q, k = a.q_norm(q), a.k_norm(k)
-    if rope is not None:
-        table, source, p = rope
-        rows = table[(source[:, p:] - p)]
-        sin, cos = (t[:, None] for t in rows.chunk(2, -1))
-
-        def turn(t):
-            pairs = torch.stack([-t[..., 1::2], t[..., ::2]], -1).flatten(-2)
-            return t * cos + pairs * sin
-
-        q, k = (torch.cat([t[:, :, :p], turn(t[:, :, p:])], 2) for t in (q, k))
-    logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-    if bias is not None:
-        logits = logits + bias
-    y = (logits.softmax(-1) @ v).transpose(1, 2).flatten(2)
-    if hasattr(a, "norm"):
-        y = a.norm(y)
-    return out(y)
 
 
 ALONE = {

@@ -170,3 +170,18 @@ def test_no_map_is_made(meter) -> None:
     with meter:
         attention_received(query, key, scale, visible=visible, query_mask=visible, causal=True, window=50, chunk=16)
     assert 0 < meter.largest <= 3 * 16 * 200
+
+
+def test_some_queries_at_their_places_equal_those_rows_of_all() -> None:
+    generator = torch.Generator().manual_seed(5)
+    query, key = (torch.randn(2, heads, 13, 4, generator=generator) for heads in (4, 2))
+    place = torch.tensor([[12, 3, 7], [0, 5, 1]])
+    counts = torch.tensor([[True, True, False], [True, True, True]])
+    some = query.gather(2, place[:, None, :, None].expand(-1, 4, -1, 4))
+    for over in ("mean", "sum", "max"):
+        mask = torch.zeros(2, 13, dtype=torch.bool).scatter(1, place, counts)
+        expected = attention_received(query, key, 0.5, causal=True, window=6, query_mask=mask, over=over)
+        got = attention_received(
+            some, key, 0.5, causal=True, window=6, place=place, query_mask=counts, over=over, chunk=2
+        )
+        torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)  # float32, another order of additions
