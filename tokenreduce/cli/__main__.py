@@ -1,0 +1,5 @@
+"""``python -m tokenreduce.cli``."""
+
+from tokenreduce.cli import main
+
+main()

@@ -1,0 +1,85 @@
+"""What several commands read from their arguments: budgets, methods with parameters, a picture and a question."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from tokenreduce.method import Method
+
+
+def budget(text: str, argument: str) -> float | int:
+    """A budget from text: ``64`` is a count, ``0.25``, ``1/3`` and ``1.0`` are fractions."""
+    from tokenreduce.tokens import Budget
+
+    try:
+        if "/" in text:
+            above, _, below = text.partition("/")
+            value: float | int = float(above) / float(below)
+        else:
+            value = int(text) if text.strip().lstrip("+-").isdigit() else float(text)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(
+            f"{argument}={text!r} is not a budget; allowed: a fraction in (0, 1] such as 0.33, 1/3 or 1.0, or a count "
+            "such as 64. For example --keep 0.25"
+        ) from None
+    return Budget(value).keep
+
+
+def chosen_methods(names: list[str], keep: str | None, parameters: list[str], positions: str | None) -> list[Method]:
+    """Instances from what stands on the command line."""
+    from tokenreduce.method import make
+
+    split = [name.partition(":") for name in names]
+    given: list[dict[str, Any]] = [{"keep": budget(own, f"--method {name}:")} if own else {} for name, _, own in split]
+    if keep is not None:
+        if len(names) > 1 or given[0]:
+            raise ValueError(
+                f"--keep={keep} is ambiguous beside {' '.join(f'--method {name}' for name in names)}; "
+                "write each budget behind its method, for example --method fastervlm:0.5 --method fastv:64"
+            )
+        given[0]["keep"] = budget(keep, "--keep")
+    for text in parameters:
+        path, equals, value = text.partition("=")
+        owner, dot, key = path.rpartition(".")
+        places = [i for i, (name, _, _) in enumerate(split) if not dot or name == owner]
+        if not equals or not key or len(places) != 1:
+            raise ValueError(
+                f"--parameter={text!r}; allowed: key=value for a single method, or method.key=value with one of "
+                f"{', '.join(name for name, _, _ in split)}. For example -p layer=2 or -p fastv.layer=2"
+            )
+        given[places[0]][key] = _literal(value)
+    for settings in given:
+        if positions is not None:
+            settings["positions"] = positions
+    return [make(name, **settings) for (name, _, _), settings in zip(split, given)]
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval({"true": "True", "false": "False", "none": "None"}.get(text.lower(), text))
+    except (ValueError, SyntaxError):
+        return text
+
+
+def asked(image: Path | None, prompt: str | None) -> tuple[Image.Image, str]:
+    """The picture and the question; where one is not given, the demo's."""
+    from PIL import Image, UnidentifiedImageError
+
+    if image is not None:
+        try:
+            with Image.open(image) as opened:
+                picture = opened.convert("RGB")
+        except (UnidentifiedImageError, OSError):
+            raise ValueError(
+                f"--image={str(image)!r} is not a picture that Pillow can read; give a PNG or JPEG"
+            ) from None
+        return picture, prompt or "how many objects are there?"
+    from tokenreduce.eval.demo.scenes import questions
+
+    question = next(q for q in questions("test", 50) if q.kind == "color" and len(q.scene.things) >= 4)
+    return question.image, prompt or question.question

@@ -1,0 +1,49 @@
+"""``tokenreduce demo``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from tokenreduce.cli.app import Debug, app, teaching
+from tokenreduce.cli.arguments import budget
+
+
+@app.command()
+@teaching
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for results.json and the pictures.")] = Path("demo_out"),
+    images: Annotated[
+        int | None,
+        typer.Option(min=1, help="Pictures, up to 6 questions each. [default: up to 40]", show_default=False),
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Names separated by commas. [default: all]", show_default=False)
+    ] = None,
+    keep: Annotated[str, typer.Option(help="Budgets separated by commas: fractions, or counts.")] = "1.0,0.5,0.25,0.11",
+    seed: Annotated[int, typer.Option(help="Of the pictures and questions.")] = 0,
+    debug: Debug = False,
+) -> None:
+    """Compare all methods at several budgets on the built-in model: accuracy, speed, memory, pictures.
+
+    Really generates answers and really times them, on the processor at hand; nothing is downloaded. Writes
+    `results.json`, two contact sheets `overview_*.png` and one picture per method and budget.
+
+    **Examples**
+
+    - `tokenreduce demo`
+
+    - `tokenreduce demo --methods hiprune,random --keep 0.5,0.1 --images 100`
+    """
+    console = Console()
+    names = None if methods is None else [name.strip().lower() for name in methods.split(",") if name.strip()]
+    budgets = [budget(part, "--keep") for part in keep.split(",") if part.strip()]
+    from tokenreduce.loading import quiet
+
+    quiet()
+    from tokenreduce.eval.demo import show
+
+    show.run(out, methods=names, keeps=budgets, images=images, seed=seed, console=console)
