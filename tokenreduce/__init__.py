@@ -14,6 +14,7 @@ if (_checkout / "setup.cfg").is_file() and (_checkout / "adapters").is_dir():
     __path__.append(str(_checkout))
 
 if TYPE_CHECKING:
+    from tokenreduce.archive import load_trace
     from tokenreduce.cost import Report
     from tokenreduce.method import Method, ModelFacts, Step
     from tokenreduce.methods.fastervlm import FasterVLM
@@ -46,6 +47,7 @@ _HOME = {
     "Trace": "provenance",
     "budget": "wrapping",
     "is_wrapped": "wrapping",
+    "load_trace": "archive",
     "report": "wrapping",
     "trace": "wrapping",
     "unwrap": "wrapping",

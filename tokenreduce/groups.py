@@ -22,7 +22,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Passage:
-    """What one stage did to a group: the original tokens' rows afterwards, and the roles given."""
+    """What one stage did to a group: the original tokens' rows afterwards, the roles given, the scores ranked by."""
 
     stage: Stage
     layer: int | None
@@ -32,6 +32,7 @@ class Passage:
     source: Tensor
     role: Tensor | None
     role_names: tuple[str, ...]
+    score: Tensor | None = None
 
     def rows(self, pick: Tensor) -> Passage:
         """The same for the images ``pick`` (B,)."""
@@ -39,8 +40,8 @@ class Passage:
         def of(x: Tensor) -> Tensor:
             return x.index_select(0, pick.to(x.device))
 
-        role = None if self.role is None else of(self.role)
-        return replace(self, assign=of(self.assign), seats=of(self.seats), source=of(self.source), role=role)
+        given = {name: x if x is None else of(x) for name, x in (("role", self.role), ("score", self.score))}
+        return replace(self, assign=of(self.assign), seats=of(self.seats), source=of(self.source), **given)
 
 
 @dataclass
@@ -127,6 +128,7 @@ class ImageGroup:
                 assign=reduction.assign[pick],
                 features=None if reduction.features is None else reduction.features[pick, :count],
                 role=None if reduction.role is None else reduction.role[pick],
+                score=None if reduction.score is None else reduction.score[pick],
                 valid=None,
             )
             parts.append(self.rows(index)._apply(part, stage, layer, method))
@@ -150,10 +152,13 @@ class ImageGroup:
         if features is None and self.features is not None:
             features = reduction.carry(self.features)
         source = self.source.gather(1, at).masked_fill(summary, -1)
-        given = reduction.role  # on the tokens that came in; noted on the original ones
-        if given is not None:
-            given = given.gather(1, self.assign.clamp_min(0)).masked_fill(gone, 0)
-        passage = Passage(stage, layer, method, assign, seats, source, given, reduction.role_names)
+
+        def noted(given: Tensor | None, absent: float) -> Tensor | None:
+            """What was said of the tokens that came in, on the original ones."""
+            return None if given is None else given.gather(1, self.assign.clamp_min(0)).masked_fill(gone, absent)
+
+        said, ranked = noted(reduction.role, 0), noted(reduction.score, float("nan"))
+        passage = Passage(stage, layer, method, assign, seats, source, said, reduction.role_names, ranked)
         return replace(
             self,
             seats=seats,

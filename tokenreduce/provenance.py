@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -21,6 +23,7 @@ class StageTrace:
         seats: (K,) long, position in the ``input_ids`` row at which each survivor sits.
         source: (K,) long, original token each survivor sits at; -1 for a summary token.
         role: (N0,) long or None, what the method called each token; meanings in ``role_names``.
+        score: (N0,) float or None, what the method ranked each token by; NaN for tokens that were gone before.
     """
 
     stage: Stage
@@ -31,6 +34,7 @@ class StageTrace:
     source: Tensor
     role: Tensor | None
     role_names: tuple[str, ...]
+    score: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -76,31 +80,40 @@ class Trace:
             summary token counts at the place it takes.
         kept_at: the same per decoder layer k at which tokens may be dropped: ``kept_at[k][b]``.
         images: one ``ImageTrace`` per image, in the order of the call.
+        visual: (B, L) bool, the columns of visual tokens in what was passed now; ``offset`` columns were cached before.
+        layers: the decoder layers at which tokens may be dropped.
     """
 
     def __init__(
         self, groups: list[ImageGroup], visual: Tensor, offset: int = 0, layers: tuple[int, ...] = (), repeat: int = 1
     ) -> None:
         self._groups = groups
-        self._visual = visual[::repeat]
-        self._offset = offset
+        self.visual = visual[::repeat]
+        self.offset = offset
         self._repeat = repeat
-        self._layers = layers
+        self.layers = layers
+
+    @classmethod
+    def of(cls, images: list[ImageTrace], visual: Tensor, offset: int, layers: tuple[int, ...]) -> Trace:
+        """A trace of images that are known already."""
+        made = cls([], visual, offset, layers)
+        made.images = images
+        return made
 
     @cached_property
     def images(self) -> list[ImageTrace]:
         found: dict[int, ImageTrace] = {}
         for group in self._groups:
-            samples, columns = group.samples.tolist(), group.columns.cpu() + self._offset
+            samples, columns = group.samples.tolist(), group.columns.cpu() + self.offset
             parts: list[list[StageTrace]] = [[] for _ in samples]
             for p in group.history:
-                seats = p.seats.cpu() + self._offset
-                assign, source, role = p.assign.cpu(), p.source.cpu(), None if p.role is None else p.role.cpu()
+                seats = p.seats.cpu() + self.offset
+                assign, source = p.assign.cpu(), p.source.cpu()
+                role, score = (None if x is None else x.cpu() for x in (p.role, p.score))
                 for i, part in enumerate(parts):
-                    named = None if role is None else role[i]
-                    part.append(
-                        StageTrace(p.stage, p.layer, p.method, assign[i], seats[i], source[i], named, p.role_names)
-                    )
+                    named, ranked = (None if x is None else x[i] for x in (role, score))
+                    stood = assign[i], seats[i], source[i]
+                    part.append(StageTrace(p.stage, p.layer, p.method, *stood, named, p.role_names, ranked))
             for i, member in enumerate(group.members):
                 if samples[i] % self._repeat == 0:
                     found[member] = ImageTrace(samples[i] // self._repeat, group.layout, columns[i], tuple(parts[i]))
@@ -109,21 +122,25 @@ class Trace:
     def images_per_sample(self) -> list[list[tuple[int, int]]]:
         """Per sample, (tokens in, tokens left in the last decoder layer) of each image; waits for no device."""
         rows: dict[int, tuple[int, int, int]] = {}
+        if not self._groups:  # made from images
+            ends = ((image, image.reached(sys.maxsize)) for image in self.images)
+            sizes = [(m.sample, m.tokens_in, m.tokens_in if end is None else len(end.source)) for m, end in ends]
+            rows = dict(enumerate(sizes))
         for group in self._groups:
             for member, sample in zip(group.members, group.samples.tolist()):
                 rows[member] = (sample, group.columns.shape[1], group.num_tokens)
-        found: list[list[tuple[int, int]]] = [[] for _ in range(len(self._visual))]
+        found: list[list[tuple[int, int]]] = [[] for _ in range(len(self.visual))]
         for _, (sample, n, k) in sorted(rows.items()):
             if sample % self._repeat == 0:
                 found[sample // self._repeat].append((n, k))
         return found
 
     def _kept(self, layer: int) -> list[Tensor]:
-        alive = self._visual.clone()
+        alive = self.visual.clone()
         for image in self.images:
-            alive[image.sample, image.columns - self._offset] = False
-            alive[image.sample, image.seats(layer) - self._offset] = True
-        return [row.nonzero().flatten() + self._offset for row in alive]
+            alive[image.sample, image.columns - self.offset] = False
+            alive[image.sample, image.seats(layer) - self.offset] = True
+        return [row.nonzero().flatten() + self.offset for row in alive]
 
     @cached_property
     def kept(self) -> list[Tensor]:
@@ -131,10 +148,16 @@ class Trace:
 
     @cached_property
     def kept_at(self) -> dict[int, list[Tensor]]:
-        return {layer: self._kept(layer) for layer in self._layers}
+        return {layer: self._kept(layer) for layer in self.layers}
+
+    def save(self, path: str | Path, overwrite: bool = False) -> None:
+        """Write this trace to ``path`` (.npz, no pickle); ``tr.load_trace(path)`` reads it. See ``tokenreduce.archive``."""
+        from tokenreduce.archive import save_trace
+
+        save_trace(self, path, overwrite)
 
     def __repr__(self) -> str:
-        rows = [f"Trace of {len(self._visual)} sample(s), {len(self.images)} image(s)"]
+        rows = [f"Trace of {len(self.visual)} sample(s), {len(self.images)} image(s)"]
         for image in self.images:
             path = "".join(
                 f" -> {len(s.source)} ({s.method}, {s.stage}{'' if s.layer is None else f' {s.layer}'})"

@@ -156,6 +156,8 @@ class Reduction:
         features: (B, K, D) features of the rows, only where they are neither their source nor such a mean.
         positions: ``keep`` the position id of the source, or ``renumber`` the shortened sequence 0, 1, 2, ...
         role: (B, N) int of the *input* tokens, meanings in ``role_names`` (None: roles stay what they were).
+        score: (B, N) float of the *input* tokens, what they were ranked by, higher is kept first (None: no ranking). Only
+            noted in the trace.
         valid: (B, K) bool for data-dependent counts: rows that really exist, trailing rows False. None: all rows.
         in_order: True when rows are unchanged tokens in ascending source order (``select`` sets it).
     """
@@ -168,6 +170,7 @@ class Reduction:
     positions: PositionPolicy = "keep"
     role: Tensor | None = None
     role_names: tuple[str, ...] = ()
+    score: Tensor | None = None
     valid: Tensor | None = None
     in_order: bool = False
 
@@ -182,7 +185,7 @@ class Reduction:
     @classmethod
     def top(cls, score: Tensor, k: int, **more: Any) -> Reduction:
         """Keep the ``k`` tokens of highest ``score`` (B, N); ties go to the lowest index."""
-        return cls.select(top_k(score, k), score.shape[1], **more)
+        return cls.select(top_k(score, k), score.shape[1], score=score, **more)
 
     @classmethod
     def merge(cls, assign: Tensor, source: Tensor, weight: Tensor | None = None, **more: Any) -> Reduction:

@@ -108,12 +108,13 @@ def select(
     anchor = torch.zeros_like(object_score, dtype=torch.bool).scatter_(1, anchor_index, True)
     buffer = neighbours(anchor_index, source, layout, border) & ~anchor
     role = torch.where(anchor, 1, torch.where(buffer, 2, 3))
-    order = top_k(torch.where(buffer, object_score, deep_score), n)
+    score = torch.where(anchor | buffer, object_score, deep_score)
+    order = top_k(score, n)
     keep = order.gather(1, top_k(-role.gather(1, order), k))
     kept = torch.zeros_like(anchor).scatter_(1, keep, True)
     if parity == "release":
         return _released((anchor | buffer) & kept, deep_score, k, role, positions)
-    return Reduction.select(keep, n, role=role * kept, role_names=ROLES, positions=positions)
+    return Reduction.select(keep, n, role=role * kept, role_names=ROLES, score=score, positions=positions)
 
 
 def neighbours(index: Tensor, source: Tensor, layout: Layout, border: str) -> Tensor:

@@ -131,6 +131,7 @@ class HoliTom(Method):
             source,
             torch.stack([weight for _, _, weight in plans]),
             valid=torch.arange(width, device=score.device) < counts[:, None],
+            score=score,
             positions=self.positions,
         )
 
@@ -276,7 +277,7 @@ def fold(features: Tensor, score: Tensor, k: int) -> Reduction:
     assign.scatter_(1, keep, torch.arange(k, device=score.device).expand_as(keep)).scatter_(1, rest, target)
     weight = torch.zeros(batch, n, device=score.device).scatter_(1, keep, torch.exp2(-folded.float()))
     weight.scatter_(1, rest.gather(1, order), torch.exp2(-later.float()))
-    return Reduction.merge(assign, keep, weight)
+    return Reduction.merge(assign, keep, weight, score=score)
 
 
 @dataclass(frozen=True)

@@ -264,7 +264,7 @@ class MustDrop(Method):
         if planned and math.ceil(rate * n - 1e-9) > planned[-1]:
             rate = planned[-1] / (2 * n)
         role = torch.zeros_like(tokens.role).scatter_(1, key_set(score, rate), KEY)
-        return Reduction.identity(tokens, role=role, role_names=ROLES, positions=self.positions)
+        return Reduction.identity(tokens, role=role, role_names=ROLES, score=score, positions=self.positions)
 
 
 def key_set(score: Tensor, rate: float) -> Tensor:

@@ -1,0 +1,97 @@
+"""Traces as files: arrays in an .npz with their description in JSON beside them, without pickle."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tokenreduce.provenance import ImageTrace, StageTrace, Trace
+from tokenreduce.tokens import Layout
+
+VERSION = 1
+DESCRIPTION = "trace.json"
+WORDS = ("stage", "layer", "method", "role_names")
+TENSORS = ("assign", "seats", "source", "role", "score")
+
+
+def save_trace(trace: Trace, path: str | Path, overwrite: bool = False) -> None:
+    """Write ``trace`` to ``path`` (.npz); readers see the old file or the new one, never a part.
+
+    The archive holds one array per tensor, named like ``image0.stage1.assign``, and ``trace.json``, the description as
+    UTF-8 bytes.
+
+    Errors: ``ValueError`` where ``path`` does not end in .npz or its folder is missing, ``FileExistsError`` where the file
+        exists and ``overwrite`` is False.
+    """
+    path = Path(path)
+    if path.suffix != ".npz" or not path.parent.is_dir():
+        raise ValueError(f"path={str(path)!r}; allowed: a file name ending in .npz in a folder that exists")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"path={str(path)!r} exists; choose another name, or pass overwrite=True to replace it")
+    arrays = {"visual": trace.visual.cpu().numpy()}
+    images = []
+    for i, image in enumerate(trace.images):
+        arrays[f"image{i}.columns"] = image.columns.numpy()
+        for j, stage in enumerate(image.stages):
+            held = {name: getattr(stage, name) for name in TENSORS}
+            arrays |= {f"image{i}.stage{j}.{name}": x.numpy() for name, x in held.items() if x is not None}
+        stages = [{word: getattr(stage, word) for word in WORDS} for stage in image.stages]
+        images.append({"sample": image.sample, "layout": dataclasses.asdict(image.layout), "stages": stages})
+    about = {"version": VERSION, "offset": trace.offset, "layers": trace.layers, "images": images}
+    arrays[DESCRIPTION] = np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez_compressed(file, **arrays)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def load_trace(path: str | Path) -> Trace:
+    """The trace that ``trace.save(path)`` wrote.
+
+    Errors: ``FileNotFoundError`` where there is no such file, ``ValueError`` where it holds no trace of this version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"path={str(path)!r} does not exist; allowed: a file written by trace.save(path)")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: torch.from_numpy(archive[name]) for name in archive.files}
+        about = json.loads(bytes(arrays.pop(DESCRIPTION).numpy()))
+        if about["version"] != VERSION:
+            raise ValueError(f"version {about['version']}, this tokenreduce reads {VERSION}")
+        images = [_image(f"image{i}", record, arrays) for i, record in enumerate(about["images"])]
+        return Trace.of(images, arrays["visual"], about["offset"], tuple(about["layers"]))
+    except Exception as error:  # numpy, zipfile and json each have their own
+        raise ValueError(
+            f"path={str(path)!r} holds no trace ({type(error).__name__}: {error}); allowed: a file written by trace.save(path)"
+        ) from error
+
+
+def _image(name: str, record: dict[str, Any], arrays: dict[str, Tensor]) -> ImageTrace:
+    stages = []
+    for j, words in enumerate(record["stages"]):
+        held = {key: arrays.get(f"{name}.stage{j}.{key}") for key in TENSORS}
+        words["role_names"] = tuple(words["role_names"])
+        stages.append(StageTrace(**words, **held))
+    return ImageTrace(record["sample"], _layout(record["layout"]), arrays[f"{name}.columns"], tuple(stages))
+
+
+def _layout(record: dict[str, Any]) -> Layout:
+    """A layout from its fields, the ones of its views included."""
+    made = {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
+    if "views" in made:
+        made["views"] = tuple(_layout(view) for view in made["views"])
+    return Layout(**made)
