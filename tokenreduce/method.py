@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from tokenreduce.signals import Signal
-from tokenreduce.tokens import Budget, PositionPolicy, Reduction, Stage, VisualTokens
+from tokenreduce.tokens import Budget, PositionPolicy, Reduction, Seen, Stage, VisualTokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,7 @@ class ModelFacts:
         tower_prefix: rows of the tower before the first patch ([CLS], distillation, registers).
         has_distillation: whether row 1 is a distillation token.
         tower_grid: (height, width) of the patch grid when it is fixed, else None.
+        full_blocks: vision blocks in which every patch attends to the whole image; None: all of them.
         decoder_depth: number of decoder layers (0 for an encoder alone).
         tokens_per_image: visual tokens of one image when that is fixed, else None.
     """
@@ -36,6 +37,7 @@ class ModelFacts:
     tower_prefix: int = 0
     has_distillation: bool = False
     tower_grid: tuple[int, int] | None = None
+    full_blocks: tuple[int, ...] | None = None
     decoder_depth: int = 0
     tokens_per_image: int | None = None
 
@@ -69,7 +71,8 @@ class Method:
 
     A subclass sets the class attributes, overrides ``plan`` (where it acts and what it needs to see) and ``reduce``
     (the mathematics), and is registered under ``name`` by being defined
-    (``class Mine(Method, register=False)`` is not).
+    (``class Mine(Method, register=False)`` is not). At the projector ``reduce`` is shown one view of an image at a time
+    (the image itself, or one of the tiles it was cut into); inside the language model, the whole image.
 
     Attributes:
         keep: fraction in (0, 1] of the tokens entering the stage, or a count per image.
@@ -84,6 +87,7 @@ class Method:
     stages: ClassVar[tuple[Stage, ...]]
     looks_at: ClassVar[str] = ""
     media: ClassVar[tuple[str, ...]] = ("image", "video")  # what it reduces; anything else passes through untouched
+    sees: ClassVar[Seen] = "video"  # at the projector: a video as a whole, or each frame by itself
     output_order = "raster"
 
     keep: float | int | None = 0.5

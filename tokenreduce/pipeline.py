@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tokenreduce.groups import ImageGroup
 from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.parts import part_of, reduce_parts
 from tokenreduce.signals import Keys, Signal
 from tokenreduce.stopwatch import Stopwatch
 from tokenreduce.tokens import STAGES, Reduction, Stage, VisualTokens
@@ -80,8 +81,9 @@ class Pipeline:
         changed = False
         for method, step in self.at(stage, layer):
             passed: list[ImageGroup] = []
-            for group in groups:
-                if method.is_identity(group.num_tokens):
+            parted = stage == "projector"  # inside the language model a method sees the whole picture
+            for group in self._alike(groups, method) if parted else groups:
+                if not acts(method, group):
                     passed.append(group)
                     continue
                 assert group.features is not None
@@ -97,7 +99,7 @@ class Pipeline:
                         amount=step.amount,
                         signals={} if decided else {signal: look(signal, group) for signal in step.needs},
                     )
-                    reduction = decided[len(done)] if decided else method.reduce(tokens)
+                    reduction = decided[len(done)] if decided else self._ask(method, tokens, group, parted)
                     done.append(reduction.check(tokens))
                     if reduction.does_nothing(group.num_tokens):
                         passed.append(group)
@@ -106,3 +108,36 @@ class Pipeline:
                         changed = True
             groups = passed
         return groups, done, changed
+
+    @staticmethod
+    def _alike(groups: list[ImageGroup], method: Method) -> list[ImageGroup]:
+        """``groups`` such that within each, all pictures have equally many tokens of every part."""
+        alike: list[ImageGroup] = []
+        for group in groups:
+            parts = group.layout.parts(method.sees)
+            if len(parts) == 1 or group.num_tokens == group.layout.num_tokens or not acts(method, group):
+                alike.append(group)
+                continue
+            rows: dict[tuple[int, ...], list[int]] = {}
+            for i, row in enumerate(part_of(parts, group.source, group.assign).tolist()):
+                rows.setdefault(tuple(row.count(p) for p in range(len(parts))), []).append(i)
+            alike += [group] if len(rows) == 1 else [group.rows(index) for index in rows.values()]
+        return alike
+
+    @staticmethod
+    def _ask(method: Method, tokens: VisualTokens, group: ImageGroup, parted: bool) -> Reduction:
+        parts = group.layout.parts(method.sees)
+        if not parted or len(parts) == 1:
+            return method.reduce(tokens)
+        if tokens.num_tokens == group.layout.num_tokens:
+            sizes = [len(own) for _, own in parts]
+            return reduce_parts(method, tokens, parts, part_of(parts, group.source, group.assign), sizes)
+        of = part_of(parts, group.source, group.assign)
+        first = of[0].tolist()
+        return reduce_parts(method, tokens, parts, of, [first.count(p) for p in range(len(parts))])
+
+
+def acts(method: Method, group: ImageGroup) -> bool:
+    """Whether ``method`` has anything to do with the pictures of ``group``."""
+    medium = "video" if group.layout.frames > 1 else "image"
+    return medium in method.media and not method.is_identity(group.num_tokens)

@@ -10,6 +10,7 @@ import math
 import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 Stage = Literal["encoder", "projector", "llm", "cache"]
 PositionPolicy = Literal["keep", "renumber"]
+Seen = Literal["frame", "video"]
 STAGES: tuple[Stage, ...] = ("encoder", "projector", "llm", "cache")
 DROPPED = -1
 
@@ -73,25 +75,66 @@ class Budget:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the N tokens of one image (or video) came from.
+    """Where the N tokens of one picture came from: an image, a video, or an image cut into tiles.
 
     ``frames`` grids of ``height`` x ``width`` cells in raster order; ``cells[n]`` is the flat cell of token n, or None
     when token n simply is cell n. Tokens without a cell (row newlines, a forwarded [CLS]) never reach a method.
+
+    An image that the vision tower saw in several ``views`` (a base view and tiles) has the layout of each view, in the
+    order of the tower, and ``cells[n]`` counts tokens through all of them; ``height`` and ``width`` then only say how
+    large the grid is that the tiles form together.
     """
 
     height: int
     width: int
     frames: int = 1
     cells: tuple[int, ...] | None = None
+    views: tuple[Layout, ...] = ()
 
     @property
     def num_tokens(self) -> int:
-        return len(self.cells) if self.cells is not None else self.frames * self.height * self.width
+        if self.cells is not None:
+            return len(self.cells)
+        return sum(view.num_tokens for view in self.views) or self.frames * self.height * self.width
 
     @property
     def is_grid(self) -> bool:
         """True when token n is cell n of a complete grid."""
-        return self.cells is None
+        return self.cells is None and not self.views
+
+    def parts(self, by: Seen) -> tuple[tuple[Layout, tuple[int, ...]], ...]:
+        """Views, and with ``by="frame"`` frames: the layout of each and its tokens n, ascending."""
+        return _parts(self, by)
+
+    @property
+    def patches(self) -> tuple[int, ...]:
+        """Cell of every token, counted through the complete grids of all views."""
+        if not self.views:
+            return self.cells if self.cells is not None else tuple(range(self.num_tokens))
+        cells, first = [], 0
+        for view in self.views:
+            cells += [first + cell for cell in view.patches]
+            first += view.frames * view.height * view.width
+        return tuple(cells) if self.cells is None else tuple(cells[i] for i in self.cells)
+
+
+@lru_cache(maxsize=256)
+def _parts(layout: Layout, by: Seen) -> tuple[tuple[Layout, tuple[int, ...]], ...]:
+    whole = tuple(range(layout.num_tokens))
+    if layout.views:
+        owner = [v for v, view in enumerate(layout.views) for _ in range(view.num_tokens)]
+        cells = layout.cells or whole
+        return tuple((view, tuple(n for n in whole if owner[cells[n]] == v)) for v, view in enumerate(layout.views))
+    if by == "video" or layout.frames == 1:
+        return ((layout, whole),)
+    area = layout.height * layout.width
+    places = layout.cells or whole
+    split = []
+    for t in range(layout.frames):
+        own = tuple(n for n in whole if places[n] // area == t)
+        cells = tuple(places[n] % area for n in own)
+        split.append((Layout(layout.height, layout.width, cells=None if cells == tuple(range(area)) else cells), own))
+    return tuple(split)
 
 
 @dataclass
@@ -213,6 +256,15 @@ class Reduction:
         """Whether this plan leaves all ``n`` tokens as they are and says nothing new about them."""
         unchanged = self.in_order and self.num_kept == n and self.features is None and not self.merges
         return unchanged and self.valid is None and self.role is None and self.positions == "keep"
+
+    def carry_along(self, x: Tensor) -> Tensor:
+        """The rows (B, K, E) of values ``x`` (B, N, E) that share the tokens' fate but not their features."""
+        if self.merges:
+            return self.carry(x)
+        own = x.gather(1, self.source.clamp_min(0).unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+        if self.features is None:
+            return own
+        return torch.where((self.source < 0)[..., None], group_mean(x, self.assign, self.num_kept), own)
 
     def check(self, tokens: VisualTokens) -> Reduction:
         """Raise if this plan does not fit ``tokens``; shapes only, so that nothing waits for a device."""

@@ -33,6 +33,7 @@ class FasterVLM(Method):
     paper = "arXiv 2412.01818"
     stages = ("projector",)
     looks_at = "[CLS] attention of the feature block"
+    sees = "frame"
 
     heads: Literal["mean", "max"] = "mean"
     score: Literal["cls", "global_mean"] = "cls"

@@ -41,6 +41,7 @@ class HiPrune(Method):
     paper = "arXiv 2508.00553"
     stages = ("projector",)
     looks_at = "attention received in a middle and in the feature block"
+    sees = "frame"
 
     alpha: float = 0.1
     object_layer: int | None = None

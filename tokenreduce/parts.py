@@ -1,0 +1,141 @@
+"""One picture, several parts: a method is shown each tile or frame by itself, its plans become one for the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from tokenreduce.method import Method
+from tokenreduce.tokens import Layout, Reduction, VisualTokens
+
+Parts = Sequence[tuple[Layout, tuple[int, ...]]]
+
+
+def allot(k: int, sizes: Sequence[int]) -> list[int]:
+    """``k`` tokens shared among parts in proportion to ``sizes``, exactly, by largest remainder (ties: the first part)."""
+    total = sum(sizes)
+    shares = [k * size // total for size in sizes]
+    by_remainder = sorted(range(len(sizes)), key=lambda i: (-(k * sizes[i] % total), i))
+    for i in by_remainder[: k - sum(shares)]:
+        shares[i] += 1
+    return shares
+
+
+def part_of(parts: Parts, source: Tensor, assign: Tensor) -> Tensor:
+    """(B, N) part that each current token belongs to; a summary token, to a part of what it stands for."""
+    owner, _ = _places(parts, source.device)
+    own = owner[source.clamp_min(0)]
+    if assign.shape[1] == source.shape[1]:  # untouched so far: no summaries
+        return own
+    stood = torch.full_like(source, -1).scatter_reduce(
+        1, assign.clamp_min(0), torch.where(assign < 0, -1, owner.expand_as(assign)), "amax"
+    )
+    return torch.where(source < 0, stood, own)
+
+
+def reduce_parts(method: Method, tokens: VisualTokens, parts: Parts, of: Tensor, sizes: Sequence[int]) -> Reduction:
+    """Ask ``method`` about each part and join its plans.
+
+    Args:
+        tokens: the current tokens of B pictures of the same layout.
+        parts: of that layout, ``Layout.parts``.
+        of: (B, N) part of each current token; every picture has ``sizes[p]`` tokens of part p.
+
+    The picture's budget is shared among its parts in proportion to their tokens, and filled exactly.
+    """
+    _, local = _places(parts, of.device)
+    shares: Sequence[int | None] = [None] * len(parts)
+    if method.keep is not None:
+        shares = allot(method.budget.count(tokens.num_tokens), sizes)
+    at = of.sort(dim=1, stable=True).indices.split(list(sizes), dim=1)  # current tokens of each part, ascending
+    asked = [
+        _ask(method, _part(tokens, layout, index, local), share)
+        for (layout, _), index, share in zip(parts, at, shares, strict=True)
+    ]
+    return _joined(asked, at, tokens)
+
+
+def _places(parts: Parts, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(N0,) part of every original token, and its place within that part."""
+    n = sum(len(own) for _, own in parts)
+    owner, local = torch.empty(n, dtype=torch.long), torch.empty(n, dtype=torch.long)
+    for p, (_, own) in enumerate(parts):
+        index = torch.tensor(own, dtype=torch.long)
+        owner[index], local[index] = p, torch.arange(len(own))
+    return owner.to(device), local.to(device)
+
+
+def _part(tokens: VisualTokens, layout: Layout, index: Tensor, local: Tensor) -> VisualTokens:
+    source = tokens.source.gather(1, index)
+    return replace(
+        tokens,
+        features=_rows(tokens.features, index),
+        layout=layout,
+        source=torch.where(source < 0, source, local[source.clamp_min(0)]),
+        size=tokens.size.gather(1, index),
+        role=tokens.role.gather(1, index),
+        signals={s: v if v.ndim < 2 else v.gather(1, index) for s, v in tokens.signals.items()},
+    )
+
+
+def _ask(method: Method, tokens: VisualTokens, share: int | None) -> Reduction:
+    if share == 0:
+        nothing = tokens.source.new_empty(len(tokens.source), 0)
+        return Reduction.select(nothing, tokens.num_tokens, positions=method.positions)
+    if share is not None:
+        method = replace(method, keep=share)
+    if method.is_identity(tokens.num_tokens):
+        return Reduction.identity(tokens, positions=method.positions)
+    return method.reduce(tokens).check(tokens)
+
+
+def _joined(asked: list[Reduction], at: Sequence[Tensor], tokens: VisualTokens) -> Reduction:
+    batch, n = tokens.features.shape[:2]
+    device = tokens.features.device
+    explicit = any(r.features is not None for r in asked) or len({r.merges for r in asked if r.num_kept}) > 1
+    assign = torch.empty(batch, n, dtype=torch.long, device=device)
+    weight = torch.ones(batch, n, device=device)
+    role, names = tokens.role.clone(), ()
+    sources, places, exists, features, first = [], [], [], [], 0
+    for plan, index in zip(asked, at):
+        k = plan.num_kept
+        joined = torch.where(plan.assign < 0, plan.assign, plan.assign + first)
+        assign.scatter_(1, index, joined)
+        if plan.weight is not None:
+            weight.scatter_(1, index, plan.weight.float())
+        if plan.role is not None:
+            role.scatter_(1, index, plan.role)
+            names = plan.role_names
+        summary = plan.source < 0
+        source = torch.where(summary, plan.source, index.gather(1, plan.source.clamp_min(0)) if k else plan.source)
+        last = index[:, -1:] if index.shape[1] else index.new_zeros(batch, 1)
+        place = torch.where(summary, 2 * last + 1, 2 * source).sort(dim=1).values  # rows keep the order of their plan
+        real = torch.ones_like(summary) if plan.valid is None else plan.valid
+        sources.append(source)
+        places.append(torch.where(real, place, 2 * n + 2))
+        exists.append(real)
+        if explicit:
+            features.append(plan.carry(_rows(tokens.features, index)) if plan.features is None else plan.features)
+        first += k
+    order = torch.cat(places, dim=1).argsort(dim=1, stable=True)
+    back = order.argsort(dim=1)
+    ragged = any(plan.valid is not None for plan in asked)
+    return Reduction(
+        source=torch.cat(sources, dim=1).gather(1, order),
+        assign=torch.where(assign < 0, assign, back.gather(1, assign.clamp_min(0))) if first else assign,
+        merges=not explicit and any(plan.merges for plan in asked),
+        weight=weight if any(plan.weight is not None for plan in asked) else None,
+        features=_rows(torch.cat(features, dim=1), order) if explicit else None,
+        positions=asked[0].positions,
+        role=role if names else None,
+        role_names=names,
+        valid=torch.cat(exists, dim=1).gather(1, order) if ragged else None,
+        in_order=all(plan.in_order for plan in asked),
+    )
+
+
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
