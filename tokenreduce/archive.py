@@ -83,7 +83,7 @@ def load_trace(path: str | Path) -> Trace:
 def _image(name: str, record: dict[str, Any], arrays: dict[str, Tensor]) -> ImageTrace:
     stages = []
     for j, words in enumerate(record["stages"]):
-        held = {key: arrays.get(f"{name}.stage{j}.{key}") for key in TENSORS}
+        held: dict[str, Any] = {key: arrays.get(f"{name}.stage{j}.{key}") for key in TENSORS}
         words["role_names"] = tuple(words["role_names"])
         stages.append(StageTrace(**words, **held))
     return ImageTrace(record["sample"], _layout(record["layout"]), arrays[f"{name}.columns"], tuple(stages))
@@ -91,7 +91,7 @@ def _image(name: str, record: dict[str, Any], arrays: dict[str, Tensor]) -> Imag
 
 def _layout(record: dict[str, Any]) -> Layout:
     """A layout from its fields, the ones of its views included."""
-    made = {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
+    made: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
     if "views" in made:
         made["views"] = tuple(_layout(view) for view in made["views"])
     return Layout(**made)

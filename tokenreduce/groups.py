@@ -40,8 +40,9 @@ class Passage:
         def of(x: Tensor) -> Tensor:
             return x.index_select(0, pick.to(x.device))
 
-        given = {name: x if x is None else of(x) for name, x in (("role", self.role), ("score", self.score))}
-        return replace(self, assign=of(self.assign), seats=of(self.seats), source=of(self.source), **given)
+        role, score = (None if x is None else of(x) for x in (self.role, self.score))
+        rows = of(self.assign), of(self.seats), of(self.source)
+        return replace(self, assign=rows[0], seats=rows[1], source=rows[2], role=role, score=score)
 
 
 @dataclass
