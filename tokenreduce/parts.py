@@ -98,6 +98,7 @@ def _joined(asked: list[Reduction], at: Sequence[Tensor], tokens: VisualTokens) 
     explicit = any(r.features is not None for r in asked) or len({r.merges for r in asked if r.num_kept}) > 1
     assign = torch.empty(batch, n, dtype=torch.long, device=device)
     weight = torch.ones(batch, n, device=device)
+    score = torch.full((batch, n), torch.nan, device=device)
     role, names = tokens.role.clone(), ()
     sources, places, exists, features, first = [], [], [], [], 0
     for plan, index in zip(asked, at):
@@ -106,6 +107,8 @@ def _joined(asked: list[Reduction], at: Sequence[Tensor], tokens: VisualTokens) 
         assign.scatter_(1, index, joined)
         if plan.weight is not None:
             weight.scatter_(1, index, plan.weight.float())
+        if plan.score is not None:
+            score.scatter_(1, index, plan.score.float())
         if plan.role is not None:
             role.scatter_(1, index, plan.role)
             names = plan.role_names
@@ -132,6 +135,7 @@ def _joined(asked: list[Reduction], at: Sequence[Tensor], tokens: VisualTokens) 
         positions=asked[0].positions,
         role=role if names else None,
         role_names=names,
+        score=score if any(plan.score is not None for plan in asked) else None,
         valid=torch.cat(exists, dim=1).gather(1, order) if ragged else None,
         in_order=all(plan.in_order for plan in asked),
     )
