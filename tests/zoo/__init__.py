@@ -1,0 +1,95 @@
+"""Tiny random models of the real transformers classes, one family each, and prompts as their processors make them.
+
+>>> model = zoo.build("qwen2_vl")
+>>> case = zoo.case("qwen2_vl", "mixed", model)
+>>> model.generate(**case.inputs); case.visuals[1][0].columns
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .common import Case, Draw, Visual, assemble, fill, row
+from .gemma import Gemma3, PaliGemma, PaliGemma2
+from .llava import Llava, LlavaNext, LlavaNextVideo, LlavaOnevision, VideoLlava
+from .qwen import Qwen2_5VL, Qwen2VL, Qwen3_5, Qwen3VL
+from .tiles import Idefics3, InternVL, SmolVLM
+
+__all__ = ["FAMILIES", "KINDS", "Case", "Visual", "build", "case", "inputs", "kinds"]
+
+FAMILIES = {
+    "llava": Llava(),
+    "llava_next": LlavaNext(),
+    "llava_next_video": LlavaNextVideo(),
+    "llava_onevision": LlavaOnevision(),
+    "video_llava": VideoLlava(),
+    "qwen2_vl": Qwen2VL(),
+    "qwen2_5_vl": Qwen2_5VL(),
+    "qwen3_vl": Qwen3VL(),
+    "qwen3_5": Qwen3_5(),
+    "internvl": InternVL(),
+    "smolvlm": SmolVLM(),
+    "idefics3": Idefics3(),
+    "gemma3": Gemma3(),
+    "paligemma": PaliGemma(),
+    "paligemma2": PaliGemma2(),
+}
+# samples of numbered images ("i") and the video ("v"), and the side of the padding
+KINDS = {
+    "single": ([["i0"]], None),
+    "equal": ([["i0"], ["i0"]], None),
+    "mixed": ([["i0"], ["i1", "i2"], []], "left"),
+    "right": ([["i0"], ["i1", "i2"], []], "right"),
+    "text": ([[], []], "left"),
+    "video": ([["v"]], None),
+    "image_and_video": ([["i1", "v"]], None),
+    "videos": ([["v"], ["i0", "v"], []], "left"),
+}
+
+
+def kinds(key: str) -> list[str]:
+    """The kinds of prompts a family takes."""
+    family = FAMILIES[key]
+    if family.film_shape is None:
+        return [k for k in KINDS if "video" not in k]
+    if key == "smolvlm":  # its processor hands over images and videos under one name and takes one of them
+        return [k for k in KINDS if k not in ("image_and_video", "videos")]
+    return list(KINDS)
+
+
+def build(key: str, attn: str = "sdpa", seed: int = 0, **variant):
+    """A model in evaluation mode, float32; ``variant`` replaces fields of its configuration.
+
+    ``window=`` gives the sliding layers of gemma3 and paligemma2 a short window.
+    """
+    family = FAMILIES[key]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # newline and class embeddings are drawn at construction
+        model = family.model(family.config(**variant)).eval()
+    model.set_attn_implementation(getattr(family, "attention", {}).get(attn, attn))
+    fill(model, seed)
+    return model
+
+
+def case(key: str, kind: str, model, seed: int = 0) -> Case:
+    """Inputs of one of ``KINDS`` as the processor of the family hands them over, and where their pictures are."""
+    family, draw = FAMILIES[key], Draw(seed)
+    plan, pad = KINDS[kind]
+    samples = []
+    for names in plan:
+        images = sum(name != "v" for name in names)
+        samples.append(
+            [
+                family.film(model.config, family.film_shape, draw)
+                if name == "v"
+                else family.picture(model.config, family.shapes[int(name[1:])], images == 1, draw)
+                for name in names
+            ]
+        )
+    made = assemble(samples, pad, draw, getattr(family, "row", row))
+    made.inputs.update(family.collate(samples, made, model.config))
+    return made
+
+
+def inputs(key: str, kind: str, model, seed: int = 0) -> dict:
+    return case(key, kind, model, seed).inputs

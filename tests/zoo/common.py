@@ -1,0 +1,159 @@
+"""What every family of the zoo is made of: token ids, small configurations, weights that matter, batches of prompts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+PAD, BOS, EOS, IMAGE, VIDEO = 0, 1, 2, 3, 4
+START, END, GLOBAL, NEWLINE, CLOCK = 5, 6, 7, 8, 9  # around images, tile markers, time stamps
+TILE = 10  # ids 10 ... 18 name the tile at row r, column c: TILE + 3 * r + c
+WORDS = 20  # ids from here on are text
+VOCAB = 120
+SIDE = 32  # pixels of an image or tile that a fixed-size tower takes
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One picture or video in a prompt: its tokens, the id of its placeholders, and what the model needs to see it."""
+
+    modality: str
+    tokens: list[int]
+    placeholder: int
+    payload: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Visual:
+    """Where one picture or video sits: columns (N,) of its placeholders in ``input_ids``."""
+
+    modality: str
+    columns: Tensor
+
+
+@dataclass(frozen=True)
+class Case:
+    """Inputs for a model, and per sample what is in them, in the order of the prompt."""
+
+    inputs: dict
+    visuals: list[list[Visual]] = field(default_factory=list)
+
+
+def text(kind: str, depth: int = 5, **more) -> dict:
+    """Text configuration: width 32, 4 heads of 8 over 2 key heads, vocabulary 120."""
+    own = {"head_dim": 8} if kind not in ("qwen2", "qwen2_vl_text", "qwen2_5_vl_text") else {}
+    return {
+        "model_type": kind,
+        "vocab_size": VOCAB,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": depth,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 1024,
+        "pad_token_id": PAD,
+        "bos_token_id": BOS,
+        "eos_token_id": EOS,
+        "tie_word_embeddings": False,
+        **own,
+        **more,
+    }
+
+
+def vision(kind: str, patch: int = 8, depth: int = 4, **more) -> dict:
+    """Configuration of a tower for square images of 32 pixels."""
+    return {
+        "model_type": kind,
+        "hidden_size": 24,
+        "intermediate_size": 40,
+        "num_hidden_layers": depth,
+        "num_attention_heads": 3,
+        "image_size": SIDE,
+        "patch_size": patch,
+        **more,
+    }
+
+
+@torch.no_grad()
+def fill(model, seed: int) -> None:
+    """Weights large enough that outputs depend on every token; special tokens are never the likeliest to be written."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, p in model.named_parameters():
+        if name.endswith("A_log"):  # forgetting slow enough that a linear layer remembers a picture
+            p.uniform_(math.log(0.02), math.log(0.2), generator=generator)
+        elif p.ndim > 1:
+            p.normal_(0, 0.6 if "embed" in name else 1.5 / math.sqrt(p[0].numel()), generator=generator)
+        elif name.endswith("bias"):
+            p.normal_(0, 0.1, generator=generator)
+        else:
+            p.add_(torch.empty_like(p).normal_(0, 0.1, generator=generator))
+    model.lm_head.weight[:WORDS] = 0
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = PAD
+    model.generation_config.bos_token_id = BOS
+
+
+class Draw:
+    """Random words and pixels, one stream per case."""
+
+    def __init__(self, seed: int):
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def words(self, n: int) -> list[int]:
+        return torch.randint(WORDS, VOCAB, (n,), generator=self.generator).tolist()
+
+    def pixels(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=self.generator)
+
+
+def row(pieces: list[Piece], tail: int, draw: Draw) -> tuple[list[int], list[int]]:
+    """Tokens of one prompt, and which piece each token belongs to (-1: none)."""
+    tokens, owner = [BOS], [-1]
+    for i, piece in enumerate(pieces):
+        words = draw.words(2 + i)
+        tokens += words + piece.tokens
+        owner += [-1] * len(words) + [i] * len(piece.tokens)
+    words = draw.words(tail)
+    return tokens + words, owner + [-1] * tail
+
+
+def assemble(samples: list[list[Piece]], pad: str | None, draw: Draw, row: Callable = row) -> Case:
+    """Padded ``input_ids`` and ``attention_mask`` of a batch, and where its pictures are."""
+    rows = [row(pieces, 5 + (b if pad else 0), draw) for b, pieces in enumerate(samples)]
+    width = max(len(tokens) for tokens, _ in rows)
+    ids = torch.full((len(rows), width), PAD)
+    mask = torch.zeros_like(ids)
+    visuals = []
+    for b, (tokens, owner) in enumerate(rows):
+        start = 0 if pad == "right" else width - len(tokens)
+        ids[b, start : start + len(tokens)] = torch.tensor(tokens)
+        mask[b, start : start + len(tokens)] = 1
+        mine = torch.tensor(owner)
+        visuals.append(
+            [
+                Visual(
+                    piece.modality,
+                    start + ((mine == i) & (torch.tensor(tokens) == piece.placeholder)).nonzero()[:, 0],
+                )
+                for i, piece in enumerate(samples[b])
+            ]
+        )
+    return Case({"input_ids": ids, "attention_mask": mask}, visuals)
+
+
+def gather(samples: list[list[Piece]], name: str, how: Callable = torch.cat) -> dict:
+    """Payload ``name`` of all pieces that carry one, in the order of the batch; nothing where none does."""
+    found = [piece.payload[name] for pieces in samples for piece in pieces if name in piece.payload]
+    return {name: how(found)} if found else {}
+
+
+def stack_tiles(tiles: list[Tensor]) -> Tensor:
+    """(images, most tiles, C, H, W) with zeros for tiles that are not there."""
+    out = tiles[0].new_zeros(len(tiles), max(map(len, tiles)), *tiles[0].shape[1:])
+    for i, image in enumerate(tiles):
+        out[i, : len(image)] = image
+    return out

@@ -1,0 +1,112 @@
+"""InternVL, SmolVLM and Idefics3: pixel shuffle, pictures cut into tiles that all count as images."""
+
+from __future__ import annotations
+
+import torch
+from transformers import (
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+)
+
+from .common import CLOCK, END, GLOBAL, IMAGE, NEWLINE, SIDE, START, TILE, Draw, Piece, gather, text, vision
+
+PER_TILE = 16  # 8 x 8 cells of the tower, 2 x 2 of them in a token
+
+
+class InternVL:
+    """``shapes`` count tiles (with the thumbnail where there are several); videos are tiles with words between."""
+
+    model = InternVLForConditionalGeneration
+    shapes = [1, 3, 1]
+    film_shape = 2
+
+    def config(self, **variant) -> InternVLConfig:
+        tower = vision("internvl_vision", 4, layer_scale_init_value=0.7, image_size=[SIDE] * 2, use_qk_norm=True)
+        tower |= {"patch_size": [4, 4], "norm_type": "layer_norm"}
+        own = {"image_token_id": IMAGE, "image_seq_length": PER_TILE, "tie_word_embeddings": False}
+        return InternVLConfig(**{"vision_config": tower, "text_config": text("qwen2"), **own, **variant})
+
+    def picture(self, config, tiles: int, alone: bool, draw: Draw) -> Piece:
+        tokens = [START] + [IMAGE] * PER_TILE * tiles + [END]
+        return Piece("image", tokens, IMAGE, {"pixel_values": draw.pixels(tiles, 3, SIDE, SIDE)})
+
+    def film(self, config, frames: int, draw: Draw) -> Piece:
+        tokens: list[int] = []
+        for i in range(frames):
+            tokens += [NEWLINE] * (i > 0) + [CLOCK, *draw.words(1), START] + [IMAGE] * PER_TILE + [END]
+        return Piece("video", tokens, IMAGE, {"pixel_values": draw.pixels(frames, 3, SIDE, SIDE)})
+
+    def collate(self, samples, case, config) -> dict:
+        return gather(samples, "pixel_values")
+
+
+class Idefics3:
+    """``shapes`` are (rows, columns) of tiles, followed by the whole picture; (0, 0) is the whole picture alone."""
+
+    model = Idefics3ForConditionalGeneration
+    shapes = [(1, 2), (0, 0), (2, 1)]
+    film_shape = None
+
+    def config(self, **variant) -> Idefics3Config:
+        return self.own(Idefics3Config, "idefics3_vision", variant)
+
+    def own(self, kind, tower: str, variant: dict):
+        return kind(
+            **{
+                "vision_config": vision(tower, 4),
+                "text_config": text("llama"),
+                "image_token_id": IMAGE,
+                "scale_factor": 2,
+                **variant,
+            }
+        )
+
+    def picture(self, config, tiles, alone: bool, draw: Draw) -> Piece:
+        tokens: list[int] = []
+        for r in range(tiles[0]):
+            for c in range(tiles[1]):
+                tokens += [START, TILE + 3 * r + c] + [IMAGE] * PER_TILE
+            tokens += [NEWLINE]
+        tokens += [NEWLINE] * (tiles[0] > 0) + [START, GLOBAL] + [IMAGE] * PER_TILE + [START]
+        return Piece("image", tokens, IMAGE, tiles_of(draw, tiles[0] * tiles[1] + 1))
+
+    def collate(self, samples, case, config) -> dict:
+        """Pictures and their pixel masks per sample, filled up with empty ones."""
+        out = {}
+        for name in ("pixel_values", "pixel_attention_mask"):
+            shape = [piece.payload[name].shape[1:] for pieces in samples for piece in pieces]
+            if shape:
+                none = torch.zeros(0, *shape[0], dtype=torch.float if name == "pixel_values" else torch.long)
+                rows = [torch.cat([none, *(piece.payload[name] for piece in pieces)]) for pieces in samples]
+                most = max(map(len, rows))
+                out[name] = torch.stack(
+                    [torch.cat([r, none.new_zeros(most - len(r), *shape[0])]) for r in rows],
+                )
+        return out
+
+
+class SmolVLM(Idefics3):
+    """As Idefics3; the frames of a video are whole pictures behind time stamps."""
+
+    model = SmolVLMForConditionalGeneration
+    film_shape = 3
+
+    def config(self, **variant) -> SmolVLMConfig:
+        return self.own(SmolVLMConfig, "smolvlm_vision", variant)
+
+    def film(self, config, frames: int, draw: Draw) -> Piece:
+        tokens = [*draw.words(2), NEWLINE]
+        for _ in range(frames):
+            tokens += [NEWLINE, CLOCK, *draw.words(1), START, GLOBAL] + [IMAGE] * PER_TILE + [START]
+        return Piece("video", [*tokens, NEWLINE, NEWLINE], IMAGE, tiles_of(draw, frames))
+
+
+def tiles_of(draw: Draw, n: int) -> dict:
+    return {
+        "pixel_values": draw.pixels(n, 3, SIDE, SIDE),
+        "pixel_attention_mask": torch.ones(n, SIDE, SIDE, dtype=torch.long),
+    }
