@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import zoo
 import zoo_oracle
+from transformers import DynamicCache
 
 EVERY = [(key, kind) for key in zoo.FAMILIES for kind in zoo.kinds(key)]
 VARIANTS = {
@@ -97,3 +100,32 @@ def test_written_tokens_vary(models, key):
     tokens = zoo_oracle.greedy(model, zoo.inputs(key, "single", model), 8)[0]
     assert len(set(tokens)) > 2
     assert min(tokens) >= zoo.common.WORDS
+
+
+@pytest.mark.parametrize("key", zoo.FAMILIES)
+def test_a_changed_row_enters_in_place_of_the_bare_one(models, key):
+    model = models(key)
+    case = zoo.case(key, "single", model)
+
+    def halved(b, row):
+        return replace(row, embeds=row.embeds / 2)
+
+    bare, same, changed = (
+        zoo_oracle.logits(model, case.inputs, change=change)[0] for change in (None, lambda b, row: row, halved)
+    )
+    assert torch.equal(bare, same)
+    assert (bare - changed)[-1].abs().max() > 0.05
+
+
+@pytest.mark.parametrize("key", zoo.FAMILIES)
+def test_a_second_turn_of_the_bare_model(models, key):
+    """Two turns on one cache are one long prompt, for the model and for the oracle."""
+    model, more = models(key), torch.tensor([[30, 31, 32, 33]])
+    inputs = zoo.inputs(key, "mixed", model)
+    more = more.expand(len(inputs["input_ids"]), -1)
+    cache = DynamicCache(config=model.get_decoder().config)
+    first = model.generate(**inputs, past_key_values=cache, max_new_tokens=3, do_sample=False)
+    both = zoo.follow(key, inputs, torch.cat([first[:, -3:], more], dim=1))
+    text = {name: both[name] for name in both if "pixel" not in name and "image" not in name}
+    second = model.generate(**text, past_key_values=cache, max_new_tokens=3, do_sample=False)
+    assert second[:, -3:].tolist() == zoo_oracle.greedy(model, both, 3)

@@ -3,6 +3,8 @@
 Shares no code with the hooks. What the multimodal model hands to its decoder is caught once, on the unwrapped model;
 from there on every sample runs alone, without padding, cache or mask functions: the kept columns are sliced out, and
 each layer gets an explicit additive mask (1, 1, T, T). Generation runs again from the start for every token.
+
+Give it the unwrapped model. ``change(b, row)`` may alter what enters the decoder (say, a merged token) before ``keep``.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ class Row:
         )
 
 
-def logits(model, inputs: dict, keep=None, drop_at=None, positions="keep", generate=False) -> list[Tensor]:
+def logits(model, inputs: dict, keep=None, drop_at=None, positions="keep", generate=False, change=None) -> list[Tensor]:
     """Expected logits (T', V) of a forward pass per sample, one row for each column that reaches the last layer.
 
     ``keep``: per sample the columns of ``input_ids`` that enter the decoder (text included), None for all of them.
@@ -51,7 +53,7 @@ def logits(model, inputs: dict, keep=None, drop_at=None, positions="keep", gener
     ``positions``: "keep" the ids the model itself assigns, or "renumber" the survivors 0, 1, ... on all axes wherever
     something is dropped. ``generate``: start from the position ids that ``generate`` makes, not those of ``forward``.
     """
-    rows = [_kept(row, keep, b, positions) for b, row in enumerate(caught(model, inputs, generate))]
+    rows = [_kept(row, keep, b, positions, change) for b, row in enumerate(caught(model, inputs, generate))]
     return [_run(model, row, _stages(drop_at, b), positions)[0] for b, row in enumerate(rows)]
 
 
@@ -61,11 +63,11 @@ def columns(model, inputs: dict, keep=None, drop_at=None) -> list[Tensor]:
     return [_run(model, row, _stages(drop_at, b), "keep")[1] for b, row in enumerate(rows)]
 
 
-def greedy(model, inputs: dict, steps: int, keep=None, drop_at=None, positions="keep") -> list[list[int]]:
+def greedy(model, inputs: dict, steps: int, keep=None, drop_at=None, positions="keep", change=None) -> list[list[int]]:
     """``steps`` expected tokens per sample. Written tokens go on where the ids of the whole prompt ended."""
     out = []
     for b, whole in enumerate(caught(model, inputs, generate=True)):
-        row, tokens = _kept(whole, keep, b, positions), []
+        row, tokens = _kept(whole, keep, b, positions, change), []
         following = int((row if positions == "renumber" else whole).ids.max()) + 1
         for step in range(steps):
             tokens.append(int(_run(model, row, _stages(drop_at, b), positions)[0][-1].argmax()))
@@ -82,11 +84,14 @@ def caught(model, inputs: dict, generate: bool = False) -> list[Row]:
     def catch(module, args, kwargs):
         got.update({} if got else kwargs)
 
+    deltas = getattr(model.base_model, "rope_deltas", None)  # a conversation under way goes on as if nothing happened
     handle = model.get_decoder().register_forward_pre_hook(catch, with_kwargs=True)
     try:
         model.generate(**inputs, max_new_tokens=1, do_sample=False) if generate else model(**inputs)
     finally:
         handle.remove()
+        if hasattr(model.base_model, "rope_deltas"):
+            model.base_model.rope_deltas = deltas
     embeds, ids = got["inputs_embeds"], got.get("position_ids")
     b, width = embeds.shape[:2]
     if ids is None:
@@ -121,7 +126,8 @@ def _stages(drop_at, b: int) -> dict[int, Tensor]:
     return {k: kept[b] for k, kept in (drop_at or {}).items()}
 
 
-def _kept(row: Row, keep, b: int, positions: str) -> Row:
+def _kept(row: Row, keep, b: int, positions: str, change=None) -> Row:
+    row = row if change is None else change(b, row)
     if keep is None:
         return row
     row = row.take(torch.isin(row.columns, keep[b]))

@@ -15,7 +15,7 @@ from .llava import Llava, LlavaNext, LlavaNextVideo, LlavaOnevision, VideoLlava
 from .qwen import Qwen2_5VL, Qwen2VL, Qwen3_5, Qwen3VL
 from .tiles import Idefics3, InternVL, SmolVLM
 
-__all__ = ["FAMILIES", "KINDS", "Case", "Visual", "build", "case", "inputs", "kinds"]
+__all__ = ["FAMILIES", "KINDS", "Case", "Visual", "build", "case", "follow", "inputs", "kinds"]
 
 FAMILIES = {
     "llava": Llava(),
@@ -93,3 +93,10 @@ def case(key: str, kind: str, model, seed: int = 0) -> Case:
 
 def inputs(key: str, kind: str, model, seed: int = 0) -> dict:
     return case(key, kind, model, seed).inputs
+
+
+def follow(key: str, inputs: dict, tokens: torch.Tensor) -> dict:
+    """The same batch with text ``tokens`` (B, n) written behind it, as answers and later questions are."""
+    kinds = {"attention_mask": 1, "mm_token_type_ids": 0, "token_type_ids": int(key.startswith("paligemma"))}
+    new = {name: torch.full_like(tokens, kind) for name, kind in kinds.items()} | {"input_ids": tokens}
+    return {name: torch.cat([x, new[name]], dim=1) if name in new else x for name, x in inputs.items()}

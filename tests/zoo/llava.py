@@ -46,7 +46,7 @@ class Llava:
 
 
 class VideoLlava(Llava):
-    """Two towers; the frames of a video keep their [CLS]."""
+    """Two towers; the frames of a video keep their [CLS]. Images go by the name its processor still gives them."""
 
     model = VideoLlavaForConditionalGeneration
     film_shape = 2
@@ -58,6 +58,10 @@ class VideoLlava(Llava):
     def film(self, config, frames: int, draw: Draw) -> Piece:
         tokens = [VIDEO] * frames * (side(config) ** 2 + 1) + [NEWLINE]
         return Piece("video", tokens, VIDEO, {"pixel_values_videos": draw.pixels(1, frames, 3, SIDE, SIDE)})
+
+    def collate(self, samples, case, config) -> dict:
+        out = super().collate(samples, case, config)
+        return {"pixel_values_images" if name == "pixel_values" else name: value for name, value in out.items()}
 
 
 class LlavaNext(Llava):

@@ -81,10 +81,10 @@ class Qwen3VL(Qwen2VL):
         return Qwen3VLConfig(**{"vision_config": tower, "text_config": words, **IDS, **variant})
 
     def film(self, config, shape, draw: Draw) -> Piece:
-        tokens: list[int] = []
+        tokens = [START]
         for _ in range(shape[0]):
             tokens += [CLOCK, *draw.words(1), START] + [VIDEO] * (shape[1] * shape[2] // 4) + [END]
-        return Piece("video", tokens, VIDEO, seen(draw, shape, "pixel_values_videos", "video_grid_thw"))
+        return Piece("video", [*tokens, END], VIDEO, seen(draw, shape, "pixel_values_videos", "video_grid_thw"))
 
 
 class Qwen3_5(Qwen3VL):
