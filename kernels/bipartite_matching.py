@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokenreduce.kernels import dispatch
+
 CHUNK = 512
 EPSILON = 1e-12
 
@@ -32,6 +34,9 @@ def bipartite_matching(source: Tensor, destination: Tensor, *, chunk: int = CHUN
     columns = destination.shape[1]
     if columns < 1:
         raise ValueError(f"destination has shape {tuple(destination.shape)}; allowed: (B, M, C) with M >= 1")
+    fast = dispatch.kernel("bipartite_matching", source, destination, limit=dispatch.one_dtype(source, destination))
+    if fast is not None:
+        return fast.bipartite_matching(source, destination)
     with torch.autocast(source.device.type, enabled=False):
         a, b = unit_rows(source), unit_rows(destination)
         best = a.new_empty(batch, rows)

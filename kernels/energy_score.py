@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tokenreduce.kernels import dispatch
 from tokenreduce.kernels.bipartite_matching import unit_rows
 
 CHUNK = 512
@@ -44,6 +45,9 @@ def energy_score(
         raise ValueError(f"shape={shape!r}; allowed: 'elu', 'gaussian'")
     if not margin <= 1 or (shape == "gaussian" and margin == 1):
         raise ValueError(f"margin={margin!r}; allowed: at most 1, and below 1 with shape='gaussian'")
+    fast = dispatch.kernel("energy_score", metric)
+    if fast is not None:
+        return fast.energy_score(metric, float(margin), float(alpha), gaussian=shape == "gaussian")
     tokens = metric.shape[1]
     sigma = 1.0 - margin
     with torch.autocast(metric.device.type, enabled=False):

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokenreduce.kernels import dispatch
+
 CHUNK = 8
 
 
@@ -23,6 +25,9 @@ def temporal_similarity(x: Tensor, *, chunk: int = CHUNK) -> Tensor:
     x = x.detach()
     if len(x) < 2:
         return torch.zeros(0, x.shape[1], device=x.device)
+    fast = dispatch.kernel("temporal_similarity", x)
+    if fast is not None:
+        return fast.temporal_similarity(x)
     with torch.autocast(x.device.type, enabled=False):
         found = []
         for start in range(0, len(x) - 1, chunk):

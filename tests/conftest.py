@@ -10,6 +10,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports transformers
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton: its kernels run in Python then
+
 from tokenreduce import pytest_plugin
 
 

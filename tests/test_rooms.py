@@ -33,7 +33,7 @@ def imports(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("room", ALLOWED)
 def test_rooms_import_only_what_they_may(room):
-    files = [path for path in sorted((ROOT / room).glob("*.py")) if path.name != "__init__.py"]
+    files = [path for path in sorted((ROOT / room).rglob("*.py")) if path.name != "__init__.py"]
     assert files
     for path in files:
         for name in imports(path):

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from tokenreduce.kernels.group_mean import group_mean
+
 if TYPE_CHECKING:
     from tokenreduce.signals import Signal
 
@@ -289,18 +291,3 @@ class Reduction:
 def top_k(score: Tensor, k: int) -> Tensor:
     """Indices (B, k) of the k highest of ``score`` (B, N), highest first; ties go to the lowest index."""
     return score.float().sort(dim=1, descending=True, stable=True).indices[:, :k]
-
-
-def group_mean(features: Tensor, assign: Tensor, k: int, weight: Tensor | None = None) -> Tensor:
-    """Mean (B, k, D) of ``features`` (B, N, D) over the groups ``assign`` (B, N); -1 belongs to no group.
-
-    ``weight`` (B, N) are relative weights within a group. Accumulates in float32; an empty group is zero.
-    """
-    batch, _, channels = features.shape
-    weight = torch.ones_like(assign, dtype=torch.float32) if weight is None else weight.float()
-    weight = weight * (assign >= 0)
-    index = assign.clamp_min(0)
-    total = torch.zeros(batch, k, channels, dtype=torch.float32, device=features.device)
-    total.scatter_add_(1, index.unsqueeze(-1).expand(-1, -1, channels), features.float() * weight.unsqueeze(-1))
-    mass = torch.zeros(batch, k, dtype=torch.float32, device=features.device).scatter_add_(1, index, weight)
-    return (total / mass.clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(-1)).to(features.dtype)

@@ -9,6 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+from tokenreduce.kernels import dispatch
 
 
 class Meter(TorchDispatchMode):
@@ -44,6 +47,26 @@ def attention_map() -> Callable[..., Tensor]:
         return logits.softmax(dim=-1)
 
     return materialise
+
+
+@pytest.fixture
+def on_kernel() -> Callable[..., Any]:
+    """Call an operation with its Triton kernel: compiled on a GPU where there is one, else in Triton's interpreter.
+
+    Tensors go to the device and back, and the dispatcher must really have chosen the kernel.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def move(value: Any, to: str) -> Any:
+        return tree_map(lambda x: x.to(to) if isinstance(x, Tensor) else x, value)
+
+    def call(operation: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        with dispatch.backend("triton"), dispatch.explained() as choices:
+            found = operation(*move(args, device), **move(kwargs, device))
+        assert {choice.backend for choice in choices.values()} == {"triton"}
+        return move(found, "cpu")
+
+    return call
 
 
 @pytest.fixture

@@ -142,3 +142,26 @@ def test_inputs_are_left_alone_and_no_graph_is_kept() -> None:
 def test_no_destination_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"destination has shape \(1, 0, 4\); allowed: .* M >= 1"):
         bipartite_matching(torch.ones(1, 3, 4), torch.ones(1, 0, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_kernel_equals_the_table(size, dtype, on_kernel) -> None:
+    source, destination = draw(size, dtype)
+    best, partner = on_kernel(bipartite_matching, source, destination)
+    cosine = table(source, destination)
+    assert (best.dtype, partner.dtype) == (torch.float32, torch.long)
+    torch.testing.assert_close(best.double(), cosine.amax(dim=-1), **CLOSE)
+    torch.testing.assert_close(cosine.gather(2, partner[..., None])[..., 0], cosine.amax(dim=-1), **CLOSE)
+
+
+def test_kernel_ties_zeros_and_strides(on_kernel) -> None:
+    """Exact ties over several blocks of columns, rows of zeros, and views that are not contiguous."""
+    generator = torch.Generator().manual_seed(3)
+    source, destination = (torch.randint(0, 2, (2, n, 4), generator=generator) - 0.5 for n in (23, 151))
+    source[0, 5], destination[1, :40] = 0, 0
+    expected = bipartite_matching(source, destination)
+    for a, b in ((source, destination), (source.mT.contiguous().mT, destination.repeat(1, 1, 2)[..., :4])):
+        best, partner = on_kernel(bipartite_matching, a, b)
+        assert torch.equal(partner, expected[1])
+        torch.testing.assert_close(best, expected[0], **CLOSE)

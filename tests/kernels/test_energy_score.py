@@ -132,3 +132,23 @@ def test_inputs_are_left_alone_and_no_graph_is_kept() -> None:
 def test_bad_parameters(more, words) -> None:
     with pytest.raises(ValueError, match=words):
         energy_score(torch.ones(1, 3, 4), **more)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_kernel_equals_the_table(size, dtype, on_kernel) -> None:
+    metric = draw(size, dtype)
+    for margin, alpha in ((0.45, 0.5), (-0.3, 0.0), (1, 1)):
+        found = on_kernel(energy_score, metric, margin, alpha)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found.double(), table(metric, margin, alpha), **CLOSE)
+    found = on_kernel(energy_score, metric, 0.8, shape="gaussian")
+    torch.testing.assert_close(found.double(), table(metric, 0.8, shape="gaussian"), **CLOSE)
+
+
+def test_kernel_gives_equal_rows_equal_energies_and_zero_rows_a_finite_one(on_kernel) -> None:
+    metric = draw((2, 75, 9))
+    metric[0, 70], metric[1, 3] = metric[0, 1], 0
+    found = on_kernel(energy_score, metric[:, 1:], 0.5)
+    assert found[0, 0] == found[0, 69]
+    torch.testing.assert_close(found.double(), table(metric[:, 1:], 0.5), **CLOSE)

@@ -29,3 +29,18 @@ def test_memory_does_not_grow_with_the_video(meter) -> None:
     with meter:
         temporal_similarity(x, chunk=4)
     assert 0 < meter.largest <= 5 * 6 * 32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(2, 1, 1), (3, 9, 7), (5, 17, 300)], ids=str)
+def test_kernel_equals_the_reference(shape, dtype, on_kernel) -> None:
+    x = torch.randn(shape).to(dtype)
+    x[1, 0] = 0
+    found = on_kernel(temporal_similarity, x)
+    # both accumulate in float32, in another order
+    torch.testing.assert_close(found, temporal_similarity(x), rtol=0, atol=2e-6)
+
+
+def test_kernel_reads_views_that_are_not_contiguous(on_kernel) -> None:
+    x = torch.randn(4, 14, 6)
+    torch.testing.assert_close(on_kernel(temporal_similarity, x[::2, 3:]), temporal_similarity(x[::2, 3:]))

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from tokenreduce.kernels.bipartite_matching import bipartite_matching
 from tokenreduce.kernels.density_peaks import density_peaks
+from tokenreduce.kernels.group_mean import group_mean
 from tokenreduce.kernels.temporal_segmentation import MAX_WINDOW, TemporalSegmenter, temporal_segmentation
 from tokenreduce.kernels.temporal_similarity import temporal_similarity
 from tokenreduce.method import Method, ModelFacts, Step, choice, in_range
 from tokenreduce.signals import AttentionReceived, LastQueryAttention
-from tokenreduce.tokens import Budget, Reduction, VisualTokens, group_mean, top_k
+from tokenreduce.tokens import Budget, Reduction, VisualTokens, top_k
 
 #: 18 of 28 layers in the paper's 7B setting
 INNER_DEPTH = 0.643

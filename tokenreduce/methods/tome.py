@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tokenreduce.kernels.bipartite_matching import bipartite_matching
+from tokenreduce.kernels.compaction import compact
 from tokenreduce.method import Method, ModelFacts, Step, choice, in_range
 from tokenreduce.signals import Keys
 from tokenreduce.tokens import Budget, Reduction, VisualTokens
@@ -161,7 +162,7 @@ def best_pairs(metric: Tensor, a: Tensor, b: Tensor, r: int) -> Pairs:
 
 def unmerge(x: Tensor, assign: Tensor) -> Tensor:
     """Copy the rows ``x`` (B, K, D) back to the N places they stand for, ``assign`` (B, N); a dropped place (-1) is zero."""
-    return rows_of(x, assign.clamp_min(0)) * (assign >= 0).unsqueeze(-1)
+    return compact(x, assign)
 
 
 def rows_of(x: Tensor, index: Tensor) -> Tensor:

@@ -1,0 +1,26 @@
+"""Ragged compaction: chosen rows of every image, moved together, the rest of the output zero."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from tokenreduce.kernels import dispatch
+
+
+def compact(x: Tensor, index: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Rows ``index`` of ``x``; rows that are not valid, or whose index is negative, are zero whatever ``x`` holds.
+
+    Args:
+        x: (B, N, D), any dtype.
+        index: (B, K) long, each below N.
+        valid: (B, K) bool, rows that exist where images keep different numbers; None: all.
+
+    Returns:
+        (B, K, D), the dtype of ``x``.
+    """
+    fast = dispatch.kernel("compaction", x, graph=True)
+    if fast is not None:
+        return fast.compact(x, index, valid)
+    exists = index >= 0 if valid is None else valid & (index >= 0)
+    rows = x.gather(1, index.clamp_min(0).unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+    return rows.masked_fill(~exists.unsqueeze(-1), 0)

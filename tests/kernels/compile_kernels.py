@@ -1,0 +1,84 @@
+"""Compile every kernel for GPUs that need not be here: PTX and machine code for two generations, nothing is launched.
+
+python tests/kernels/compile_kernels.py [float16 ...]
+
+Runs in a process of its own, without Triton's interpreter: a stand-in driver names the target, and every launch becomes a
+compilation for the tensors it was given. Prints a line per kernel, dtype and target.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+os.environ.pop("TRITON_INTERPRET", None)
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.runtime import JITFunction, driver
+
+TARGETS = (80, 90)
+
+
+class Elsewhere:
+    """A driver of a GPU that is not here."""
+
+    def __init__(self, capability: int) -> None:
+        self.target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return self.target.arch
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def compiled(kernel: JITFunction, grid: Any) -> Callable[..., None]:
+    def compile_only(*args: Any, **kwargs: Any) -> None:
+        made = kernel.warmup(*args, grid=grid, **kwargs)
+        dtype = next(str(a.dtype) for a in args if isinstance(a, Tensor))
+        assert made.asm["cubin"]
+        print(kernel.__name__, dtype, made.metadata.target.arch, f"shared={made.metadata.shared}")
+
+    return compile_only
+
+
+def calls(dtype: torch.dtype) -> None:
+    """Every launcher, once per variant."""
+    from tokenreduce.kernels.triton.bipartite_matching import bipartite_matching
+    from tokenreduce.kernels.triton.compaction import compact
+    from tokenreduce.kernels.triton.energy_score import energy_score
+    from tokenreduce.kernels.triton.group_mean import group_mean
+    from tokenreduce.kernels.triton.temporal_similarity import temporal_similarity
+
+    x = torch.randn(2, 130, 72).to(dtype)
+    index = torch.randint(0, 130, (2, 50))
+    bipartite_matching(x, x[:, :90])
+    bipartite_matching(x, x, others_only=True)
+    for gaussian in (False, True):
+        energy_score(x, 0.5, 1.5, gaussian=gaussian)
+    for weight in (None, torch.rand(2, 130)):
+        group_mean(x, torch.randint(-1, 9, (2, 130)), 9, weight)
+    for valid in (None, torch.rand(2, 50) < 0.5):
+        compact(x, index, valid)
+    temporal_similarity(x)
+
+
+def main() -> None:
+    JITFunction.__getitem__ = lambda kernel, grid: compiled(kernel, grid)  # type: ignore[method-assign]
+    for capability in TARGETS:
+        driver.set_active(Elsewhere(capability))
+        for name in sys.argv[1:] or ("float32", "float16", "bfloat16"):
+            calls(getattr(torch, name))
+    print("compiled", triton.__version__, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
