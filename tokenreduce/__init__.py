@@ -16,6 +16,7 @@ if (_checkout / "setup.cfg").is_file() and (_checkout / "adapters").is_dir():
 if TYPE_CHECKING:
     from tokenreduce.archive import load_trace
     from tokenreduce.cost import Report
+    from tokenreduce.draw import draw
     from tokenreduce.method import Method, ModelFacts, Step
     from tokenreduce.methods.fastervlm import FasterVLM
     from tokenreduce.methods.fastv import FastV
@@ -58,8 +59,8 @@ _HOME = {
 
 def __getattr__(name: str) -> Any:
     """Import on first use: ``import tokenreduce`` itself stays light. Method classes are found by their own name."""
-    if name == "methods":  # the folder of methods, which lists itself when called
-        return _import_module("tokenreduce.methods")
+    if name in ("draw", "methods"):  # folders that can be called: one draws, the other lists itself
+        return _import_module(f"tokenreduce.{name}")
     if name in _HOME:
         return getattr(_import_module(f"tokenreduce.{_HOME[name]}"), name)
     if not name.startswith("_") and name[:1].isupper():
@@ -74,4 +75,4 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     from tokenreduce.method import registry
 
-    return sorted([*_HOME, "methods", *(cls.__name__ for cls in registry().values()), "__version__"])
+    return sorted([*_HOME, "draw", "methods", *(cls.__name__ for cls in registry().values()), "__version__"])

@@ -36,7 +36,7 @@ def save_trace(trace: Trace, path: str | Path, overwrite: bool = False) -> None:
         raise ValueError(f"path={str(path)!r}; allowed: a file name ending in .npz in a folder that exists")
     if path.exists() and not overwrite:
         raise FileExistsError(f"path={str(path)!r} exists; choose another name, or pass overwrite=True to replace it")
-    arrays = {"visual": trace.visual.cpu().numpy()}
+    arrays: dict[str, Any] = {"visual": trace.visual.cpu().numpy()}
     images = []
     for i, image in enumerate(trace.images):
         arrays[f"image{i}.columns"] = image.columns.numpy()

@@ -100,7 +100,7 @@ def pictures(
     from PIL import Image as PILImage
 
     import tokenreduce as tr
-    from tokenreduce.draw import compare, draw, legend, seen_box, summarize
+    from tokenreduce.draw import draw, legend, seen_box, sheet, summarize
 
     from . import prompt, replies, right
 
@@ -141,11 +141,11 @@ def pictures(
             places += [first, *(tiles[name, keep] for name in band)]
         pair = [p[0] for p in places], [p[1] for p in places]
         rows = [f"keep\n{keep}" for keep in keeps]
-        bands.append(compare(*pair, ["picture", *band], rows=rows, heading="" if start else heading))
-    sheet = PILImage.new("RGB", (max(b.width for b in bands), sum(b.height for b in bands)), "white")
+        bands.append(sheet(*pair, ["picture", *band], rows=rows, heading="" if start else heading))
+    whole = PILImage.new("RGB", (max(b.width for b in bands), sum(b.height for b in bands)), "white")
     for number, piece in enumerate(bands):
-        sheet.paste(piece, (0, sum(b.height for b in bands[:number])))
-    yield f"overview_{stem}.png", sheet
+        whole.paste(piece, (0, sum(b.height for b in bands[:number])))
+    yield f"overview_{stem}.png", whole
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import CLIPImageProcessor, LlavaImageProcessor
 
 import tokenreduce as tr
-from tokenreduce.draw import ROLE_COLORS, cell_boxes, compare, describe, draw, figure, legend, seen_box
+from tokenreduce.draw import ROLE_COLORS, cell_boxes, describe, draw, figure, legend, seen_box, sheet
 from tokenreduce.provenance import ImageTrace, StageTrace
 from tokenreduce.tokens import Layout
 
@@ -148,16 +148,14 @@ def test_every_method_can_be_drawn(method):
         draw(trace, photo, frame=1)
 
 
-def test_compare_and_legend():
+def test_sheet_and_legend():
     tile = Image.new("RGB", (30, 20), (9, 9, 9))
-    sheet = compare(
-        [tile, None, tile], ["a", "", "b\nc"], ["left", "right"], rows=["top", "low"], heading="all", tile=60
-    )
-    assert sheet.width > 120
-    assert (np.asarray(sheet) == 9).all(-1).sum() == 2 * 60 * 40
+    made = sheet([tile, None, tile], ["a", "", "b\nc"], ["left", "right"], rows=["top", "low"], heading="all", tile=60)
+    assert made.width > 120
+    assert (np.asarray(made) == 9).all(-1).sum() == 2 * 60 * 40
     assert legend(("dropped", "anchor"), cut_off=True, width=200).width == 200
     with pytest.raises(ValueError, match="titles=1"):
-        compare([tile, tile], ["a"], 2)
+        sheet([tile, tile], ["a"], 2)
 
 
 def test_figure_needs_no_pyplot():

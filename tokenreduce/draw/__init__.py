@@ -1,0 +1,30 @@
+"""Pictures of what is left: kept tokens over the original pixels, merged groups in their mean colour, scores, videos.
+
+>>> import tokenreduce as tr
+>>> # tr.draw(tr.trace(model), photo, processor).save("kept.png")
+
+``tokenreduce.draw(...)`` is ``tokenreduce.draw.draw(...)``: the folder can be called.
+"""
+
+import sys
+from types import ModuleType
+from typing import Any
+
+from tokenreduce.draw.caption import ROLE_COLORS, legend, role_color
+from tokenreduce.draw.fate import describe, step_names, summarize
+from tokenreduce.draw.geometry import cell_boxes, seen_box, tiles_of, view_boxes
+from tokenreduce.draw.overlay import draw, figure
+from tokenreduce.draw.sheet import sheet
+
+__all__ = [
+    "ROLE_COLORS", "cell_boxes", "describe", "draw", "figure", "legend", "role_color", "seen_box",
+    "sheet", "step_names", "summarize", "tiles_of", "view_boxes",
+]  # fmt: skip
+
+
+class _Folder(ModuleType):
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return draw(*args, **options)
+
+
+sys.modules[__name__].__class__ = _Folder

@@ -1,0 +1,55 @@
+"""LLaVA-NeXT and LLaVA-OneVision: a base view, then tiles of the image fitted into the best of several canvases."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tokenreduce.draw.crop import entry, squared
+
+if TYPE_CHECKING:
+    from tokenreduce.draw.geometry import Box, Settings
+    from tokenreduce.tokens import Layout
+
+
+def anyres(size: tuple[int, int], setting: Settings, layout: Layout) -> list[Box]:
+    """The box of each view: the whole image squeezed into a square, then what each tile of the canvas shows.
+
+    Tiles reach beyond the image where the canvas was filled up with black. Where OneVision has more tokens than
+    ``anyres_max`` allows, the tiles are pooled into a single grid, whose box comes second. An image among several in a
+    sample has one view (OneVision): the image made square by a border.
+    """
+    width, height = size
+    whole = (0.0, 0.0, float(width), float(height))
+    if not layout.views:
+        return [squared(size) if layout.frames == 1 else whole]
+    from transformers.image_processing_utils import get_patch_output_size, select_best_resolution
+    from transformers.image_utils import ChannelDimension
+
+    canvas = select_best_resolution((height, width), list(setting("image_grid_pinpoints")))
+    fitted = get_patch_output_size(np.broadcast_to(0, (1, height, width)), canvas, ChannelDimension.FIRST)
+    top, left = (canvas[0] - fitted[0]) // 2, (canvas[1] - fitted[1]) // 2
+    sizes = setting("crop_size"), setting("size")
+    tile = entry(sizes[0], "height") or entry(sizes[1], "height") or entry(sizes[1], "shortest_edge")
+
+    def original(x: float, y: float, right: float, bottom: float) -> Box:
+        """A box of the canvas, in pixels of the image."""
+        across, down = width / fitted[1], height / fitted[0]
+        return (x - left) * across, (y - top) * down, (right - left) * across, (bottom - top) * down
+
+    places = [(x, y) for y in range(0, canvas[0], tile) for x in range(0, canvas[1], tile)]
+    if len(layout.views) == 2 < 1 + len(places):
+        grid = layout.views[0].height
+        cut_y, cut_x = _unpadded(size, canvas[0] // tile * grid, canvas[1] // tile * grid)
+        edge = tile / grid
+        return [whole, original(cut_x * edge, cut_y * edge, canvas[1] - cut_x * edge, canvas[0] - cut_y * edge)]
+    return [whole, *(original(x, y, x + tile, y + tile) for x, y in places)]
+
+
+def _unpadded(size: tuple[int, int], rows: int, columns: int) -> tuple[int, int]:
+    """Rows and columns of a grid over the canvas that the model cuts off at either end (``unpad_image``)."""
+    width, height = size
+    if width / height > columns / rows:
+        return (rows - int(round(height * columns / width, 7))) // 2, 0
+    return 0, (columns - int(round(width * rows / height, 7))) // 2

@@ -1,0 +1,222 @@
+"""What became of every visual token of one picture, and where it looks: a trace and a geometry joined."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tokenreduce.draw.geometry import Box, cell_boxes, tiles_of, view_boxes
+
+if TYPE_CHECKING:
+    from tokenreduce.provenance import ImageTrace, Trace
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Views that do not overlap, drawn over one copy of the picture: what they are, and the box of each."""
+
+    label: str
+    boxes: tuple[Box, ...]
+
+
+@dataclass(frozen=True)
+class Fate:
+    """The N tokens of one picture after some of its stages.
+
+    Attributes:
+        boxes: (N, 4) left, top, right, bottom in pixels of the original picture.
+        frame, panel: (N,) frame and panel that each token belongs to.
+        panels: what ``panel`` counts; more than one where a picture was seen whole and in tiles.
+        owner: (N,) number of the survivor that stands for the token, -1 when it is gone.
+        role: (N,) role of the token, 0 for none and for tokens that are gone; ``names`` by number.
+        score: (N,) what tokens were ranked by, NaN for unranked ones; None where no stage ranked.
+        text: how many tokens are left, in words.
+    """
+
+    boxes: np.ndarray
+    frame: np.ndarray
+    panel: np.ndarray
+    panels: tuple[Panel, ...]
+    owner: np.ndarray
+    role: np.ndarray
+    names: tuple[str, ...]
+    score: np.ndarray | None
+    text: str
+
+    @property
+    def merged(self) -> np.ndarray:
+        """(N,) bool: tokens that share their survivor with others."""
+        counts = np.bincount(self.owner[self.owner >= 0], minlength=int(self.owner.max(initial=0)) + 1)
+        return (self.owner >= 0) & (counts[self.owner] > 1)
+
+
+def fate_of(
+    trace: Trace | ImageTrace,
+    size: tuple[int, int],
+    processor: Any = None,
+    index: int = 0,
+    step: int | None = None,
+    layer: int | None = None,
+) -> Fate:
+    """The tokens of picture ``index``, of ``size`` (width, height), after ``step`` stages or before ``layer`` runs.
+
+    A picture that the processor cut into images of their own is put together again; ``index`` is the first of them.
+
+    Errors: ``ValueError`` for an index, step or layer that the trace does not have.
+    """
+    images = pieces(trace, index, tiles_of(size, processor))
+    found: list[Fate] = []
+    for tile, image in enumerate(images):
+        owner, role, names, score = _after(image, stages_at(image, step, layer))
+        layout = image.layout
+        boxes = view_boxes(size, processor, layout, tile if len(images) > 1 else 0)
+        views = layout.views or (layout,)
+        place = np.asarray(layout.patches, dtype=int)
+        ends = np.cumsum([view.frames * view.height * view.width for view in views])
+        view = np.searchsorted(ends, place, side="right")
+        frame = np.zeros_like(place) if layout.views else place // (layout.height * layout.width)
+        panels = tuple(Panel(f"{v.height} x {v.width}", (box,)) for v, box in zip(views, boxes))
+        cells = cell_boxes(size, processor, layout, tile if len(images) > 1 else 0)
+        text = describe(image, step=step, layer=layer)
+        found.append(Fate(cells, frame, view, panels, owner, role, names, score, text))
+    return _arranged(_joined(found, describe(*images, step=step, layer=layer)))
+
+
+def pieces(trace: Trace | ImageTrace, index: int, count: int = 1) -> list[ImageTrace]:
+    """The ``count`` images of ``trace`` that one picture became."""
+    images: list[ImageTrace] = getattr(trace, "images", [trace])
+    if not 0 <= index < len(images):
+        raise ValueError(f"index={index}; allowed: 0 to {len(images) - 1}, the images of this prompt")
+    if index + count > len(images):
+        raise ValueError(
+            f"index={index}: the processor cuts this picture into {count} images, of which the trace holds "
+            f"{len(images) - index} from there on; pass the whole trace and the first image of the picture"
+        )
+    return images[index : index + count]
+
+
+def stages_at(image: ImageTrace, step: int | None, layer: int | None) -> int:
+    """How many stages of ``image`` to show."""
+    if step is not None and layer is not None:
+        raise ValueError(f"step={step} and layer={layer}; give one of the two")
+    if layer is not None:
+        if layer < 0:
+            raise ValueError(f"layer={layer}; allowed: a decoder layer, counted from 0")
+        return sum(s.stage != "cache" and (s.stage != "llm" or (s.layer or 0) <= layer) for s in image.stages)
+    if step is not None and not 0 <= step <= len(image.stages):
+        raise ValueError(f"step={step}; allowed: 0 (every token) to {len(image.stages)}, the stages of this image")
+    return len(image.stages) if step is None else step
+
+
+def step_names(image: ImageTrace) -> list[str]:
+    """What each ``step`` of ``draw`` shows, from 0 on: ``all tokens``, ``tome, vision block 0``, ``fastv, layer 2 on``."""
+    where = {"encoder": "vision block {}", "projector": "projector", "llm": "layer {} on", "cache": "cache of layer {}"}
+    return ["all tokens", *(f"{s.method}, {where[s.stage].format(s.layer)}" for s in image.stages)]
+
+
+def describe(*images: ImageTrace, step: int | None = None, layer: int | None = None) -> str:
+    """One line: which method left how many of how many tokens, for example ``hiprune: 36 of 144 tokens``.
+
+    Several images are the tiles of one picture, counted together.
+    """
+    whole = sum(image.tokens_in for image in images)
+    passed = [image.stages[: stages_at(image, step, layer)] for image in images]
+    if not any(passed):
+        return f"all {whole} tokens kept"
+    longest = max(range(len(images)), key=lambda i: len(passed[i]))
+    parts: dict[tuple[str, str], str] = {}  # a method that acts in many layers counts by its last one
+    before = -1
+    for n, stage in enumerate(passed[longest]):
+        left = sum(
+            len(own[min(n, len(own) - 1)].source) if own else image.tokens_in for image, own in zip(images, passed)
+        )
+        if left == before:  # nothing but roles were given
+            continue
+        before = left
+        place = f" after {stage.layer} decoder layers" if stage.stage == "llm" and stage.layer is not None else ""
+        parts[stage.method, stage.stage] = f"{stage.method}: {left} of {whole} tokens{place}"
+    summaries = sum(int((own[-1].source < 0).sum()) for own in passed if own)
+    return ", then ".join(parts.values()) + (f", {summaries} of them summaries" if summaries else "")
+
+
+def summarize(image: ImageTrace) -> str:
+    """The same in a few words, for a caption: ``120 → 59 of 144 tokens``."""
+    counts = [len(stage.source) for stage in image.stages]
+    steps = [
+        n for i, n in enumerate(counts) if i + 1 == len(counts) or image.stages[i].stage != image.stages[i + 1].stage
+    ]
+    path = " → ".join(str(n) for i, n in enumerate(steps) if i == 0 or n != steps[i - 1])
+    if not path:
+        return f"all {image.tokens_in} tokens"
+    late = [stage.layer for stage in image.stages if stage.stage == "llm"]
+    return f"{path} of {image.tokens_in} tokens" + (f", layer {late[-1]} on" if late else "")
+
+
+def _after(image: ImageTrace, steps: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...], np.ndarray | None]:
+    """Owner, role, names of the roles, and score of the original tokens after ``steps`` stages."""
+    before = np.arange(image.tokens_in)
+    role, names = np.zeros(image.tokens_in, dtype=int), tuple[str, ...]()
+    score = None
+    for stage in image.stages[:steps]:
+        if stage.role is not None:
+            given = np.asarray(stage.role)
+            # given per token that entered the stage, which before it stood for the originals ``before``
+            role = given if len(given) == image.tokens_in else np.where(before >= 0, given[before], 0)
+            names = stage.role_names
+        if stage.score is not None:
+            score = np.asarray(stage.score, dtype=float)
+        before = np.asarray(stage.assign)
+    return before, np.where(before >= 0, role, 0), names, score
+
+
+def _joined(parts: Sequence[Fate], text: str) -> Fate:
+    """The tiles of one picture as one."""
+    if len(parts) == 1:
+        return parts[0]
+    owners, panels, first, shown = [], [], 0, 0
+    for part in parts:
+        owners.append(np.where(part.owner < 0, -1, part.owner + first))
+        panels.append(part.panel + shown)
+        first, shown = first + int(part.owner.max(initial=-1)) + 1, shown + len(part.panels)
+    scores = [np.full(len(p.owner), np.nan) if p.score is None else p.score for p in parts]
+    return Fate(
+        np.concatenate([p.boxes for p in parts]),
+        np.concatenate([p.frame for p in parts]),
+        np.concatenate(panels),
+        tuple(panel for p in parts for panel in p.panels),
+        np.concatenate(owners),
+        np.concatenate([p.role for p in parts]),
+        max((p.names for p in parts), key=len),
+        None if all(p.score is None for p in parts) else np.concatenate(scores),
+        text,
+    )
+
+
+def _arranged(fate: Fate) -> Fate:
+    """Views brought together in as few panels as they fit in without overlap, in the order of the vision tower."""
+    groups: list[list[int]] = []
+    for view, panel in enumerate(fate.panels):
+        for group in groups:
+            if not any(_overlap(panel.boxes[0], fate.panels[v].boxes[0]) for v in group):
+                group.append(view)
+                break
+        else:
+            groups.append([view])
+    number = np.empty(len(fate.panels), dtype=int)
+    panels = []
+    for g, group in enumerate(groups):
+        number[group] = g
+        size = fate.panels[group[0]].label
+        label = f"{len(group)} tiles of {size} tokens" if len(group) > 1 else f"the whole picture, {size} tokens"
+        panels.append(Panel(label, tuple(fate.panels[v].boxes[0] for v in group)))
+    return replace(fate, panels=tuple(panels), panel=number[fate.panel])
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    """Whether two boxes share more than a thousandth of the smaller one."""
+    across, down = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    least = min((c[2] - c[0]) * (c[3] - c[1]) for c in (a, b))
+    return across > 0 and down > 0 and across * down > least / 1000
