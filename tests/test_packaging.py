@@ -64,7 +64,13 @@ def test_wheel_holds_every_room_inside_the_package_and_the_demo_weights(source, 
     for room in ("adapters", "kernels", "eval"):
         own = {f"{room}/{p.relative_to(ROOT / room).as_posix()}" for p in (ROOT / room).rglob("*.py")}
         assert own <= packed
-    assert {"py.typed", "eval/demo/weights/model.safetensors", "eval/demo/weights/config.json"} <= packed
+    data = (
+        "demo/weights/model.safetensors",
+        "demo/weights/config.json",
+        "tasks/_demo.yaml",
+        "tasks/tr_demo_video.yaml",
+    )
+    assert {"py.typed", *(f"eval/{name}" for name in data)} <= packed
     imports = "\n".join(f"import tokenreduce.{room}; print(tokenreduce.{room}.__file__)" for room in ROOMS)
     for line in python(imports, tmp_path, site).splitlines():
         assert line.startswith(str(site))

@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tokenreduce.eval.recipe import budget, literal
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from tokenreduce.method import Method
-
-
-def budget(text: str, argument: str) -> float | int:
-    """A budget from text: ``64`` is a count, ``0.25``, ``1/3`` and ``1.0`` are fractions."""
-    from tokenreduce.tokens import Budget
-
-    try:
-        if "/" in text:
-            above, _, below = text.partition("/")
-            value: float | int = float(above) / float(below)
-        else:
-            value = int(text) if text.strip().lstrip("+-").isdigit() else float(text)
-    except (ValueError, ZeroDivisionError):
-        raise ValueError(
-            f"{argument}={text!r} is not a budget; allowed: a fraction in (0, 1] such as 0.33, 1/3 or 1.0, or a count "
-            "such as 64. For example --keep 0.25"
-        ) from None
-    return Budget(value).keep
 
 
 def chosen_methods(names: list[str], keep: str | None, parameters: list[str], positions: str | None) -> list[Method]:
@@ -52,18 +35,11 @@ def chosen_methods(names: list[str], keep: str | None, parameters: list[str], po
                 f"--parameter={text!r}; allowed: key=value for a single method, or method.key=value with one of "
                 f"{', '.join(name for name, _, _ in split)}. For example -p layer=2 or -p fastv.layer=2"
             )
-        given[places[0]][key] = _literal(value)
+        given[places[0]][key] = literal(value)
     for settings in given:
         if positions is not None:
             settings["positions"] = positions
     return [make(name, **settings) for (name, _, _), settings in zip(split, given)]
-
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval({"true": "True", "false": "False", "none": "None"}.get(text.lower(), text))
-    except (ValueError, SyntaxError):
-        return text
 
 
 def asked(image: Path | None, prompt: str | None) -> tuple[Image.Image, str]:

@@ -1,0 +1,31 @@
+"""The lmms-eval plug-in: any of its models that holds a transformers VLM, with visual token reduction and measurements.
+
+``lmms_eval --model tokenreduce --model_args pretrained=...,tr_method=hiprune,tr_keep=0.33 --tasks ...``
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lmms_eval.models.registry_v2 import ModelManifest
+
+TASKS = Path(__file__).parent.parent / "tasks"  # for --include_path
+
+
+def manifests() -> list[ModelManifest]:
+    """What the entry point group ``lmms_eval.models`` asks for; nothing heavy is imported before the model is used."""
+    from lmms_eval.models.registry_v2 import ModelManifest
+
+    module = f"{__name__}.model"
+    return [ModelManifest("tokenreduce", simple_class_path=f"{module}.Simple", chat_class_path=f"{module}.Chat")]
+
+
+def require() -> None:
+    """Raise ``ValueError`` with the pip command where lmms-eval or what its models need is not installed."""
+    from importlib.util import find_spec
+
+    missing = [name for name in ("lmms_eval", "decord") if find_spec(name) is None]
+    if missing:
+        raise ValueError(f"{' and '.join(missing)} not installed; run: pip install 'tokenreduce[eval]'")

@@ -1,0 +1,67 @@
+"""Failures that cannot be overlooked: the command line of lmms-eval catches exceptions and then exits with 0."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+class EvaluationFailed(RuntimeError):
+    """Scores would be wrong, or there are none."""
+
+
+def under_command_line() -> bool:
+    """Whether lmms-eval's own command line is running, which catches every ``Exception`` and goes on."""
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name == "cli_evaluate":
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
+
+
+@contextmanager
+def loud() -> Iterator[None]:
+    """Under the command line of lmms-eval, leave with exit code 1 and the reason; elsewhere let errors pass."""
+    try:
+        yield
+    except Exception as error:
+        if not under_command_line():
+            raise
+        if not isinstance(error, (EvaluationFailed, ValueError, TypeError)):
+            traceback.print_exc()
+        raise SystemExit(f"tokenreduce: {type(error).__name__}: {error}") from error
+
+
+_expected: dict[Path, float] = {}  # output path: when its evaluation started
+
+
+def expect_results(requests: Sequence[Any]) -> None:
+    """When the process ends, see that lmms-eval wrote its results of ``requests``; else say so and exit with 1."""
+    from .model import output_path
+
+    folder = output_path(requests)
+    if folder is None or not under_command_line() or int(os.environ.get("RANK", "0")):
+        return
+    if not _expected:
+        atexit.register(_check_results)
+    _expected[folder] = time.time() - 1  # file systems round
+
+
+def _check_results() -> None:
+    for folder, start in _expected.items():
+        if not any(file.stat().st_mtime >= start for file in folder.glob("**/*_results.json")):
+            print(
+                f"tokenreduce: lmms-eval wrote no results into {str(folder)!r}; see its messages above",
+                file=sys.stderr,
+                flush=True,
+            )
+            sys.stdout.flush()
+            os._exit(1)

@@ -1,0 +1,205 @@
+"""What every answer cost, measured while a model of lmms-eval generates: tokens, FLOPs, time, memory."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import tokenreduce as tr
+from tokenreduce.cost import DecoderShape
+
+
+class Noting:
+    """A view of nested containers that notes the (task, document) pairs read through it; the rest is passed on."""
+
+    def __init__(self, inner: Any, seen: list[tuple[str, int]], path: tuple[str, ...] = ()) -> None:
+        self._inner, self._seen, self._path = inner, seen, path
+
+    def __getitem__(self, key: Any) -> Any:
+        found = self._inner[key]
+        if len(self._path) < 2:  # lm.task_dict[task][split][document]
+            return Noting(found, self._seen, (*self._path, key))
+        if isinstance(key, int):
+            self._seen.append((self._path[0], key))
+        return found
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def __len__(self) -> int:
+        return len(self._inner)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._inner)
+
+
+class Meter:
+    """Measures one model. ``rows`` holds one dict per prompt that was generated from, ``errors`` what was raised.
+
+    A row: task and doc_id (None where a backend reads its documents in no order that tells), tokens_in and tokens_kept of
+    all its images together, equivalent_tokens (averaged over decoder layers), prefill FLOPs with and without reduction,
+    KV bytes after the prompt, ttft_ms (from the call of ``generate`` to the end of its first forward pass, vision tower
+    included), generate_ms, new_tokens, method_ms, peak_mib (device memory on CUDA; resident memory of the process on Linux,
+    else None). FLOPs, bytes and method_ms are the batch's divided by ``batch``, ttft_ms and generate_ms the batch's.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.errors: list[str] = []
+        self.seen: list[tuple[str, int]] = []
+        self._last: Any = None
+
+    @contextmanager
+    def watching(self, model: Any) -> Iterator[None]:
+        """Measure every ``model.generate`` of the ``with`` block; afterwards the model is as it was."""
+        original, clock = model.generate, _Clock(next(model.parameters()).device)
+
+        def generate(*args: Any, **kwargs: Any) -> Any:
+            ids = kwargs.get("input_ids", args[0] if args else None)
+            documents, self.seen[:] = list(dict.fromkeys(self.seen)), []
+            handle = model.register_forward_hook(clock.first)
+            clock.start()
+            try:
+                out = original(*args, **kwargs)
+            except Exception as error:
+                self.errors.append(f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
+                raise
+            finally:
+                handle.remove()
+            clock.stop()
+            self._note(model, ids, kwargs.get("attention_mask"), getattr(out, "sequences", out), documents, clock)
+            return out
+
+        model.generate = generate
+        try:
+            yield
+        finally:
+            del model.generate
+
+    def _note(self, model: Any, ids: Any, mask: Any, out: Any, documents: list[Any], clock: _Clock) -> None:
+        batch = out.shape[0] if ids is None else ids.shape[0]
+        prompt = 0 if ids is None else ids.shape[1]
+        cost = self._reduced(model) if tr.is_wrapped(model) else unreduced(model, ids, mask)
+        shared = {
+            "ttft_ms": clock.ttft_ms,
+            "generate_ms": clock.total_ms,
+            "new_tokens": max(out.shape[1] - prompt, 0),
+            "peak_mib": clock.peak_mib(),
+            "batch": batch,
+        }
+        for i in range(batch):
+            task, doc_id = documents[i] if len(documents) == batch else (None, None)
+            self.rows.append({"task": task, "doc_id": doc_id, **(cost[i] if i < len(cost) else {}), **shared})
+
+    def _reduced(self, model: Any) -> list[dict[str, Any]]:
+        """Per sample, from the report of the prompt that has just run; none for a prompt without pictures."""
+        try:
+            report = tr.report(model)
+        except ValueError:
+            return []
+        if report is self._last:
+            return []
+        self._last = report
+        count = len(report.tokens_in)
+        return [
+            {
+                "tokens_in": sum(report.tokens_in[i]),
+                "tokens_kept": sum(report.tokens_kept[i]),
+                "equivalent_tokens": report.equivalent_tokens[i],
+                "flops": report.flops / count,
+                "flops_unreduced": report.flops_unreduced / count,
+                "kv_bytes": report.kv_bytes / count,
+                "method_ms": report.method_ms / count,
+            }
+            for i in range(count)
+        ]
+
+
+def unreduced(model: Any, ids: Any, mask: Any) -> list[dict[str, Any]]:
+    """The same numbers for a bare model, counted from its prompts ``ids`` (B, L) and ``mask`` (B, L)."""
+    if ids is None:
+        return []
+    kinds = [getattr(model.config, f"{kind}_token_id", None) for kind in ("image", "video")]
+    visual = torch.isin(ids, torch.tensor([k for k in kinds if k is not None], device=ids.device)).sum(1).tolist()
+    lengths = [ids.shape[1]] * len(visual) if mask is None else mask.sum(1).tolist()
+    decoder = model.get_decoder()
+    shape, size = DecoderShape.of(decoder.config), next(decoder.parameters()).element_size()
+    rows = []
+    for count, length in zip(visual, lengths):
+        flops = shape.depth * shape.layer_flops(length, length)
+        kv = ids.shape[1] * shape.token_kv_bytes(size)
+        tokens = {"tokens_in": count, "tokens_kept": count, "equivalent_tokens": float(count)}
+        rows.append({**tokens, "flops": flops, "flops_unreduced": flops, "kv_bytes": kv, "method_ms": 0.0})
+    return rows
+
+
+class _Clock:
+    """Milliseconds of one call, and the memory peak during it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def start(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        elif (peak := Path("/proc/self/clear_refs")).exists():
+            peak.write_text("5")  # resets VmHWM, see proc(5)
+        self.ttft_ms: float | None = None
+        self.begin = self.now()
+
+    def first(self, *_: Any) -> None:
+        if self.ttft_ms is None:
+            self.ttft_ms = (self.now() - self.begin) * 1e3
+
+    def stop(self) -> None:
+        self.total_ms = (self.now() - self.begin) * 1e3
+
+    def peak_mib(self) -> float | None:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**20
+        status = Path("/proc/self/status")
+        found = (
+            [line for line in status.read_text().splitlines() if line.startswith("VmHWM")] if status.exists() else []
+        )
+        return int(found[0].split()[1]) / 2**10 if found else None
+
+
+def once(rows: Sequence[dict[str, Any]], wanted: Counter[tuple[str, int]]) -> list[dict[str, Any]]:
+    """``rows`` without those of requests that only pad a rank: each document as often as ``wanted`` says."""
+    left = Counter(wanted)
+    kept = []
+    for row in rows:
+        pair = (row["task"], row["doc_id"])
+        if row["task"] is None or left[pair] > 0:
+            left[pair] -= 1
+            kept.append(row)
+    return kept
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Means over prompts; ttft_ms is the median, peak_mib the highest, tokens_per_s all new tokens over all time."""
+
+    def numbers(name: str) -> list[float]:
+        return [row[name] for row in rows if row.get(name) is not None]
+
+    found: dict[str, Any] = {"prompts": len(rows)}
+    means = ("tokens_in", "tokens_kept", "equivalent_tokens", "flops", "flops_unreduced", "kv_bytes", "method_ms")
+    for name in means:
+        found[name] = statistics.fmean(numbers(name)) if numbers(name) else None
+    found["ttft_ms"] = statistics.median(numbers("ttft_ms")) if numbers("ttft_ms") else None
+    seconds = sum(row["generate_ms"] / row["batch"] for row in rows) / 1e3
+    found["tokens_per_s"] = sum(row["new_tokens"] for row in rows) / seconds if seconds else None
+    found["peak_mib"] = max(numbers("peak_mib"), default=None)
+    return found

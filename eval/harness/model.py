@@ -1,0 +1,224 @@
+"""One class for every model of lmms-eval: the base model's class with a reduction and a meter mixed in."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import os
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lmms_eval.api.instance import Instance, unwrap_generation_output
+from lmms_eval.api.model import lmms
+
+import tokenreduce as tr
+
+from ..recipe import Recipe
+from ..results import write_json
+from .failures import EvaluationFailed, expect_results, loud
+from .meter import Meter, Noting, once, summary
+
+# config.model_type: the model of lmms-eval that runs it, where tr_base names none
+BASES = {
+    "llava": "llava_hf",
+    "llava_next": "llava_hf",
+    "llava_onevision": "llava_hf",
+    "qwen2_vl": "qwen2_vl",
+    "qwen2_5_vl": "qwen2_5_vl",
+    "qwen3_vl": "qwen3_vl",
+    "internvl": "internvl_hf",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What stands behind ``tr_`` in the arguments of the model.
+
+    ``base``: lmms-eval's name of the model that does the work; ``log``: file for the measurements, by default one in the
+    output path of lmms-eval.
+    """
+
+    recipe: Recipe
+    base: str | None = None
+    log: Path | None = None
+
+    @classmethod
+    def taken_from(cls, arguments: dict[str, Any]) -> tuple[Settings, dict[str, Any]]:
+        """Ours and the base model's. Errors: those of ``Recipe.of``."""
+        mine = {key[3:]: value for key, value in arguments.items() if key.startswith("tr_")}
+        rest = {key: value for key, value in arguments.items() if not key.startswith("tr_")}
+        base, log, method = (mine.pop(name, None) for name in ("base", "log", "method"))
+        keep, as_video = mine.pop("keep", None), mine.pop("images_as_video", False)
+        recipe = Recipe.of("" if method is None else str(method), keep, mine, as_video)
+        return cls(recipe, base, None if log is None else Path(log)), rest
+
+
+class Reduced:
+    """Mixed in before a model class of lmms-eval, which brings ``model``, ``rank`` and ``task_dict``.
+
+    Attributes:
+        reused: keep the model when an evaluation ends; lmms-eval would otherwise delete it.
+        measured: what the last evaluation cost, as it is written to the log.
+    """
+
+    reused = False
+    measured: dict[str, Any]
+    model: Any
+    rank: int
+    task_dict: Any
+
+    def __init__(self, settings: Settings, arguments: dict[str, Any]) -> None:
+        super().__init__(**arguments)
+        self.settings = settings
+        self.use(settings.recipe)
+
+    def use(self, recipe: Recipe) -> None:
+        """Put ``recipe`` on the model instead of what is there. Errors: those of ``tr.wrap``; then nothing is on it."""
+        if tr.is_wrapped(self.model):
+            tr.unwrap(self.model)
+        if recipe.methods:
+            tr.wrap(self.model, *recipe.methods, images_as_video=recipe.images_as_video)
+        self.recipe = recipe
+
+    def clean(self) -> None:
+        if not self.reused:
+            super().clean()  # type: ignore[misc]
+
+    def generate_until(self, requests: Sequence[Instance]) -> list[Any]:
+        """The base model's answers, measured; fails where one of them is the mask of an error.
+
+        Errors: ``EvaluationFailed`` (``SystemExit`` under the command line of lmms-eval, which catches everything else).
+        """
+        with loud():
+            expect_results(requests)
+            meter, documents = Meter(), self.task_dict
+            self.task_dict = Noting(documents, meter.seen)
+            try:
+                with meter.watching(self.model):
+                    # a base model may change the arguments it is given
+                    answers = super().generate_until([copy.copy(r) for r in requests])  # type: ignore[misc]
+            finally:
+                self.task_dict = documents
+            self._conclude(requests, [unwrap_generation_output(a)[0] for a in answers], meter)
+        return answers
+
+    def _conclude(self, requests: Sequence[Instance], answers: list[Any], meter: Meter) -> None:
+        empty = sum(not str(a).strip() for a in answers)
+        if meter.errors:
+            kinds = Counter(meter.errors).most_common(3)
+            told = "; ".join(f"{count} x {error}" for error, count in kinds)
+            raise EvaluationFailed(
+                f"{len(meter.errors)} of {len(requests)} prompts raised, so scores would be wrong: {told}"
+            )
+        if len(meter.rows) < len(requests):
+            raise EvaluationFailed(
+                f"{len(requests) - len(meter.rows)} of {len(requests)} answers never came from the model's generate(): "
+                "the base model caught an error before it (a file it could not read?), or it generates in another way. "
+                "See its messages above; tr_base chooses another base model"
+            )
+        if requests and empty == len(requests):
+            raise EvaluationFailed(
+                f"all {empty} answers are empty; try the base model without a method, and a larger tr_keep"
+            )
+        padding = [bool((r.metadata or {}).get("__padding_only__")) for r in requests]
+        wanted = Counter((r.task_name, r.doc_id) for r, pad in zip(requests, padding) if not pad)
+        part = {"rows": once(meter.rows, wanted), "empty": empty}
+        parts: list[Any] = [part]
+        if torch.distributed.is_initialized():
+            parts = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(parts, part)
+        self._log(requests, parts)
+
+    def _log(self, requests: Sequence[Instance], parts: list[dict[str, Any]]) -> None:
+        rows = [row for part in parts for row in part["rows"]]
+        self.measured = {
+            "recipe": self.recipe.as_dict(),
+            "name": str(self.recipe),
+            "base": type(self).__mro__[2].__name__,
+            "world_size": len(parts),
+            "empty_answers": sum(part["empty"] for part in parts),
+            "summary": summary(rows),
+            "samples": rows,
+        }
+        file = self.settings.log
+        folder = output_path(requests)
+        if file is None and folder is not None:
+            file = folder / f"{time.strftime('%Y%m%d_%H%M%S')}_{os.getpid()}_tokenreduce.json"
+        if file is not None and self.rank == 0:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(file, self.measured)
+
+
+def output_path(requests: Sequence[Instance]) -> Path | None:
+    """The output path that lmms-eval was called with; it reaches a model through the tasks its requests belong to."""
+    for argument in requests[0].args if requests else ():
+        called_with: Any = getattr(getattr(argument, "__self__", None), "args", None)
+        if path := getattr(called_with, "output_path", None):
+            return Path(path)
+    return None
+
+
+def base_class(base: str | None, pretrained: str, force_simple: bool) -> type:
+    """The class of lmms-eval that runs ``pretrained``; by ``config.model_type`` where ``base`` is None."""
+    from lmms_eval.models import get_model, list_available_models
+
+    if base is None:
+        from transformers import AutoConfig
+
+        kind = AutoConfig.from_pretrained(pretrained).model_type
+        if kind not in BASES:
+            raise ValueError(
+                f"no base model is known for model_type={kind!r} of pretrained={pretrained!r}; name one of lmms-eval's with "
+                f"tr_base, for example tr_base=llava_hf. Known by themselves: {', '.join(BASES)}"
+            )
+        base = BASES[kind]
+    if base not in list_available_models(include_aliases=True) or base == "tokenreduce":
+        raise ValueError(f"tr_base={base!r} is no model of lmms-eval; python -m lmms_eval models lists them")
+    return get_model(base, force_simple=force_simple)
+
+
+def build(force_simple: bool, **arguments: Any) -> Any:
+    """A model of lmms-eval with a reduction; ``arguments`` are those of the base class and ``tr_*``.
+
+    Where the base class takes them and they are not given: ``device`` is a GPU if there is one, ``device_map`` the device
+    (except for several processes on GPUs, where each takes its own), ``dtype`` float32 on a CPU.
+    """
+    settings, rest = Settings.taken_from(arguments)
+    if rest.get("pretrained") == "demo":
+        from ..demo import WEIGHTS
+
+        rest["pretrained"] = str(WEIGHTS)
+    if "pretrained" not in rest:
+        raise ValueError("pretrained is missing; for example --model_args pretrained=llava-hf/llava-1.5-7b-hf, or demo")
+    base = base_class(settings.base, str(rest["pretrained"]), force_simple)
+    known = inspect.signature(base).parameters
+    device = str(rest.get("device") or ("cuda" if torch.cuda.is_available() else "cpu"))
+    spread = int(os.environ.get("WORLD_SIZE", "1")) > 1 and device.startswith("cuda")
+    defaults: dict[str, Any] = {"device": device}
+    if not spread:
+        defaults["device_map"] = device
+    if device == "cpu":
+        defaults["dtype"] = "float32"
+    rest = {key: value for key, value in defaults.items() if key in known} | rest
+    return type(f"Reduced{base.__name__}", (Reduced, base), {})(settings, rest)
+
+
+class Chat(lmms):  # abstract: an instance is one of the base model's class, see __new__
+    """``--model tokenreduce``."""
+
+    is_simple = False
+
+    def __new__(cls, **arguments: Any) -> Any:
+        with loud():
+            return build(cls.is_simple, **arguments)
+
+
+class Simple(Chat):
+    """``--model tokenreduce --force_simple``."""
+
+    is_simple = True
