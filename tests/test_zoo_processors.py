@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers as hf
 import zoo
+from models import TRANSFORMERS
 from tokenizers import Tokenizer, models, pre_tokenizers
 from zoo.common import NEWLINE, SIDE, TILE, WORDS
 
@@ -196,6 +197,6 @@ def test_inputs_are_those_of_the_processor(key, kind, monkeypatch):
     assert outline(got) == outline(made)
     for name in set(made) - {"input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids"}:
         assert tuple(got[name].shape) == tuple(made[name].shape), name
-        assert got[name].dtype == made[name].dtype, name
+        assert got[name].dtype == made[name].dtype or TRANSFORMERS < (5, 23), name
         if not made[name].is_floating_point():
-            assert torch.equal(got[name], made[name]), name
+            assert torch.equal(got[name].long(), made[name]), name

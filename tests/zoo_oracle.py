@@ -64,11 +64,14 @@ def columns(model, inputs: dict, keep=None, drop_at=None) -> list[Tensor]:
 
 
 def greedy(model, inputs: dict, steps: int, keep=None, drop_at=None, positions="keep", change=None) -> list[list[int]]:
-    """``steps`` expected tokens per sample. Written tokens go on where the ids of the whole prompt ended."""
+    """``steps`` expected tokens per sample. Written tokens go on from the id of the last column of the whole prompt.
+
+    (Not from the largest id, which the time axis of a Qwen2.5-VL video may hold.)
+    """
     out = []
     for b, whole in enumerate(caught(model, inputs, generate=True)):
         row, tokens = _kept(whole, keep, b, positions, change), []
-        following = int((row if positions == "renumber" else whole).ids.max()) + 1
+        following = int((row if positions == "renumber" else whole).ids[0, -1]) + 1
         for step in range(steps):
             tokens.append(int(_run(model, row, _stages(drop_at, b), positions)[0][-1].argmax()))
             row = row.write(model.get_input_embeddings()(torch.tensor(tokens[-1])).detach(), following + step)
@@ -96,7 +99,8 @@ def caught(model, inputs: dict, generate: bool = False) -> list[Row]:
     b, width = embeds.shape[:2]
     if ids is None:
         ids = torch.arange(width)
-    ids = ids.expand(1, b, width) if ids.ndim < 3 else ids[-3:].expand(3, b, width)
+    axes = 3 if "mrope_section" in model.get_decoder().config.rope_parameters else 1
+    ids = ids[-3:].expand(axes, b, width) if ids.ndim == 3 else ids.expand(axes, b, width)
     real = inputs["attention_mask"].bool()
     blocks = _blocks(model, inputs)
     deepstack = []
@@ -154,9 +158,7 @@ def _run(model, row: Row, drop_at: dict[int, Tensor], positions: str) -> tuple[T
         hidden = layer(hidden[None], attention_mask=mask, position_embeddings=_tables(lm, row, kind))[0]
         if i < len(row.deepstack):
             hidden = hidden + row.deepstack[i]
-    out = model.lm_head(lm.norm(hidden))
-    cap = getattr(lm.config, "final_logit_softcapping", None)
-    return (out if cap is None else cap * torch.tanh(out / cap)), row.columns
+    return model.lm_head(lm.norm(hidden)), row.columns
 
 
 def _mask(model, row: Row, kind: str) -> Tensor:

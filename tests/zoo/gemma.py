@@ -63,10 +63,14 @@ class PaliGemma:
 
 
 class PaliGemma2(PaliGemma):
-    """On Gemma 2: every other layer has a sliding window, logits and attention are soft-capped, hence never sdpa."""
+    """On Gemma 2: every other layer has a sliding window, attention is soft-capped, hence never sdpa.
+
+    Not the logits, which transformers caps in some versions only.
+    """
 
     attention = {"sdpa": {"text_config": "eager", "vision_config": "sdpa"}}
 
     def config(self, window: int = 512, **variant) -> PaliGemmaConfig:
-        words = text("gemma2", sliding_window=window, query_pre_attn_scalar=8)
+        caps = {"attn_logit_softcapping": 5.0, "final_logit_softcapping": None}
+        words = text("gemma2", sliding_window=window, query_pre_attn_scalar=8, **caps)
         return super().config(**{"text_config": words, **variant})
