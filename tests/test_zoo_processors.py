@@ -184,10 +184,11 @@ def test_inputs_are_those_of_the_processor(key, kind, monkeypatch):
     plan = zoo.KINDS[kind][0]
     images = [[pixels(key, name) for name in names if name != "v"] for names in plan]
     videos = [pixels(key, name) for names in plan for name in names if name == "v"]
+    videos = [videos] if key == "smolvlm" else videos
     got = processor(key)(
         text=[prompt(key, names) for names in plan],
         images=images if any(images) else None,
-        **({"videos": videos} if videos else {}),
+        **({"videos": videos} if any("v" in names for names in plan) else {}),
         padding=True,
         return_tensors="pt",
     )
