@@ -88,7 +88,7 @@ class Qwen3VL(Qwen2VL):
 
 
 class Qwen3_5(Qwen3VL):
-    """As Qwen3-VL without the extra features; three of four decoder layers are gated delta rules."""
+    """As Qwen3-VL without the extra features; decoder layers 0, 2 and 4 are gated delta rules."""
 
     model = Qwen3_5ForConditionalGeneration
 
