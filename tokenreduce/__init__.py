@@ -16,7 +16,7 @@ if (_checkout / "setup.cfg").is_file() and (_checkout / "adapters").is_dir():
 if TYPE_CHECKING:
     from tokenreduce.archive import load_trace
     from tokenreduce.cost import Report
-    from tokenreduce.draw import draw
+    from tokenreduce.draw import compare, draw
     from tokenreduce.method import Method, ModelFacts, Step
     from tokenreduce.methods.fastervlm import FasterVLM
     from tokenreduce.methods.fastv import FastV
@@ -47,6 +47,7 @@ _HOME = {
     "VisualTokens": "tokens",
     "Trace": "provenance",
     "budget": "wrapping",
+    "compare": "draw.contest",
     "is_wrapped": "wrapping",
     "load_trace": "archive",
     "report": "wrapping",

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tokenreduce.files import writing
 from tokenreduce.provenance import ImageTrace, StageTrace, Trace
 from tokenreduce.tokens import Layout
 
@@ -28,14 +27,8 @@ def save_trace(trace: Trace, path: str | Path, overwrite: bool = False) -> None:
     The archive holds one array per tensor, named like ``image0.stage1.assign``, and ``trace.json``, the description as
     UTF-8 bytes.
 
-    Errors: ``ValueError`` where ``path`` does not end in .npz or its folder is missing, ``FileExistsError`` where the file
-        exists and ``overwrite`` is False.
+    Errors: as ``tokenreduce.files.writing``.
     """
-    path = Path(path)
-    if path.suffix != ".npz" or not path.parent.is_dir():
-        raise ValueError(f"path={str(path)!r}; allowed: a file name ending in .npz in a folder that exists")
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"path={str(path)!r} exists; choose another name, or pass overwrite=True to replace it")
     arrays: dict[str, Any] = {"visual": trace.visual.cpu().numpy()}
     images = []
     for i, image in enumerate(trace.images):
@@ -47,15 +40,8 @@ def save_trace(trace: Trace, path: str | Path, overwrite: bool = False) -> None:
         images.append({"sample": image.sample, "layout": dataclasses.asdict(image.layout), "stages": stages})
     about = {"version": VERSION, "offset": trace.offset, "layers": trace.layers, "images": images}
     arrays[DESCRIPTION] = np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez_compressed(file, **arrays)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with writing(path, (".npz",), overwrite) as file:
+        np.savez_compressed(file, **arrays)
 
 
 def load_trace(path: str | Path) -> Trace:

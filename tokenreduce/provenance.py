@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from tokenreduce.groups import ImageGroup
 from tokenreduce.tokens import Layout, Stage
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,11 @@ class Trace:
         images: one ``ImageTrace`` per image, in the order of the call.
         visual: (B, L) bool, the columns of visual tokens in what was passed now; ``offset`` columns were cached before.
         layers: the decoder layers at which tokens may be dropped.
+        pictures, processor: what ``show`` was last given; a notebook shows the trace over them.
     """
+
+    pictures: tuple[Any, ...] = ()
+    processor: Any = None
 
     def __init__(
         self, groups: list[ImageGroup], visual: Tensor, offset: int = 0, layers: tuple[int, ...] = (), repeat: int = 1
@@ -149,6 +158,29 @@ class Trace:
     @cached_property
     def kept_at(self) -> dict[int, list[Tensor]]:
         return {layer: self._kept(layer) for layer in self.layers}
+
+    def show(self, pictures: Any = None, processor: Any = None, **options: Any) -> Picture:
+        """The pictures of the prompt, each with what was kept of it; remembers ``pictures`` and ``processor``.
+
+        Args:
+            pictures: the original image, or a list with one entry per picture in the order of the call: an image, or the
+                list of frames of a video. None: those of the last time, else a map of the tokens.
+            processor: what made the model's inputs of them.
+            options: of ``tr.draw``, such as ``heat=True``, ``layer=2`` or ``side=400``.
+        """
+        from tokenreduce.draw.shown import show
+
+        if pictures is not None:
+            self.pictures = tuple(pictures) if isinstance(pictures, (list, tuple)) else (pictures,)
+            self.processor = processor
+        return show(self, self.pictures, self.processor, **options)
+
+    def _repr_png_(self) -> bytes | None:
+        if not self.images:
+            return None
+        held = io.BytesIO()
+        self.show().save(held, "PNG")
+        return held.getvalue()
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Write this trace to ``path`` (.npz, no pickle); ``tr.load_trace(path)`` reads it. See ``tokenreduce.archive``."""

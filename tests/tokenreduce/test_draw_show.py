@@ -1,0 +1,220 @@
+"""Steps, scores, tiles in place, videos, traces that show themselves, and methods side by side."""
+
+from __future__ import annotations
+
+import io
+
+import models
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import Idefics3ImageProcessor, LlavaNextImageProcessor
+
+import tokenreduce as tr
+from tokenreduce.draw import ROLE_COLORS, animate, step_names, strip
+from tokenreduce.draw.fate import fate_of
+from tokenreduce.draw.shown import chart
+from tokenreduce.eval import demo
+from tokenreduce.provenance import ImageTrace, StageTrace
+from tokenreduce.tokens import Layout
+
+PLAIN = Image.new("RGB", (100, 100), (90, 90, 90))
+
+
+def stage(assign, score=None, stage="projector", layer=None, method="made", role=None, names=()):
+    assign = torch.tensor(assign)
+    kept = torch.unique(assign[assign >= 0], sorted=True)
+    source = torch.tensor([int((assign == row).nonzero()[0]) for row in kept])
+    score = None if score is None else torch.tensor(score)
+    return StageTrace(stage, layer, method, assign, source, source, role, names, score)
+
+
+def traced(layout, *stages, sample=0):
+    return ImageTrace(sample, layout, torch.arange(layout.num_tokens), stages)
+
+
+def prompt_of(*images):
+    n = sum(image.tokens_in for image in images)
+    return tr.Trace.of(list(images), torch.ones(1, n, dtype=torch.bool), 0, ())
+
+
+def middle(picture, column, row, columns=2, rows=2):
+    """RGB in the middle of a cell of a picture without caption."""
+    pixels = np.asarray(picture)
+    return pixels[int((row + 0.5) * pixels.shape[0] / rows), int((column + 0.5) * pixels.shape[1] / columns)].tolist()
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    model, processor = demo.load()
+    return model, processor, next(q for q in demo.questions("test", 20) if len(q.scene.things) >= 4)
+
+
+def inputs_of(processor, *questions):
+    text = [demo.prompt(q.question) for q in questions]
+    return processor(images=[q.image for q in questions], text=text, return_tensors="pt", padding=True)
+
+
+def test_steps_and_layers():
+    image = traced(
+        Layout(2, 2),
+        stage([0, 1, 1, -1], stage="encoder", layer=0, method="first"),
+        stage([0, -1, -1, -1], stage="llm", layer=2, method="second"),
+    )
+    assert step_names(image) == ["all tokens", "first, vision block 0", "second, layer 2 on"]
+    left = {"step": (4, 3, 1), "layer": (3, 3, 1)}
+    for step, alive in enumerate(left["step"]):
+        assert (fate_of(image, PLAIN.size, step=step).owner >= 0).sum() == alive
+    for layer, alive in enumerate(left["layer"]):
+        assert (fate_of(image, PLAIN.size, layer=layer).owner >= 0).sum() == alive
+    assert middle(tr.draw(image, PLAIN, step=0, caption=False), 1, 1) == [90, 90, 90]
+    assert middle(tr.draw(image, PLAIN, layer=1, caption=False), 1, 1) == [32, 32, 32]
+    for wrong, message in (({"step": 3}, "step=3"), ({"layer": -1}, "layer=-1"), ({"step": 1, "layer": 1}, "one of")):
+        with pytest.raises(ValueError, match=message):
+            tr.draw(image, PLAIN, **wrong)
+
+
+def test_heat_map_orders_colours_by_score():
+    image = traced(Layout(2, 2), stage([0, -1, -1, 1], score=[3.0, float("nan"), 1.0, float("inf")]))
+    picture = tr.draw(image, PLAIN, heat=True, caption=False)
+    high, gone, low, endless = (middle(picture, *place) for place in ((0, 0), (1, 0), (0, 1), (1, 1)))
+    assert high[0] > low[0]  # cividis goes from blue to yellow
+    assert high[2] < low[2] + 60
+    assert endless == high
+    assert len(set(gone)) == 1
+    with pytest.raises(ValueError, match="no method ranked"):
+        tr.draw(traced(Layout(2, 2), stage([0, 0, 1, 1])), PLAIN, heat=True)
+    with pytest.raises(ValueError, match="finite"):
+        tr.draw(traced(Layout(1, 2), stage([0, 1], score=[float("nan")] * 2)), PLAIN, heat=True)
+
+
+def test_roles_keep_their_colours_in_any_colour_vision():
+    """Outlines of any two roles differ by more than a seventh of the range of lightness or of the blue-yellow axis."""
+
+    def seen(color):
+        r, g, b = (x / 255 for x in color)
+        return 0.299 * r + 0.587 * g + 0.114 * b, b - (r + g) / 2  # what people without red or green cones still see
+
+    for i, a in enumerate(ROLE_COLORS):
+        for b in ROLE_COLORS[:i]:
+            assert max(abs(x - y) for x, y in zip(seen(a), seen(b))) > 1 / 7, (a, b)
+
+
+def test_tiles_in_place_and_the_whole_picture_beside_them():
+    processor = LlavaNextImageProcessor(
+        size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}, image_grid_pinpoints=[[56, 112]]
+    )
+    layout = Layout(2, 4, cells=(0, 1, 2, 3, 4, 5, 8, 9, 6, 7, 10, 11), views=(Layout(2, 2),) * 3)
+    assign = [-1] * 12
+    assign[3], assign[6] = 0, 1  # the lower right quarter of the base view; the upper left cell of the second tile
+    wide = Image.new("RGB", (224, 112), (90, 90, 90))
+    fate = fate_of(traced(layout, stage(assign)), wide.size, processor)
+    assert [panel.label for panel in fate.panels] == [
+        "the whole picture, 2 x 2 tokens",
+        "2 tiles of 2 x 2 tokens",
+    ]
+    assert fate.boxes[3].tolist() == [112, 56, 224, 112]
+    assert fate.boxes[6].tolist() == [112, 0, 168, 56]
+    picture = tr.draw(traced(layout, stage(assign)), wide, processor, caption=False, side=400)
+    assert picture.size == (810, 224)
+    pixels = np.asarray(picture)
+    assert pixels[150, 300].tolist() == pixels[50, 410 + 250].tolist() == [90, 90, 90]
+    assert pixels[50, 300].tolist() == pixels[150, 410 + 250].tolist() == [32, 32, 32]
+
+
+def test_tiles_that_are_images_of_their_own_are_put_together():
+    processor = Idefics3ImageProcessor(size={"longest_edge": 112}, max_image_size={"longest_edge": 56})
+    tiles = [traced(Layout(1, 1), *([stage([-1])] if dropped else [])) for dropped in (False, True, True, False, False)]
+    trace = prompt_of(traced(Layout(2, 2)), *tiles)
+    fate = fate_of(trace, PLAIN.size, processor, index=1)
+    assert [len(panel.boxes) for panel in fate.panels] == [4, 1]
+    assert fate.text == "made: 3 of 5 tokens"
+    assert fate.owner.tolist() == [0, -1, -1, 1, 2]
+    picture = tr.draw(trace, PLAIN, processor, index=1, caption=False, side=100)
+    assert np.asarray(picture)[25, 25].tolist() == [90, 90, 90]
+    assert np.asarray(picture)[25, 75].tolist() == [32, 32, 32]
+    with pytest.raises(ValueError, match="cuts this picture into 5 images"):
+        tr.draw(trace, PLAIN, processor, index=2)
+
+
+def test_frames_are_drawn_from_their_own_pixels_and_groups_share_a_colour(tmp_path):
+    black, white = (Image.new("RGB", (40, 40), (value,) * 3) for value in (0, 200))
+    layout = Layout(2, 2, frames=2)
+    image = traced(layout, stage([0, 1, 2, 3, 0, -1, 4, 5]))  # cell 0 of both frames is one group
+    options = {"side": 160, "caption": False}
+    assert middle(tr.draw(image, white, frame=1, **options), 0, 1) == [200, 200, 200]
+    assert middle(tr.draw(image, white, frame=1, **options), 1, 0) == [72, 72, 72]
+    laid = np.asarray(strip(image, [black, black, white, white], columns=2, side=160))  # temporal patches of two frames
+    assert laid[10 + 40, 10 + 40].tolist() == laid[10 + 40, 180 + 40].tolist() == [100, 100, 100]
+    film = animate(image, [black, white])
+    assert "data:image/gif;base64," in film._repr_html_()
+    for name in ("film.gif", "film.png"):
+        film.save(tmp_path / name)
+        with Image.open(tmp_path / name) as written:
+            assert (written.n_frames, written.info["duration"]) == (2, 500)
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        film.save(tmp_path / "film.gif")
+    with pytest.raises(ValueError, match=r"\.gif or \.png"):
+        film.save(tmp_path / "film.mp4")
+    with pytest.raises(ValueError, match="frames=1"):
+        strip(image, [black])
+
+
+def test_frames_given_as_images_make_a_strip_too():
+    trace = prompt_of(*(traced(Layout(2, 2), stage([0, -1, -1, 1], score=[4.0, 1, 2, 3])) for _ in range(3)))
+    assert strip(trace, [PLAIN] * 3, columns=3, side=100).width >= 300
+    assert strip(trace, [PLAIN] * 3, heat=True, side=100).height > 100
+
+
+@pytest.mark.parametrize("method", [row["name"] for row in tr.methods()])
+def test_a_trace_shows_itself(method):
+    model = models.llava(grid=6)
+    inputs = models.prompt(model, [2])
+    with tr.wrapped(model, method, keep=0.5), torch.no_grad():
+        model(**inputs)
+        trace = tr.trace(model)
+    bare = Image.open(io.BytesIO(trace._repr_png_()))
+    photo = Image.effect_noise((70, 50), 80).convert("RGB")
+    over = trace.show([photo, photo], side=200)
+    assert bare.width > over.width
+    assert Image.open(io.BytesIO(trace._repr_png_())).width > over.width
+    assert np.array_equal(np.asarray(trace.show(side=200)), np.asarray(over))
+
+
+def test_a_prompt_without_images_shows_as_text():
+    assert prompt_of()._repr_png_() is None
+    with pytest.raises(ValueError, match="no image"):
+        prompt_of().show()
+
+
+def test_map_of_views_and_frames_without_pixels():
+    tiled = Layout(2, 4, cells=(0, 1, 2, 3, 4, 5), views=(Layout(2, 2), Layout(1, 2)))
+    picture = chart(traced(tiled, stage([0, -1, -1, -1, -1, 1])), caption=False, side=400)
+    assert picture.width > picture.height
+    film = chart(traced(Layout(2, 2, frames=4), stage([0] * 16)), caption=False)
+    assert film.size == (640, 640)
+
+
+def test_compare_runs_every_method_and_leaves_the_model_alone(loaded):
+    model, processor, question = loaded
+    inputs = inputs_of(processor, question)
+    model.generate(**inputs, max_new_tokens=1)  # transformers installs hooks of its own
+    hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+    grid = tr.compare(
+        model,
+        inputs,
+        ["hiprune", tr.FastV(layer=1)],
+        keep=[0.25, 8],
+        image=question.image,
+        processor=processor,
+        tile=80,
+    )
+    one = tr.compare(model, inputs, ["hiprune"], keep=0.25, tile=80)
+    assert grid.width > 3 * 80
+    assert grid.height > 1.7 * one.height
+    assert hooks == sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+    with pytest.raises(ValueError, match="at least one"):
+        tr.compare(model, inputs, [])
+    with tr.wrapped(model, "random"), pytest.raises(ValueError, match="wraps it itself"):
+        tr.compare(model, inputs, ["hiprune"])

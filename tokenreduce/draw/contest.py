@@ -1,0 +1,120 @@
+"""Methods against each other on one prompt: what each keeps, what the model then answers."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tokenreduce.draw.fate import summarize
+from tokenreduce.draw.sheet import sheet
+from tokenreduce.draw.shown import chart, drawn_over, pixels_of
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import nn
+
+    from tokenreduce.method import Method
+    from tokenreduce.provenance import Trace
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One run: its trace (None: unreduced) and the text of every sample (empty without a processor)."""
+
+    trace: Trace | None
+    texts: tuple[str, ...]
+
+
+def answer(
+    model: nn.Module, inputs: Mapping[str, Any], method: Any = None, processor: Any = None, max_new_tokens: int = 32
+) -> Answer:
+    """Generate greedily under ``method`` (None: as the model is), and decode with ``processor``."""
+    import torch
+
+    import tokenreduce as tr
+
+    def generate() -> tuple[str, ...]:
+        with torch.inference_mode():
+            out = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)  # type: ignore[operator]
+        if processor is None:
+            return ()
+        new = out[:, inputs["input_ids"].shape[1] :]
+        return tuple(text.strip() for text in processor.batch_decode(new, skip_special_tokens=True))
+
+    if method is None:
+        return Answer(None, generate())
+    with tr.wrapped(model, method):
+        texts = generate()
+        return Answer(tr.trace(model), texts)
+
+
+def compare(
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    methods: Sequence[str | Method | type[Method]],
+    keep: float | int | Sequence[float | int] = (0.5, 0.25, 0.1),
+    *,
+    image: Any = None,
+    processor: Any = None,
+    index: int = 0,
+    max_new_tokens: int = 32,
+    tile: int = 240,
+    **options: Any,
+) -> Image.Image:
+    """A grid of pictures: columns are methods, rows are budgets, with the model's answer and the token count under each.
+
+    Args:
+        model: a model that is not wrapped; it is the same afterwards.
+        inputs: what it is called with.
+        methods: names (``tr.methods()``), classes or instances.
+        keep: one budget or several, each a fraction in (0, 1] or a count.
+        image: the original image, or the frames of a video. None: the pixels that the vision tower is given where they
+            come as images, else a map of the tokens.
+        processor: undoes the geometry of ``image`` and decodes the answers; None: no answers.
+        index: which image of the prompt is shown.
+        max_new_tokens: longest answer, tokens.
+        tile: width of each picture, pixels.
+        options: of ``draw``, such as ``heat=True``.
+
+    Errors: those of ``tr.wrap`` and ``draw``.
+
+    Example: ``tr.compare(model, inputs, ["hiprune", "fastv"], keep=[0.5, 0.1], image=photo, processor=processor)``
+    """
+    import tokenreduce as tr
+    from tokenreduce.method import make
+
+    if tr.is_wrapped(model):
+        raise ValueError("model is wrapped; compare wraps it itself: call tr.unwrap(model) first")
+    keeps = list(keep) if isinstance(keep, Sequence) else [keep]
+    if not methods or not keeps:
+        raise ValueError(f"methods={list(methods)!r}, keep={keeps!r}; allowed: at least one of each")
+    made = [make(method) for method in methods]
+    given = image if image is not None else pixels_of(inputs, index)
+    picture = given[len(given) // 2] if isinstance(given, Sequence) else given
+    whole = answer(model, inputs, None, processor, max_new_tokens)
+    images, titles = [], []
+    for number, budget in enumerate(keeps):
+        first = number == 0
+        images.append(picture if first else None)
+        sample = 0
+        for method in made:
+            found = answer(model, inputs, make(method, keep=budget), processor, max_new_tokens)
+            assert found.trace is not None
+            shown, sample = found.trace.images[index], found.trace.images[index].sample
+            undo = processor if image is not None else None
+            style = {"caption": False, "side": 2 * tile, **options}
+            over = given is not None
+            images.append(drawn_over(found.trace, given, undo, index=index, **style) if over else chart(shown, **style))
+            titles.append(_title(summarize(shown), found.texts[sample : sample + 1]))
+        every = _title("every token", whole.texts[sample : sample + 1]) if first else ""
+        titles.insert(number * (len(made) + 1), every)
+    names = [m.name for m in made]
+    heads = [name if names.count(name) == 1 else repr(m) for name, m in zip(names, made)]
+    return sheet(images, titles, ["picture", *heads], rows=[f"keep\n{k:g}" for k in keeps], tile=tile)
+
+
+def _title(count: str, texts: tuple[str, ...]) -> str:
+    lines = [line for text in texts for line in textwrap.wrap(f'"{textwrap.shorten(text, 120)}"', 34)]
+    return "\n".join([count, *lines])

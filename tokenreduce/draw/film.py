@@ -1,0 +1,134 @@
+"""Videos: one picture per frame, as a strip and as an animated picture."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from tokenreduce.draw.caption import captioned, key, swatches_of
+from tokenreduce.draw.fate import describe, fate_of, pieces, stages_at
+from tokenreduce.draw.heat import bar, scale_of
+from tokenreduce.draw.overlay import Canvas, group_colors
+from tokenreduce.draw.sheet import sheet
+from tokenreduce.files import writing
+
+if TYPE_CHECKING:
+    from tokenreduce.provenance import ImageTrace, Trace
+
+
+def film(
+    trace: Trace | ImageTrace,
+    frames: Sequence[Image.Image],
+    processor: Any = None,
+    *,
+    index: int = 0,
+    step: int | None = None,
+    layer: int | None = None,
+    heat: bool = False,
+    side: int = 240,
+) -> tuple[list[Image.Image], list[str], Image.Image]:
+    """Every frame drawn, a line on each, and the key to all of them.
+
+    Args:
+        trace: of a video, or of frames given as images, which then are images ``index`` and following.
+        frames: the original frames. Where a temporal patch spans several, the first of each is drawn.
+        processor, step, layer, heat: see ``draw``; colours of merged groups and of scores mean the same in every frame.
+        side: longer side of each frame, pixels.
+
+    Errors: those of ``draw``, and ``ValueError`` for fewer frames than the trace has.
+    """
+    own = pieces(trace, index)[0].layout.frames
+    count = own if own > 1 else len(frames)
+    if len(frames) < count or count < 1:
+        raise ValueError(f"frames={len(frames)}; allowed: at least {max(1, count)}, the frames of the trace")
+    shown = [frames[t * len(frames) // count] for t in range(count)]
+    size, of = shown[0].size, [0] * count
+    images = pieces(trace, index, 1 if own > 1 else count)
+    fates = [fate_of(image, size, processor, step=step, layer=layer) for image in images]
+    if own > 1:
+        fates, of, images = fates * count, list(range(count)), images * count
+    if heat and any(fate.score is None for fate in fates):
+        raise ValueError("heat=True, but no method ranked the tokens of this video by a score; leave it out")
+    ranks = scale_of(np.concatenate([f.score for f in fates if f.score is not None])) if heat else None
+    views = [Canvas(frame, side) for frame in shown]
+    together = group_colors(fates[0], views, of) if own > 1 else None
+    pictures, lines = [], []
+    for number, (view, fate, image, t) in enumerate(zip(views, fates, images, of)):
+        colors = group_colors(fate, [view], [t]) if together is None else together
+        pictures.append(view.paint(fate, t, ranks, colors))
+        passed = image.stages[: stages_at(image, step, layer)]
+        left = np.asarray(passed[-1].source) if passed else np.arange(image.tokens_in)
+        lines.append(
+            f"frame {number}: {int((fate.frame[left[left >= 0]] == t).sum())} of {int((fate.frame == t).sum())}"
+        )
+    width = 4 * side
+    return pictures, lines, key(swatches_of(fates[0], size), width) if ranks is None else bar(*ranks, width)
+
+
+def strip(
+    trace: Trace | ImageTrace, frames: Sequence[Image.Image], processor: Any = None, *, columns: int = 8, **options: Any
+) -> Image.Image:
+    """A video as a contact sheet: each frame with the number of its tokens that stay; arguments as ``film``."""
+    pictures, lines, below = film(trace, frames, processor, **options)
+    laid = sheet(pictures, lines, min(columns, len(pictures)), tile=pictures[0].width)
+    return captioned(laid, _heading(trace, len(pictures), options), below)
+
+
+def animate(
+    trace: Trace | ImageTrace,
+    frames: Sequence[Image.Image],
+    processor: Any = None,
+    *,
+    seconds: float = 0.5,
+    **options: Any,
+) -> Animation:
+    """A video as an animated picture, ``seconds`` per frame; other arguments as ``film``.
+
+    Example: ``tr.draw.animate(trace, frames, processor).save("kept.gif")``
+    """
+    pictures, lines, below = film(trace, frames, processor, **{"side": 420, **options})
+    text = _heading(trace, len(pictures), options)
+    below = below.crop((0, 0, pictures[0].width, below.height))
+    return Animation(tuple(captioned(p, f"{text} – {line}", below) for p, line in zip(pictures, lines)), seconds)
+
+
+@dataclass(frozen=True)
+class Animation:
+    """Pictures one after the other, ``seconds`` each; shows itself in a notebook."""
+
+    pictures: tuple[Image.Image, ...]
+    seconds: float
+
+    def save(self, path: str | Path, overwrite: bool = False) -> None:
+        """Write a .gif, or an animated .png in full colours. Errors: as ``tokenreduce.files.writing``."""
+        with writing(path, (".gif", ".png"), overwrite) as file:
+            self._write(file, Path(path).suffix[1:].upper())
+
+    def _write(self, file: IO[bytes], kind: str) -> None:
+        high = max(p.height for p in self.pictures)
+        wide = max(p.width for p in self.pictures)
+        pages = [Image.new("RGB", (wide, high), "white") for _ in self.pictures]
+        for page, picture in zip(pages, self.pictures):
+            page.paste(picture, (0, 0))
+        if kind == "GIF":
+            pages = [page.quantize(256, dither=Image.Dither.NONE) for page in pages]
+        pages[0].save(file, kind, save_all=True, append_images=pages[1:], duration=round(1000 * self.seconds), loop=0)
+
+    def _repr_html_(self) -> str:
+        held = io.BytesIO()
+        self._write(held, "GIF")
+        return f'<img src="data:image/gif;base64,{base64.b64encode(held.getvalue()).decode()}">'
+
+
+def _heading(trace: Trace | ImageTrace, count: int, options: dict[str, Any]) -> str:
+    index = options.get("index", 0)
+    own = pieces(trace, index)[0]
+    images = pieces(trace, index, 1 if own.layout.frames > 1 else count)
+    return describe(*images, step=options.get("step"), layer=options.get("layer"))
