@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 PREFIX = "tokenreduce|"
-Listener = Callable[[nn.Module, Tensor, Tensor, Any, float], None]
+#: called with the module, query, key, mask, scale, and the borders of packed sequences in one call, else None
+Listener = Callable[[nn.Module, Tensor, Tensor, Any, float, Tensor | None], None]
 
 
 def _probed(
@@ -20,7 +21,8 @@ def _probed(
     """Attention function of a probed module: tell the listener q and k, then run the module's own attention."""
     probe = module._tokenreduce_probe
     scale = kwargs.get("scaling")
-    probe.listener(module, query, key, attention_mask, query.shape[-1] ** -0.5 if scale is None else scale)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    probe.listener(module, query, key, attention_mask, scale, kwargs.get("cu_seq_lens_q"))
     installed, module.config = module.config, probe.config
     try:
         eager = sys.modules[type(module).__module__].eager_attention_forward

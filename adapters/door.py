@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.masking_utils import create_masks_for_generate
 
+from tokenreduce.adapters import deepstack
 from tokenreduce.adapters.cache import adopt, num_bytes, state_of
 from tokenreduce.adapters.encoder import TowerState
 from tokenreduce.adapters.family import Family
 from tokenreduce.adapters.layers import KEY, LayerDoor, Listener
+from tokenreduce.adapters.merged import merged_group
 from tokenreduce.adapters.packing import Packing, gather, real_columns
-from tokenreduce.adapters.plan import Plan, carried, write
-from tokenreduce.adapters.prompt_images import as_videos, tower_rows
-from tokenreduce.adapters.tower import TowerTap
+from tokenreduce.adapters.pictures import Placed, as_tiles, as_videos, place
+from tokenreduce.adapters.plan import Plan, carried, layer_type, write
+from tokenreduce.adapters.tower import Encoded, TowerTap
 from tokenreduce.cost import DecoderShape, Report
-from tokenreduce.groups import group_images
-from tokenreduce.pipeline import Pipeline
+from tokenreduce.groups import ImageGroup, group_images
+from tokenreduce.pipeline import Pipeline, acts
 from tokenreduce.provenance import Trace
 from tokenreduce.tokens import PositionPolicy, Reduction
 
 OutputLength = Literal["full", "reduced"]
+PIXELS = ("pixel_values", "pixel_values_images", "pixel_values_videos", "image_hidden_states")
 
 
 class Call(NamedTuple):
@@ -35,6 +36,7 @@ class Call(NamedTuple):
     input_ids: Tensor | None
     inputs_embeds: Tensor | None
     pictures: Any  # the object that image features come from: encoder outputs, or pixels
+    arguments: dict[str, Any]
 
 
 class Decided(NamedTuple):
@@ -82,7 +84,9 @@ class DecoderDoor:
             handles.append(decoder.register_forward_hook(self.leave, with_kwargs=True))
             if self.by_layer:
                 for i, layer in enumerate(decoder.layers):
-                    handles.append(layer.register_forward_pre_hook(LayerDoor(i), with_kwargs=True))
+                    hook = LayerDoor(i)
+                    handles.append(layer.register_forward_pre_hook(hook.enter, with_kwargs=True))
+                    handles.append(layer.register_forward_hook(hook.leave))
                 Listener(self).attach(handles)
             self.tap.attach(handles)
         except BaseException:
@@ -92,7 +96,8 @@ class DecoderDoor:
 
     def use(self, pipeline: Pipeline) -> None:
         """From the next prompt on, act by ``pipeline``, which needs the same signals at the same layers."""
-        self.pipeline = self.tap.encoder.pipeline = pipeline
+        self.pipeline = pipeline
+        self.tap.use(pipeline)
         self.decided = None
 
     @property
@@ -105,9 +110,10 @@ class DecoderDoor:
     def note_call(self, core: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if args:
             kwargs = inspect.signature(core.forward).bind_partial(*args, **kwargs).arguments
-        encoded = (kwargs.get("mm_encoder_outputs") or {}).get("image")
-        pictures = kwargs.get("pixel_values") if encoded is None else encoded
-        self.call = Call(kwargs.get("input_ids"), kwargs.get("inputs_embeds"), pictures)
+        encoded = kwargs.get("mm_encoder_outputs") or {}
+        given = (encoded.get("image"), encoded.get("video"), *(kwargs.get(name) for name in PIXELS))
+        pictures = next((x for x in given if x is not None), None)
+        self.call = Call(kwargs.get("input_ids"), kwargs.get("inputs_embeds"), pictures, kwargs)
 
     def forget_call(self, core: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self.call = self.plan = None
@@ -121,11 +127,13 @@ class DecoderDoor:
             return None
         state = state_of(cache)
         batch, length = embeds.shape[:2]
-        visual = torch.zeros(batch, length, dtype=torch.bool)
+        visual = video = torch.zeros(batch, length, dtype=torch.bool)
         if length > 1 and not (self.call.pictures is None and self.call.inputs_embeds is None):
             # without pictures a placeholder is only a token, such as one proposed by prompt lookup
-            visual = self.family.visual_columns(self.call.input_ids, self.call.inputs_embeds)
-        images = self.family.locate(visual)
+            visual, video = self.family.placeholders(self.call.input_ids, self.call.inputs_embeds)
+        shown = int(visual.sum())
+        encoded = self.tap.take(shown) if shown else None
+        images = self._locate(visual, video, encoded)
         if not images and length > 1 and self.call.pictures is None and self.call.inputs_embeds is not None:
             warnings.warn(
                 "inputs_embeds came without pixel_values: image features among them cannot be told from text and are not "
@@ -136,7 +144,10 @@ class DecoderDoor:
             return None
 
         past = int(cache.get_seq_length()) if isinstance(cache, Cache) else 0
-        real, past_real, counts = real_columns(kwargs.get("attention_mask"), embeds, past, continues=state is not None)
+        mask = self.call.arguments.get("attention_mask")
+        if not isinstance(mask, Tensor) or mask.ndim != 2:
+            mask = kwargs.get("attention_mask")
+        real, past_real, counts = real_columns(mask, embeds, past, continues=state is not None)
         depth = decoder.config.num_hidden_layers
         plan = self.plan = Plan(
             decoder,
@@ -148,17 +159,22 @@ class DecoderDoor:
             visual,
             offset=past,
         )
+        plan.two_way = self.family.two_way(self.call.arguments, embeds) if length > 1 else None
         changed = False
         if images:
-            plan.tower_values, merged, plan.repeat = self.tap.take(len(images))
-            encoded = tower_rows([image.sample for image in images], plan.repeat)
-            if self.images_as_video:
-                images, plan.tower_rows = as_videos(images, encoded)
-            else:
-                plan.tower_rows = [[row] for row in encoded]
-            plan.groups = group_images(images, embeds.device)
+            merged = None
+            if encoded is not None:
+                plan.tower_values, plan.repeat, merged = encoded.values, encoded.repeat, encoded.state
+            plan.behind = [item.behind for item in images]
+            plan.groups = group_images((item.image for item in images), embeds.device)
             plan.recalled = self._recall(kwargs)
-            changed = self._merged(plan, merged, embeds) | self._projector(plan, embeds)
+            deep = kwargs.get("deepstack_visual_embeds")
+            if deep is not None:
+                plan.beside[0] = deepstack.spread(deep, kwargs["visual_pos_masks"], embeds)
+            if merged is not None:
+                assert encoded is not None
+                changed = self._merged(plan, merged, encoded, embeds)
+            changed |= self._projector(plan, embeds)
         plan.passive = state is None and not changed and not self._acts_later(plan)
         if plan.passive:
             return None
@@ -170,27 +186,35 @@ class DecoderDoor:
             kwargs[KEY] = plan
         return args, kwargs
 
-    def _merged(self, plan: Plan, state: TowerState | None, embeds: Tensor) -> bool:
+    def _locate(self, visual: Tensor, video: Tensor, encoded: Encoded | None) -> list[Placed]:
+        """The pictures of this chunk, in order."""
+        if not bool(visual.any()):
+            return []
+        if encoded is not None:
+            placed = place(visual, video, encoded.pictures, encoded.repeat)
+        else:
+            placed = self.family.assumed(visual)
+        if self.family.tiled:
+            placed = as_tiles(placed)
+        return as_videos(placed) if self.images_as_video else placed
+
+    def _merged(self, plan: Plan, state: TowerState, encoded: Encoded, embeds: Tensor) -> bool:
         """Drop the duplicates that a merged tower returned: one token stays for each of its rows."""
-        if state is None:
-            return False
-        prefix = self.family.tower_prefix
-        history = state.patches(prefix)
+        history = state.patches(self.family.tower_prefix)
         methods = [method for method, step in self.pipeline.steps if step.stage == "encoder"]
-        last, in_order = history[-1], all(method.output_order == "raster" for method in methods)
-        groups = []
+        in_order = all(method.output_order == "raster" for method in methods)
+        policy: PositionPolicy = "renumber" if any(method.policy == "renumber" for method in methods) else "keep"
+        groups: list[ImageGroup] = []
         for group in plan.groups:
-            rows = torch.tensor([plan.tower_rows[i][0] for i in group.members], device=group.seats.device)
-            assign, source = (x.to(group.seats.device)[rows] for x in (last.assign, last.source))
-            if in_order:
-                source, order = source.sort(dim=1)
-                assign = order.argsort(dim=1).gather(1, assign.clamp_min(0)).masked_fill(assign < 0, -1)
-            renumbers = any(method.policy == "renumber" for method in methods)
-            positions: PositionPolicy = "renumber" if renumbers else "keep"
-            reduction = Reduction(source=source, assign=assign, positions=positions, in_order=in_order)
-            passed = [p.rows(rows) for p in history[:-1]]
-            group.history.extend(replace(p, seats=group.columns.gather(1, p.seats)) for p in passed)
-            groups += group.showing(embeds).apply(reduction, "encoder", last.layer, last.method)
+            pictures = [encoded.pictures[i] for m in group.members for i in plan.behind[m]]
+            if any(picture.pooled for picture in pictures):
+                raise ValueError(
+                    f"method={methods[0].name!r} merges patches inside the vision encoder, but this "
+                    f"{self.family.model.config.model_type} model pools the patches of this {pictures[0].medium} after "
+                    "the encoder, so merged ones cannot be told apart; use a method of stage 'projector' or 'llm'"
+                )
+            rows = [[r for i in plan.behind[m] for r in encoded.rows[i]] for m in group.members]
+            groups += merged_group(group.showing(embeds, beside=plan.beside.get(0)), history, rows, in_order, policy)
         plan.repack(0, groups)
         plan.groups = groups
         return True
@@ -200,7 +224,8 @@ class DecoderDoor:
         if not self.pipeline.at("projector"):
             return False
         # tokens that a merged tower left behind come with their features
-        shown = [group if group.features is not None else group.showing(embeds) for group in plan.groups]
+        beside = plan.beside.get(0)
+        shown = [g if g.features is not None else g.showing(embeds, beside=beside) for g in plan.groups]
         groups, changed = plan.run("projector", None, shown)
         if changed:
             with self.pipeline.stopwatch(embeds.device):
@@ -228,13 +253,13 @@ class DecoderDoor:
 
     def _acts_later(self, plan: Plan) -> bool:
         later = [method for method, step in self.pipeline.steps if step.stage in ("llm", "cache")]
-        return any(not method.is_identity(group.num_tokens) for method in later for group in plan.groups)
+        return any(acts(method, group) for method in later for group in plan.groups)
 
     def _hand_over(self, plan: Plan, kwargs: dict[str, Any], changed: bool) -> None:
         """Replace every argument of the decoder that has a column per token."""
         embeds, mask, cache = kwargs["inputs_embeds"], kwargs.get("attention_mask"), plan.cache
         batch, length = embeds.shape[:2]
-        packing = plan.packings[0]
+        packing, decoder = plan.packings[0], self.family.decoder
 
         positions = kwargs.get("position_ids")
         if positions is None:
@@ -250,6 +275,10 @@ class DecoderDoor:
                 if aligned and name not in ("inputs_embeds", "attention_mask", "position_ids"):
                     kwargs[name] = gather(value, packing.order)
             embeds = kwargs["inputs_embeds"] = write(gather(embeds, packing.order), packing, plan.groups)
+            if plan.beside:
+                plan.beside[0] = deepstack.write(gather(plan.beside[0], packing.order), packing, plan.groups)
+        if plan.beside:
+            deepstack.hand_over(plan, kwargs)
         plan.positions = positions
         if any(group.renumbered for group in plan.groups):
             plan.renumber(0, torch.arange(packing.width, device=embeds.device).expand(batch, -1))
@@ -262,15 +291,11 @@ class DecoderDoor:
         if visible is None and cache is None:
             # without a mask and without a cache, gaps between position ids would be taken for packed sequences
             visible = torch.ones(batch, packing.width, dtype=torch.bool, device=embeds.device)
-        if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
-            make = getattr(self.family.model, "create_masks_for_generate", create_masks_for_generate)
-            visible = make(
-                config=self.family.model.config,
-                inputs_embeds=embeds,
-                attention_mask=visible,
-                past_key_values=cache,
-                position_ids=None,
-            )
+        if plan.two_way is not None or (mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2)):
+            kinds = {layer_type(decoder.config, i): i for i in reversed(range(plan.depth))}
+            made = {kind: plan.mask(first, embeds) for kind, first in kinds.items()}
+            first = made[layer_type(decoder.config, 0)]
+            visible = made if isinstance(mask, dict) else visible if first is None else first
         kwargs["attention_mask"] = visible
 
     # ------------------------------------------------------------------ out

@@ -42,13 +42,13 @@ class TowerState:
         return cls(size=torch.ones(x.shape[:2], device=x.device), assign=rows, source=rows)
 
     @classmethod
-    def joined(cls, states: list[TowerState], skip: int) -> TowerState:
-        """The images of several passes as one, without the first ``skip``."""
+    def joined(cls, states: list[TowerState]) -> TowerState:
+        """The images of several passes as one."""
         if len({state.size.shape[1] for state in states}) > 1:
             raise ValueError("images of one prompt were merged to different numbers of tokens; encode them in one call")
 
         def cat(tensors: list[Tensor]) -> Tensor:
-            return torch.cat(tensors)[skip:]
+            return torch.cat(tensors)
 
         history = []
         for passages in zip(*(state.history for state in states)):

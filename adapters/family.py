@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from tokenreduce.adapters.blocks import Block
-from tokenreduce.groups import Image
+from tokenreduce.adapters.blocks import Block, TransformersBlock
+from tokenreduce.adapters.pictures import Medium, Picture, Placed
 from tokenreduce.method import ModelFacts
+
+if TYPE_CHECKING:
+    from tokenreduce.adapters.tower import TowerCall
 
 DECODER_LAYERS = ("full_attention", "sliding_attention")
 
@@ -20,12 +24,16 @@ DECODER_LAYERS = ("full_attention", "sliding_attention")
 class Family:
     """Facts of one family of vision-language models, read off one model. Knows no method.
 
-    A subclass names the ``model_types`` it serves, a one-line ``remarks`` for the table of families, and implements the
-    members below. Constructing it raises ``ValueError`` for a variant that cannot be served soundly.
+    A subclass names the ``model_types`` it serves, a one-line ``remarks`` for the table of families, and implements
+    ``facts``, ``pictures`` and what else differs from the defaults below. Constructing it raises ``ValueError`` for a
+    variant that cannot be served soundly.
     """
 
     model_types: ClassVar[tuple[str, ...]]
     remarks: ClassVar[str] = ""
+    decoder_layers: ClassVar[tuple[str, ...]] = DECODER_LAYERS
+    packs = False  #: whether the tower runs all pictures as one sequence instead of a batch
+    tiled = False  #: whether pictures whose tokens follow one another are the tiles of one
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -41,55 +49,108 @@ class Family:
         self.model = model
         self.core: Any = model.base_model
         self.decoder = model.get_decoder()
-        self.tower = self.core.get_encoder(modality="image")
+        self.towers: list[Any] = [self.core.get_encoder(modality="image")]
         kinds = set(getattr(self.decoder.config, "layer_types", None) or ("full_attention",))
-        if not hasattr(self.decoder, "layers") or not kinds <= set(DECODER_LAYERS):
+        if not hasattr(self.decoder, "layers") or not kinds <= set(self.decoder_layers):
             raise ValueError(
                 f"the language model of this {model.config.model_type} model has layers of type {sorted(kinds)}; "
-                f"allowed: {', '.join(DECODER_LAYERS)}. Recurrent layers have no per-token cache to shorten."
+                f"allowed: {', '.join(self.decoder_layers)}. Recurrent layers have no per-token cache to shorten."
             )
 
     def facts(self) -> ModelFacts:
         raise NotImplementedError
 
-    def tower_attention(self, block: int) -> nn.Module:
-        """The attention module of vision block ``block`` (0-based)."""
+    # ------------------------------------------------------------------ the way from the tower to the prompt
+
+    def pictures(self, call: TowerCall) -> list[Picture]:
+        """The images and videos that one pass of a tower encoded, in order."""
         raise NotImplementedError
+
+    def assumed(self, visual: Tensor) -> list[Placed]:
+        """The pictures of a prompt (B, L) bool whose encoding was not seen; only where all are alike."""
+        raise ValueError(
+            f"the images of this prompt were not encoded by the wrapped model, and in a {self.model.config.model_type} model "
+            "the placeholder tokens alone do not tell where one image ends; pass pixel_values to the wrapped model itself"
+        )
 
     def tower_tokens(self, values: Tensor) -> Tensor:
-        """Per-row values of the tower (M, rows) as values per visual token (M, N)."""
+        """Per-row values of the tower (M, rows) as values per cell of its output grid (M, cells)."""
+        return values[:, self.tower_prefix :]
+
+    def per_picture(self, call: TowerCall, values: Tensor, pictures: list[Picture]) -> list[Tensor]:
+        """Values of the tower's rows (M, rows), or (rows,) where it packs, as values (N,) of each picture's tokens."""
+        grids = self.tower_tokens(values)
+        found = []
+        for picture, own in zip(pictures, grids.split([picture.rows for picture in pictures])):
+            flat = own.flatten()
+            cells = picture.layout.patches
+            whole = len(cells) == len(flat) and cells == tuple(range(len(flat)))
+            found.append(flat if whole else flat[torch.tensor(cells, device=flat.device)])
+        return found
+
+    def patch_counts(self, call: TowerCall) -> list[int]:
+        """Patches of each picture, where the tower packs."""
         raise NotImplementedError
 
-    def locate(self, visual: Tensor) -> list[Image]:
-        """Images of a call, in order, from ``visual`` (B, L) bool on the CPU, the columns of image placeholders."""
-        raise NotImplementedError
+    def watch(self, tap: Any) -> list[Any]:
+        """Handles of whatever more has to be noted (``tap.note``) for ``pictures`` to tell."""
+        return []
 
-    def blocks(self) -> list[Block]:
-        """The blocks of the vision tower, for methods that merge inside it."""
-        raise NotImplementedError
+    # ------------------------------------------------------------------ the towers
 
-    def decoder_attention(self, layer: int) -> nn.Module:
-        return self.decoder.layers[layer].self_attn
+    def layers(self, tower: int = 0) -> Any:
+        """The blocks of a tower."""
+        return self.towers[tower].encoder.layers
+
+    def blocks(self, tower: int = 0) -> list[Block]:
+        """The same, for methods that merge inside it."""
+        return [TransformersBlock(layer) for layer in self.layers(tower)]
+
+    def tower_attention(self, block: int, tower: int = 0) -> nn.Module:
+        """The attention module of vision block ``block`` (0-based)."""
+        return TransformersBlock(self.layers(tower)[block]).attention
 
     @property
     def tower_prefix(self) -> int:
         """Rows of the tower before the first patch ([CLS], registers)."""
         return 0
 
-    def placeholder_ids(self) -> list[int]:
-        config = self.model.config
-        ids = (getattr(config, name, None) for name in ("image_token_id", "video_token_id"))
-        return [i for i in ids if i is not None]
+    # ------------------------------------------------------------------ the language model
 
-    def visual_columns(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-        """(B, L) bool on the CPU: columns of visual placeholders, recognised by id or else by embedding."""
+    def decoder_attention(self, layer: int) -> nn.Module:
+        return self.decoder.layers[layer].self_attn
+
+    def two_way(self, arguments: Mapping[str, Any], embeds: Tensor) -> Tensor | None:
+        """(B, L) long: tokens of a block, an equal number >= 0, attend to each other both ways; None: all is causal.
+
+        ``arguments`` are those of the model's own call, ``embeds`` (B, L, D) what it hands to the decoder.
+        """
+        return None
+
+    def placeholder_ids(self) -> dict[Medium, int]:
+        """Token id of the placeholders of each medium."""
+        config = self.model.config
+        names: dict[Medium, str] = {"image": "image_token_id", "video": "video_token_id"}
+        ids = {medium: getattr(config, name, None) for medium, name in names.items()}
+        return {medium: i for medium, i in ids.items() if i is not None}
+
+    def placeholders(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(B, L) bool on the CPU, twice: columns of visual placeholders, and those of videos among them.
+
+        They are recognised by id or else by embedding.
+        """
         ids = self.placeholder_ids()
         if input_ids is not None:
-            return torch.isin(input_ids.cpu(), torch.tensor(ids))
-        assert inputs_embeds is not None, "a model is called with one of the two"
-        table = self.model.get_input_embeddings()
-        marks = table(torch.tensor(ids, device=inputs_embeds.device)).to(inputs_embeds.dtype)
-        return (inputs_embeds[:, :, None] == marks).all(-1).any(-1).cpu()
+            given = input_ids.cpu()
+            found = {medium: given == i for medium, i in ids.items()}
+        else:
+            assert inputs_embeds is not None, "a model is called with one of the two"
+            table = self.model.get_input_embeddings()
+            marks = table(torch.tensor(list(ids.values()), device=inputs_embeds.device)).to(inputs_embeds.dtype)
+            found = {medium: (inputs_embeds == mark).all(-1).cpu() for medium, mark in zip(ids, marks)}
+        image = found["image"]
+        video = found.get("video", torch.zeros_like(image))
+        return image | video, video
 
 
 _FAMILIES: dict[str, type[Any]] = {}

@@ -21,12 +21,13 @@ KEY = "tokenreduce_plan"
 
 
 class LayerDoor:
-    """Pre-hook of decoder layer ``index``."""
+    """Hooks of decoder layer ``index``."""
 
     def __init__(self, index: int) -> None:
         self.index = index
+        self.plan: Plan | None = None
 
-    def __call__(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def enter(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if KEY not in kwargs:
             return None
         kwargs = dict(kwargs)
@@ -39,9 +40,23 @@ class LayerDoor:
             table = kwargs["position_embeddings"]
             kwargs["position_embeddings"] = plan.position_embeddings(self.index, table, hidden)
             kwargs["position_ids"] = None
+        self.plan = plan if plan.beside else None
         if args:
             return (hidden, *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": hidden}
+
+    def leave(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Add what the decoder itself would have added after this layer, had its tokens not become fewer."""
+        plan, self.plan = self.plan, None
+        if plan is None:
+            return None
+        hidden = output[0] if isinstance(output, tuple) else output
+        beside = plan.beside[plan.start(self.index)]
+        share = beside[..., self.index * hidden.shape[-1] : (self.index + 1) * hidden.shape[-1]]
+        if not share.shape[-1]:
+            return None
+        hidden = hidden + share.to(hidden)
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
 
 class Listener:
@@ -59,7 +74,9 @@ class Listener:
             handles.append(Probe(self.door.family.decoder_attention(layer), self.listen))
 
     @torch.no_grad()
-    def listen(self, module: nn.Module, query: Tensor, key: Tensor, mask: Any, scale: float) -> None:
+    def listen(
+        self, module: nn.Module, query: Tensor, key: Tensor, mask: Any, scale: float, cuts: Tensor | None
+    ) -> None:
         plan = self.door.plan
         if plan is None or plan.passive or not plan.groups:
             return
@@ -77,10 +94,11 @@ class Listener:
                     seen = _window(visible, last, past, length, window, query)
                     value = attention_row(rows, key, scale, visible=seen)[:, 0]
                 else:
-                    rows, place, asked = query, None, packing.valid
+                    rows, place, asked = query, self._upto(plan, layer, window), packing.valid
                     over: Over = "mean"
                     if isinstance(signal, TextAttention):
-                        rows, place, asked = _text_rows(query, plan, layer)
+                        rows, slots, asked = _text_rows(query, plan, layer)
+                        place = slots if place is None else place.gather(1, slots)
                         over = signal.over
                     value = attention_received(
                         rows,
@@ -94,6 +112,16 @@ class Listener:
                         over=over,
                     )
                 plan.captured[signal] = (value[:, past:], packing)
+
+    @staticmethod
+    def _upto(plan: Plan, layer: int, window: int | None) -> Tensor | None:
+        upto = plan.sees_up_to(layer)
+        if upto is not None and window is not None and window < plan.past(layer) + plan.packing(layer).width:
+            raise ValueError(
+                f"attention received in decoder layer {layer} is asked for, a layer in which image tokens attend both ways "
+                f"within a sliding window of {window} tokens; choose a layer of full attention (config.layer_types)"
+            )
+        return upto
 
 
 def _text_rows(query: Tensor, plan: Plan, layer: int) -> tuple[Tensor, Tensor, Tensor]:

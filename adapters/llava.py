@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
-from tokenreduce.adapters.blocks import Block, TransformersBlock
 from tokenreduce.adapters.family import Family
-from tokenreduce.groups import Image
+from tokenreduce.adapters.pictures import Picture, Placed, place
+from tokenreduce.adapters.tower import TowerCall
 from tokenreduce.method import ModelFacts
 from tokenreduce.tokens import STAGES, Layout
 
 TOWERS = {"clip_vision_model": 1, "siglip_vision_model": 0}  # rows before the first patch
 
 
-class Llava(Family):
-    model_types = ("llava",)
-    remarks = "CLIP or SigLIP tower; Llama, Mistral or Qwen2 language model"
+class ClipTower(Family):
+    """What families with a CLIP or SigLIP tower and a pointwise projector share."""
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
@@ -25,8 +25,8 @@ class Llava(Family):
         vision = config.vision_config
         if vision.model_type not in TOWERS:
             raise ValueError(
-                f"vision tower {vision.model_type!r} of this llava model is not supported; allowed: {', '.join(TOWERS)}. "
-                "A tower whose number of tokens follows the image size needs a family file of its own."
+                f"vision tower {vision.model_type!r} of this {config.model_type} model is not supported; allowed: "
+                f"{', '.join(TOWERS)}. A tower whose number of tokens follows the image size needs a family file of its own."
             )
         self.grid = vision.image_size // vision.patch_size
         #: rows that the model itself cuts off before the projector
@@ -43,46 +43,45 @@ class Llava(Family):
 
     @property
     def cells(self) -> list[int]:
-        """Grid cell of every visual token of an image; negative for a forwarded [CLS]."""
+        """Grid cell of every row the model hands on; negative for a forwarded [CLS]."""
         return [row - self.tower_prefix for row in range(self.cut, self.tower_prefix + self.grid**2)]
+
+    @property
+    def tokens_per_image(self) -> int | None:
+        return sum(cell >= 0 for cell in self.cells)
 
     def facts(self) -> ModelFacts:
         vision = self.model.config.vision_config
         return ModelFacts(
-            family="llava",
+            family=self.model.config.model_type,
             tower_depth=vision.num_hidden_layers,
             feature_block=self.feature_block,
             has_cls=self.tower_prefix > 0,
             tower_prefix=self.tower_prefix,
             tower_grid=(self.grid, self.grid),
             decoder_depth=self.decoder.config.num_hidden_layers,
-            tokens_per_image=sum(cell >= 0 for cell in self.cells),
+            tokens_per_image=self.tokens_per_image,
             # a tower without [CLS] whose first patch the model cuts off would lose a merged token's anchor
             stages=("projector", "llm", "cache") if self.cut > self.tower_prefix else STAGES,
         )
 
-    def blocks(self) -> list[Block]:
-        return [TransformersBlock(layer) for layer in self.tower.encoder.layers]
+    def view(self) -> Layout:
+        """Layout of what the model hands on of one pass of the tower."""
+        cells = tuple(cell for cell in self.cells if cell >= 0)
+        return Layout(self.grid, self.grid, cells=None if len(cells) == self.grid**2 else cells)
 
-    def tower_attention(self, block: int) -> nn.Module:
-        return self.tower.encoder.layers[block].self_attn
 
-    def tower_tokens(self, values: Tensor) -> Tensor:
-        return values[:, max(self.cut, self.tower_prefix) :]
+class Llava(ClipTower):
+    model_types = ("llava",)
+    remarks = "CLIP or SigLIP tower; Llama, Mistral or Qwen2 language model"
 
-    def locate(self, visual: Tensor) -> list[Image]:
-        cells = self.cells
-        patches = [i for i, cell in enumerate(cells) if cell >= 0]
-        complete = len(patches) == self.grid**2
-        layout = Layout(self.grid, self.grid, cells=None if complete else tuple(c for c in cells if c >= 0))
-        images = []
-        for sample, row in enumerate(visual):
-            columns = row.nonzero().flatten()
-            if len(columns) % len(cells):
-                raise ValueError(
-                    f"sample {sample} has {len(columns)} image placeholder tokens in this forward pass, not a multiple "
-                    f"of the {len(cells)} of one image. An image must reach the language model in one piece: prepare "
-                    "inputs with the model's own processor, and do not set prefill_chunk_size so that it cuts an image."
-                )
-            images += [Image(sample, run[patches], layout) for run in columns.split(len(cells)) if len(run)]
-        return images
+    def pictures(self, call: TowerCall) -> list[Picture]:
+        return [self.picture()] * call.rows
+
+    def picture(self) -> Picture:
+        patches = tuple(i for i, cell in enumerate(self.cells) if cell >= 0)
+        return Picture(self.view(), len(self.cells), None if len(patches) == len(self.cells) else patches)
+
+    def assumed(self, visual: Tensor) -> list[Placed]:
+        one = self.picture()
+        return place(visual, torch.zeros_like(visual), [one] * (int(visual.sum()) // one.columns), 1)

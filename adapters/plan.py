@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
-from transformers.masking_utils import LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING
 
+from tokenreduce.adapters import deepstack
 from tokenreduce.adapters.cache import DecodeState, keep_columns, physical_length
+from tokenreduce.adapters.masks import ends_of, layer_mask
 from tokenreduce.adapters.packing import Packing, gather, scatter
 from tokenreduce.groups import ImageGroup
 from tokenreduce.kernels.fingerprint import combine
 from tokenreduce.pipeline import Pipeline
 from tokenreduce.signals import Signal
 from tokenreduce.tokens import Reduction, Stage, group_mean
-
-MASK_FUNCTIONS: Mapping[str, Any] = LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING
 
 
 class Plan:
@@ -60,8 +59,14 @@ class Plan:
         self.repeat = 1
         self.passive = False
         self.captured: dict[Signal, tuple[Tensor, Packing]] = {}
-        self.tower_values: dict[Signal, Tensor] = {}
-        self.tower_rows: list[list[int]] = []  # encoded images behind each image (one) or video (its frames)
+        self.tower_values: dict[Signal, list[Tensor]] = {}  # per encoded picture
+        self.behind: list[tuple[int, ...]] = []  # encoded pictures behind each image of the call
+        self.two_way: Tensor | None = (
+            None  # (B, L) long, blocks of columns that attend to each other both ways; -1: none
+        )
+        self.beside: dict[
+            int, Tensor
+        ] = {}  # by first layer, (B, W, E) what is added to the hidden states of later layers
         self.positions: Tensor | None = None  # the caller's ids per slot at the door
         self.past_real = past_real
         self.real: list[Tensor | None] = [None] * self.depth
@@ -116,11 +121,11 @@ class Plan:
         if signal.part == "llm":
             value, packing = self.captured[signal]
             return value[group.samples[:, None], packing.slot[group.samples[:, None], group.seats]]
-        rows = torch.tensor([self.tower_rows[i] for i in group.members], device=group.seats.device)
-        value = self.tower_values[signal].to(group.seats.device)[rows]  # (B, frames) or (B, frames, tokens)
-        if value.ndim == 2:
-            return value[:, 0] if value.shape[1] == 1 else combine(value)
-        value = value.flatten(1)
+        behind = [[self.tower_values[signal][i] for i in self.behind[m]] for m in group.members]
+        if behind[0][0].ndim == 0:  # one number per picture
+            value = torch.stack([x[0] if len(x) == 1 else combine(torch.stack(x)[None])[0] for x in behind])
+            return value.to(group.seats.device)
+        value = torch.stack([x[0] if len(x) == 1 else torch.cat(x) for x in behind]).to(group.seats.device)
         own = value.gather(1, group.source.clamp_min(0))
         # a summary token sits nowhere: it has the mean of the tokens it stands for
         mean = group_mean(value.unsqueeze(-1), group.assign, group.num_tokens).squeeze(-1)
@@ -155,12 +160,16 @@ class Plan:
         start = self.start(layer - 1)
         before = self.packings[start]
         again = layer in self._entered
-        groups = [group.showing(hidden, before.slot) for group in self._entered.setdefault(layer, self.groups)]
-        groups, changed = self.run("llm", layer, groups)
+        beside = self.beside.get(start)
+        entered = self._entered.setdefault(layer, self.groups)
+        groups, changed = self.run("llm", layer, [group.showing(hidden, before.slot, beside) for group in entered])
         if changed:
             with self.pipeline.stopwatch(hidden.device):
                 packing = self.packings[layer] if again else self.repack(layer, groups)
-                hidden = write(gather(hidden, before.slot.gather(1, packing.order)), packing, groups)
+                slots = before.slot.gather(1, packing.order)
+                hidden = write(gather(hidden, slots), packing, groups)
+                if beside is not None:
+                    self.beside[layer] = deepstack.write(gather(beside, slots), packing, groups)
                 if not again:
                     self._follow(layer, start, before.slot.gather(1, carried(packing, groups)), groups)
         if not again:
@@ -210,12 +219,22 @@ class Plan:
         """The rows of the door's rotary ``table`` for ``layer``, or a table of its own where ids are renumbered."""
         start, shift = self.start(layer), self.shift[layer]
         if shift is not self.shift[0]:
-            key = ("rotary", start, id(shift))
-            return self._memo(key, lambda: self.decoder.rotary_emb(hidden, position_ids=self.ids(layer)))
+            kind = layer_type(self.decoder.config, layer)
+            return self._memo(("rotary", start, id(shift), kind), lambda: self._rotary(layer, kind, hidden))
         if start not in self._slots:
             return table
         slots = self._slots[start].to(table[0].device)
         return self._memo(("table", id(table[0]), start), lambda: tuple(_rotary_rows(t, slots) for t in table))
+
+    def _rotary(self, layer: int, kind: str, hidden: Tensor) -> tuple[Tensor, ...]:
+        ids = self.ids(layer)
+        assert ids is not None, "a shift gives ids of their own"
+        assert self.positions is not None
+        if self.positions.ndim == 3:
+            ids = ids.expand(self.positions.shape[0], -1, -1)
+        embed = self.decoder.rotary_emb
+        by_kind = "layer_type" in inspect.signature(embed.forward).parameters
+        return embed(hidden, ids, kind) if by_kind else embed(hidden, ids)
 
     # ------------------------------------------------------------------ masks
 
@@ -227,17 +246,31 @@ class Plan:
         if visible is None and self.cache is None:
             visible = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
         key = ("mask", kind, self.past(layer), self.start(layer), id(self.past_real[layer]))
-        return self._memo(
-            key,
-            lambda: MASK_FUNCTIONS[kind](
-                config=config,
-                inputs_embeds=hidden,
-                attention_mask=visible,
-                past_key_values=self.cache,
-                position_ids=None,
-                layer_idx=layer,
-            ),
+        return self._memo(key, lambda: self._mask(layer, kind, hidden, visible))
+
+    def _mask(self, layer: int, kind: str, hidden: Tensor, visible: Tensor | None) -> Any:
+        return layer_mask(
+            self.decoder.config,
+            kind,
+            None if self.two_way is None or hidden.shape[1] == 1 else self._blocks(layer),
+            self.past(layer),
+            inputs_embeds=hidden,
+            attention_mask=visible,
+            past_key_values=self.cache,
+            position_ids=None,
+            layer_idx=layer,
         )
+
+    def _blocks(self, layer: int) -> Tensor:
+        """(B, W) long, the block of each slot; -1: none."""
+        assert self.two_way is not None
+        packing = self.packing(layer)
+        block = self.two_way.gather(1, packing.order)
+        return block if packing.valid is None else block.masked_fill(~packing.valid, -1)
+
+    def sees_up_to(self, layer: int) -> Tensor | None:
+        """(B, W) long, the last slot that each slot attends to in this chunk; None where all is causal."""
+        return None if self.two_way is None else ends_of(self._blocks(layer))
 
     def differs(self, layer: int) -> bool:
         """Whether ``layer`` needs anything but what the decoder hands to every layer."""

@@ -1,9 +1,9 @@
-"""What the vision tower is asked for while it runs, kept until the decoder's door needs it."""
+"""What the vision towers are asked for while they run, kept until the decoder's door needs it."""
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from tokenreduce.adapters.attention import Probe
 from tokenreduce.adapters.encoder import EncoderDoor, TowerState
 from tokenreduce.adapters.family import Family
+from tokenreduce.adapters.pictures import Picture, repeats
 from tokenreduce.kernels.attention_received import attention_received
 from tokenreduce.kernels.attention_row import attention_row
-from tokenreduce.kernels.fingerprint import fingerprint
+from tokenreduce.kernels.fingerprint import combine, fingerprint
 from tokenreduce.pipeline import Pipeline
 from tokenreduce.signals import AttentionReceived, ClsAttention, ImageFingerprint, Keys, Signal
 from tokenreduce.tokens import Layout
@@ -24,26 +25,40 @@ MAX_CALLS = 64
 
 @dataclass
 class TowerCall:
-    """One pass of the tower: how many images, their signals, what was merged."""
+    """One pass of a tower.
 
+    Attributes:
+        tower: which of the family's towers.
+        rows: images in its batch; 0 in a tower that packs pictures.
+        arguments: what it was called with, pixels left out.
+        packed: whatever the family noted of the way from the tower to the language model.
+        values: per signal, (rows, N) of the tower's rows, or, where pictures are packed, (N,) in pieces.
+    """
+
+    tower: int
     rows: int
-    values: dict[Signal, Tensor]
+    arguments: dict[str, Any]
+    packed: list[Any] = field(default_factory=list)
+    prints: Tensor | None = None
+    values: dict[Signal, list[Tensor]] = field(default_factory=dict)
     state: TowerState | None = None
 
 
 class Encoded(NamedTuple):
-    """Encoded images of a prompt: signals, what was merged, and how many decoder rows share each sample."""
+    """Encoded pictures of a prompt: the signals of each, what was merged, and how many decoder rows share a sample."""
 
-    values: dict[Signal, Tensor]
+    pictures: list[Picture]
+    values: dict[Signal, list[Tensor]]
+    rows: list[range]
     state: TowerState | None
     repeat: int
 
 
 class TowerTap:
-    """Counts the images the tower encodes and captures its signals, one row per image, in the order of encoding.
+    """Notes what the towers encode and captures their signals, picture by picture, in the order of encoding.
 
     Since transformers 5.18 ``generate`` encodes images once, before the forward pass, and without a cache passes the
-    same features in at every step; so values wait here, and stay until the tower runs again.
+    same features in at every step; so values wait here, and stay until a tower runs again.
     """
 
     def __init__(self, family: Family, pipeline: Pipeline) -> None:
@@ -60,71 +75,142 @@ class TowerTap:
         self.taken = False
         facts = family.facts()
         layout = None if facts.tower_grid is None else Layout(*facts.tower_grid)
-        blocks = family.blocks() if pipeline.layers("encoder") else []
-        self.encoder = EncoderDoor(blocks, pipeline, layout, facts.tower_prefix)
+        merges = bool(pipeline.layers("encoder"))
+        self.encoders = [
+            EncoderDoor(family.blocks(t) if merges else [], pipeline, layout, facts.tower_prefix)
+            for t in range(len(family.towers))
+        ]
+
+    def use(self, pipeline: Pipeline) -> None:
+        for encoder in self.encoders:
+            encoder.pipeline = pipeline
 
     def attach(self, handles: list[Any]) -> None:
         """Append hooks and probes, each with ``remove``, to ``handles``."""
-        handles.append(self.family.tower.register_forward_pre_hook(self.begin, with_kwargs=True))
-        for block in self.blocks:
-            handles.append(Probe(self.family.tower_attention(block), self.listen))
-        if self.encoder.blocks:
-            self.encoder.attach(handles)
-            handles.append(self.family.tower.register_forward_hook(self.end))
+        for t, tower in enumerate(self.family.towers):
+            handles.append(tower.register_forward_pre_hook(Begin(self, t), with_kwargs=True))
+            for block in self.blocks:
+                handles.append(Probe(self.family.tower_attention(block, t), Hear(self, t, block)))
+            if self.encoders[t].blocks:
+                self.encoders[t].attach(handles)
+                handles.append(tower.register_forward_hook(self.end))
+        handles.extend(self.family.watch(self))
 
-    def begin(self, tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def note(self, packed: Any) -> None:
+        """The family's word on how the latest pass is handed on."""
+        if self.calls:
+            self.calls[-1].packed.append(packed)
+
+    def begin(self, tower: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.taken:
             self.calls.clear()
             self.taken = False
-        pixels = args[0] if args else kwargs["pixel_values"]
-        values: dict[Signal, Tensor] = {}
+        name, pixels = (
+            ("", args[0]) if args else next((k, kwargs[k]) for k in ("pixel_values", "hidden_states") if k in kwargs)
+        )
+        arguments = {k: v for k, v in kwargs.items() if k != name}
+        call = TowerCall(tower, 0 if self.family.packs else len(pixels), {**arguments, "shape": pixels.shape})
         if ImageFingerprint() in self.wanted:
             with self.stopwatch(pixels.device):
-                values[ImageFingerprint()] = fingerprint(pixels)
-        self.calls.append(TowerCall(len(pixels), values))
+                pieces = (
+                    [pixels] if call.rows else [piece[None] for piece in pixels.split(self.family.patch_counts(call))]
+                )
+                call.prints = torch.cat([fingerprint(piece) for piece in pieces])
+        self.calls.append(call)
 
     def end(self, tower: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Note what was merged, and give the model its hidden states at full width."""
-        state = self.encoder.state
+        state = self.encoders[self.calls[-1].tower].state
         if state is None or not state.touched:
             return None
         self.calls[-1].state = state
-        output["hidden_states"] = self.encoder.full_width(state, output["hidden_states"])
+        if output.get("hidden_states") is not None:
+            output["hidden_states"] = EncoderDoor.full_width(state, output["hidden_states"])
         return output
 
     @torch.no_grad()
-    def listen(self, module: nn.Module, query: Tensor, key: Tensor, mask: Any, scale: float) -> None:
-        block = next(b for b in self.blocks if self.family.tower_attention(b) is module)
-        bias = mask[:, 0, 0] if isinstance(mask, Tensor) and mask.is_floating_point() else None
-        state = self.encoder.state if self.encoder.blocks else None
+    def listen(
+        self, tower: int, block: int, query: Tensor, key: Tensor, mask: Any, scale: float, cuts: Tensor | None
+    ) -> None:
+        if cuts is not None:  # a packed sequence in one call
+            lengths = cuts.diff().tolist()
+            for q, k in zip(query.split(lengths, dim=2), key.split(lengths, dim=2)):
+                self.listen(tower, block, q, k, mask, scale, None)
+            return
+        bias, visible = None, None
+        if isinstance(mask, Tensor) and mask.ndim == 4:
+            row = mask[:, 0, 0]  # what patches of the first query see, as all others do
+            bias, visible = (row, row > torch.finfo(row.dtype).min / 2) if row.is_floating_point() else (None, row)
+        state = self.encoders[tower].state if self.encoders[tower].blocks else None
+        call = self.calls[-1]
         with self.stopwatch(query.device):
             for signal in self.blocks[block]:
                 if isinstance(signal, ClsAttention):
                     value = attention_row(query[:, :, :1], key, scale, bias=bias, heads=signal.heads)[:, 0]
                 else:
-                    value = attention_received(query, key, scale, bias=bias)
+                    value = attention_received(query, key, scale, bias=bias, visible=visible, query_mask=visible)
                 if state is not None:
                     value = value.gather(1, state.entered[block].clamp_min(0))
-                self.calls[-1].values[signal] = self.family.tower_tokens(value)
+                call.values.setdefault(signal, []).append(value if call.rows else value[0])
 
-    def take(self, images: int) -> Encoded:
-        """What is known of the images of the prompt.
-
-        Beam search and several return sequences repeat features after encoding, sample by sample. When more images
-        were encoded than the prompt holds, the latest are meant.
-        """
+    def take(self, visual: int) -> Encoded | None:
+        """What is known of the pictures behind ``visual`` placeholder columns; None: nothing was encoded here."""
         self.taken = True
-        calls = [call for call in self.calls if len(call.values) == len(self.wanted)]  # others were cut short
-        encoded = sum(call.rows for call in calls)
-        if encoded < images and (encoded == 0 or images % encoded):
-            if not self.wanted and not self.encoder.blocks:
-                return Encoded({}, None, 1)
+        heard = [s for s in self.wanted if not isinstance(s, ImageFingerprint)]
+        calls = [call for call in self.calls if all(s in call.values for s in heard)]  # others were cut short
+        per_call = [self.family.pictures(call) for call in calls]
+        pictures = [picture for found in per_call for picture in found]
+        explained = repeats(visual, pictures)
+        if explained is None:
+            if not pictures and not self.wanted and not any(encoder.blocks for encoder in self.encoders):
+                return None
             raise ValueError(
-                f"the prompt holds {images} images but the wrapped model's vision tower encoded {encoded} since the last "
-                "prompt. Pass pixel_values to the wrapped model itself; features encoded before wrapping, or by another "
-                "model, carry no attention statistics."
+                f"the prompt holds {visual} placeholders of image tokens but the wrapped model's vision tower encoded "
+                f"{len(pictures)} images of {sum(p.columns for p in pictures)} tokens since the last prompt. Pass "
+                "pixel_values to the wrapped model itself, prepared by its own processor; features encoded before "
+                "wrapping, or by another model, carry no attention statistics. An image must reach the language model "
+                "in one piece: do not set prefill_chunk_size so that it cuts an image."
             )
-        skip = max(0, encoded - images)
-        values = {s: torch.cat([call.values[s] for call in calls])[skip:] for s in self.wanted}
+        skip, repeat = explained
+        values: dict[Signal, list[Tensor]] = {}
+        for signal in self.wanted:
+            found = [self._per_picture(call, own, signal) for call, own in zip(calls, per_call)]
+            values[signal] = [value for part in found for value in part][skip:]
+        rows, first = [], 0
+        for picture in pictures:
+            rows.append(range(first, first + picture.rows))
+            first += picture.rows
         states = [call.state for call in calls if call.state is not None]
-        return Encoded(values, TowerState.joined(states, skip) if states else None, max(1, images // encoded))
+        return Encoded(pictures[skip:], values, rows[skip:], TowerState.joined(states) if states else None, repeat)
+
+    def _per_picture(self, call: TowerCall, pictures: list[Picture], signal: Signal) -> list[Tensor]:
+        if not isinstance(signal, ImageFingerprint):
+            return self.family.per_picture(call, torch.cat(call.values[signal]), pictures)
+        assert call.prints is not None
+        prints = call.prints.split([picture.rows or 1 for picture in pictures])
+        return [own[0] if len(own) == 1 else combine(own[None])[0] for own in prints]
+
+
+class Begin:
+    """Pre-hook of tower ``index``; an object, so that a copied model has hooks of its own."""
+
+    def __init__(self, tap: TowerTap, index: int) -> None:
+        self.tap = tap
+        self.index = index
+
+    def __call__(self, tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.tap.begin(self.index, args, kwargs)
+
+
+class Hear:
+    """Listener at one block of one tower."""
+
+    def __init__(self, tap: TowerTap, tower: int, block: int) -> None:
+        self.tap = tap
+        self.tower = tower
+        self.block = block
+
+    def __call__(
+        self, module: nn.Module, query: Tensor, key: Tensor, mask: Any, scale: float, cuts: Tensor | None
+    ) -> None:
+        self.tap.listen(self.tower, self.block, query, key, mask, scale, cuts)

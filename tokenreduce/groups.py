@@ -60,6 +60,7 @@ class ImageGroup:
         assign: (B, N0) long, current token that stands for each original one; -1 when it is gone.
         role: (B, N) long, roles given so far.
         features: (B, N, D), present while a stage runs.
+        companions: (B, N, E), what travels with the tokens unseen by methods, present while a stage runs.
         moved: whether a token is new or sits elsewhere since ``settle``; renumbered: whether a method asked for that.
         history: every stage passed.
     """
@@ -75,6 +76,7 @@ class ImageGroup:
     assign: Tensor
     role: Tensor
     features: Tensor | None = None
+    companions: Tensor | None = None
     moved: bool = False
     renumbered: bool = False
     history: list[Passage] = field(default_factory=list)
@@ -83,14 +85,18 @@ class ImageGroup:
     def num_tokens(self) -> int:
         return self.seats.shape[1]
 
-    def showing(self, hidden: Tensor, slot: Tensor | None = None) -> ImageGroup:
-        """The same images with the features that ``hidden`` (B, W, D) holds for them; ``slot`` (B, L) finds columns in it."""
+    def showing(self, hidden: Tensor, slot: Tensor | None = None, beside: Tensor | None = None) -> ImageGroup:
+        """The same images with the features that ``hidden`` (B, W, D) holds for them, and what ``beside`` (B, W, E) does.
+
+        ``slot`` (B, L) finds columns in both.
+        """
         rows = self.samples[:, None]
-        return replace(self, features=hidden[rows, self.seats if slot is None else slot[rows, self.seats]])
+        at = self.seats if slot is None else slot[rows, self.seats]
+        return replace(self, features=hidden[rows, at], companions=None if beside is None else beside[rows, at])
 
     def settle(self) -> ImageGroup:
         """The same images once a stage has been carried out: features handed over, each token at home in its seat."""
-        return replace(self, place=self.seats, features=None, moved=False, renumbered=False)
+        return replace(self, place=self.seats, features=None, companions=None, moved=False, renumbered=False)
 
     def rows(self, index: list[int]) -> ImageGroup:
         """The sub-group of the images ``index``."""
@@ -111,6 +117,7 @@ class ImageGroup:
             assign=of(self.assign),
             role=of(self.role),
             features=None if self.features is None else of(self.features),
+            companions=None if self.companions is None else of(self.companions),
             history=[p.rows(pick) for p in self.history],
         )
 
@@ -169,6 +176,7 @@ class ImageGroup:
             assign=assign,
             role=role.gather(1, at).masked_fill(summary, 0),
             features=features,
+            companions=None if self.companions is None else reduction.carry_along(self.companions),
             moved=self.moved or not reduction.in_order,
             renumbered=self.renumbered or reduction.positions == "renumber",
             history=[*self.history, passage],

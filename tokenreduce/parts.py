@@ -98,8 +98,8 @@ def _joined(asked: list[Reduction], at: Sequence[Tensor], tokens: VisualTokens) 
     explicit = any(r.features is not None for r in asked) or len({r.merges for r in asked if r.num_kept}) > 1
     assign = torch.empty(batch, n, dtype=torch.long, device=device)
     weight = torch.ones(batch, n, device=device)
-    score = torch.full((batch, n), torch.nan, device=device)
-    role, names = tokens.role.clone(), ()
+    role, score = tokens.role.clone(), torch.full((batch, n), torch.nan, device=device)
+    names: tuple[str, ...] = ()
     sources, places, exists, features, first = [], [], [], [], 0
     for plan, index in zip(asked, at):
         k = plan.num_kept
@@ -107,11 +107,11 @@ def _joined(asked: list[Reduction], at: Sequence[Tensor], tokens: VisualTokens) 
         assign.scatter_(1, index, joined)
         if plan.weight is not None:
             weight.scatter_(1, index, plan.weight.float())
-        if plan.score is not None:
-            score.scatter_(1, index, plan.score.float())
         if plan.role is not None:
             role.scatter_(1, index, plan.role)
             names = plan.role_names
+        if plan.score is not None:
+            score.scatter_(1, index, plan.score.float())
         summary = plan.source < 0
         source = torch.where(summary, plan.source, index.gather(1, plan.source.clamp_min(0)) if k else plan.source)
         last = index[:, -1:] if index.shape[1] else index.new_zeros(batch, 1)

@@ -122,11 +122,20 @@ def test_no_attention_map_is_made(pair, monkeypatch):
 
 
 @pytest.mark.parametrize("repeat", [1, 3])
-def test_which_encoded_image_stands_behind_which_prompt_image(repeat):
-    from tokenreduce.adapters.prompt_images import tower_rows
+def test_which_encoded_picture_stands_behind_which_prompt_image(repeat):
+    from tokenreduce.adapters.pictures import Picture, place, repeats
+    from tokenreduce.tokens import Layout
 
-    counts = [2, 0, 1, 3]
-    samples = [b for b in range(len(counts) * repeat) for _ in range(counts[b // repeat])]
+    counts, pictures = [2, 0, 1, 3], [Picture(Layout(1, n), n) for n in (3, 2, 4, 1, 2, 3)]
     first = [0, 2, 2, 3]
-    expected = [first[b // repeat] + i for b in range(len(counts) * repeat) for i in range(counts[b // repeat])]
-    assert tower_rows(samples, repeat) == expected
+    behind = [list(range(f, f + n)) for f, n in zip(first, counts)]
+    visual = torch.zeros(len(counts) * repeat, 12, dtype=torch.bool)
+    for row, own in enumerate(behind):
+        visual[row * repeat : (row + 1) * repeat, 2 : 2 + sum(pictures[i].columns for i in own)] = True
+    assert repeats(int(visual.sum()), pictures) == (0, repeat)
+    placed = place(visual, torch.zeros_like(visual), pictures, repeat)
+    assert [item.behind[0] for item in placed] == [i for own in behind for _ in range(repeat) for i in own]
+    assert [item.image.sample for item in placed] == [
+        row * repeat + copy for row, own in enumerate(behind) for copy in range(repeat) for _ in own
+    ]
+    assert all(len(item.image.columns) == pictures[item.behind[0]].columns for item in placed)

@@ -92,7 +92,7 @@ def test_calls_that_cannot_be_honoured(model):
         embeds = embeds.masked_scatter(place, torch.cat(list(features.pooler_output)))
     with tr.wrapped(model, "hiprune", keep=4), torch.no_grad():
         encoded = {"image": features}
-        with pytest.raises(ValueError, match=r"1 images but .* encoded 0 .*pixel_values"):
+        with pytest.raises(ValueError, match=r"16 placeholders .* encoded 0 images .*pixel_values"):
             model(**inputs, mm_encoder_outputs=encoded)
     with tr.wrapped(model, "uniform", keep=4), torch.no_grad():  # needs no signal, so features from elsewhere will do
         model(**inputs, mm_encoder_outputs=encoded)

@@ -1,0 +1,59 @@
+"""A merged tower returns full width: which tokens of its pictures are duplicates, and which one of each stays."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from tokenreduce.groups import ImageGroup, Passage
+from tokenreduce.tokens import PositionPolicy, Reduction
+
+
+def merged_group(
+    group: ImageGroup, history: list[Passage], rows: list[list[int]], in_order: bool, positions: PositionPolicy
+) -> list[ImageGroup]:
+    """``group`` after its tower rows ``rows`` (B, V) were merged as ``history`` tells."""
+    patches = torch.tensor(group.layout.patches, device=group.seats.device)
+    if len(patches) < len(rows[0]) * history[0].assign.shape[1] and len(rows) > 1:  # counts may differ
+        single = [merged_group(group.rows([i]), history, [own], in_order, positions) for i, own in enumerate(rows)]
+        return [one for found in single for one in found]
+    index = torch.tensor(rows, device=group.seats.device)
+    plans = [
+        merged_tokens(p.assign.to(index.device)[index], p.source.to(index.device)[index], patches) for p in history
+    ]
+    for p, plan in zip(history[:-1], plans):
+        source = plan.source.sort(dim=1).values
+        seats = group.columns.gather(1, source)
+        group.history.append(replace(p, assign=plan.assign, seats=seats, source=plan.source))
+    last, plan = history[-1], plans[-1]
+    if in_order:
+        source, order = plan.source.sort(dim=1)
+        back = order.argsort(dim=1)
+        plan = replace(plan, source=source, assign=back.gather(1, plan.assign), in_order=True)
+    return group.apply(replace(plan, positions=positions), "encoder", last.layer, last.method)
+
+
+def merged_tokens(assign: Tensor, source: Tensor, patches: Tensor) -> Reduction:
+    """The plan for the tokens of B pictures whose V views were merged each by itself.
+
+    Args:
+        assign: (B, V, P) row of its view that each patch went to; ``source``: (B, V, K) patch at which each row sits.
+        patches: (N,) patch of each token, counted through all views. With N < V * P, B must be 1.
+    """
+    batch, views, area = assign.shape
+    shift = torch.arange(views, device=assign.device)[:, None]
+    flat = (assign + shift * source.shape[2]).flatten(1)[:, patches]
+    at = (source + shift * area).flatten(1)
+    n, k = len(patches), at.shape[1]
+    token = torch.full((views * area,), -1, device=assign.device).scatter(0, patches, torch.arange(n, device=at.device))
+    seat = token[at]
+    if n == views * area:
+        return Reduction(source=seat, assign=flat)
+    # a row whose own patch has no token sits at the first of its patches that has one; rows without any are gone
+    first = torch.full((batch, k), n, device=at.device)
+    first = first.scatter_reduce(1, flat, torch.arange(n, device=at.device).expand_as(flat), "amin")
+    seat = torch.where(seat < 0, first, seat)
+    there = first[0] < n
+    return Reduction(source=seat[:, there], assign=(there.cumsum(0) - 1)[flat])

@@ -1,0 +1,148 @@
+"""From the tower to the prompt: what was encoded, where its tokens stand, and which pictures belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tokenreduce.groups import Image
+from tokenreduce.tokens import Layout
+
+Medium = Literal["image", "video"]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image or video as one pass of the tower encoded it.
+
+    Attributes:
+        layout: of its tokens.
+        columns: placeholders it takes in the prompt.
+        tokens: placeholders, counted from 0, that hold its tokens; None: all of them. The others are row newlines.
+        rows: how many rows of the tower's batch it takes (views, frames); 0 in a tower that packs pictures.
+        medium: None where the pass does not tell; then images come before videos.
+        pooled: whether several patches were joined in one token after the tower.
+    """
+
+    layout: Layout
+    columns: int
+    tokens: tuple[int, ...] | None = None
+    rows: int = 1
+    medium: Medium | None = "image"
+    pooled: bool = False
+
+
+class Placed(NamedTuple):
+    """A picture found in a prompt: its tokens' columns, and which encoded pictures stand behind it."""
+
+    image: Image
+    behind: tuple[int, ...]
+
+
+def place(visual: Tensor, video: Tensor, pictures: Sequence[Picture], repeat: int) -> list[Placed]:
+    """Find ``pictures`` in a prompt, in the order of the call.
+
+    Args:
+        visual: (B, L) bool on the CPU, columns of placeholders; ``video``, those of videos.
+        pictures: in the order of encoding; every ``repeat`` rows of the prompt share the pictures of a sample.
+
+    Errors: ``ValueError`` when placeholders and pictures do not fit.
+    """
+    wanted = int((visual & ~video).sum()) // repeat
+    queues: dict[bool, list[int]] = {False: [], True: []}
+    for i, picture in enumerate(pictures):
+        is_video = picture.medium == "video" if picture.medium else wanted <= 0
+        queues[is_video].append(i)
+        wanted -= 0 if is_video else picture.columns
+    found: list[Placed] = []
+    order: list[tuple[int, int]] = []
+    for is_video, queue in queues.items():
+        columns_of = [row.nonzero().flatten() for row in visual & (video if is_video else ~video)]
+        shared: list[int] = []
+        for sample, columns in enumerate(columns_of):
+            if sample % repeat == 0:
+                shared, left = [], len(columns)
+                while left > 0 and queue:
+                    shared.append(queue.pop(0))
+                    left -= pictures[shared[-1]].columns
+            if len(columns) != sum(pictures[i].columns for i in shared):
+                sizes = sorted({pictures[i].columns for i in shared}) or [0]
+                raise ValueError(
+                    f"sample {sample} has {len(columns)} image placeholder tokens in this forward pass, not a multiple "
+                    f"of the {', '.join(map(str, sizes))} of one image. An image must reach the language model in one "
+                    "piece: prepare inputs with the model's own processor, and do not set prefill_chunk_size so that it "
+                    "cuts an image."
+                )
+            for i, run in zip(shared, columns.split([pictures[i].columns for i in shared])):
+                held = pictures[i].tokens
+                found.append(Placed(Image(sample, run if held is None else run[list(held)], pictures[i].layout), (i,)))
+                order.append((sample, int(run[0])))
+    return [found[i] for i in sorted(range(len(found)), key=order.__getitem__)]
+
+
+def repeats(visual: int, pictures: Sequence[Picture]) -> tuple[int, int] | None:
+    """(pictures of earlier calls to skip, decoder rows per sample) that explain ``visual`` placeholders in a prompt.
+
+    Beam search and several return sequences repeat features after encoding. When more was encoded than the prompt
+    holds, the latest pictures are meant. None: nothing explains it.
+    """
+    total = sum(picture.columns for picture in pictures)
+    if total and visual % total == 0:
+        return 0, visual // total
+    for skip, picture in enumerate(pictures, 1):
+        total -= picture.columns
+        if total == visual:
+            return skip, 1
+    return None
+
+
+def as_tiles(placed: list[Placed]) -> list[Placed]:
+    """Pictures whose tokens follow one another without a gap become the views of one."""
+    joined: list[list[Placed]] = []
+    for item in placed:
+        before = joined[-1][-1].image if joined else None
+        here = item.image
+        if before is not None and before.sample == here.sample and int(before.columns[-1]) + 1 == int(here.columns[0]):
+            joined[-1].append(item)
+        else:
+            joined.append([item])
+    return [_as_one(run, _tiled) if len(run) > 1 else run[0] for run in joined]
+
+
+def as_videos(placed: list[Placed]) -> list[Placed]:
+    """The images of each sample as frames of one video."""
+    videos = []
+    for sample, run in groupby(placed, key=lambda item: item.image.sample):
+        frames = list(run)
+        first = frames[0].image.layout
+        if any(frame.image.layout != first for frame in frames) or first.views or first.frames > 1:
+            raise ValueError(
+                f"images_as_video=True, but the images of sample {sample} have grids of different size, are cut into "
+                "tiles, or are videos; give frames of one size, or wrap without images_as_video"
+            )
+        videos.append(_as_one(frames, _filmed))
+    return videos
+
+
+def _as_one(run: list[Placed], layout: Callable[[list[Layout]], Layout]) -> Placed:
+    images = [item.image for item in run]
+    columns = torch.cat([image.columns for image in images])
+    whole = Image(images[0].sample, columns, layout([image.layout for image in images]))
+    return Placed(whole, tuple(i for item in run for i in item.behind))
+
+
+def _tiled(tiles: list[Layout]) -> Layout:
+    return Layout(tiles[0].height, tiles[0].width, views=tuple(tiles))
+
+
+def _filmed(frames: list[Layout]) -> Layout:
+    first, cells = frames[0], None
+    if first.cells is not None:
+        area = first.height * first.width
+        cells = tuple(cell + i * area for i in range(len(frames)) for cell in first.cells)
+    return replace(first, frames=len(frames), cells=cells)
