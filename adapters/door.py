@@ -287,7 +287,7 @@ class DecoderDoor:
 
         if cache is None and self._uses_cache(kwargs):
             cache = plan.cache = kwargs["past_key_values"] = DynamicCache(config=self.family.decoder.config)
-        visible = plan.visible(0)
+        visible: Any = plan.visible(0)
         if visible is None and cache is None:
             # without a mask and without a cache, gaps between position ids would be taken for packed sequences
             visible = torch.ones(batch, packing.width, dtype=torch.bool, device=embeds.device)

@@ -13,7 +13,7 @@ from tokenreduce.adapters.attention import Probe
 from tokenreduce.adapters.encoder import EncoderDoor, TowerState
 from tokenreduce.adapters.family import Family
 from tokenreduce.adapters.pictures import Picture, repeats
-from tokenreduce.kernels.attention_received import attention_received
+from tokenreduce.kernels.attention_received import Over, attention_received
 from tokenreduce.kernels.attention_row import attention_row
 from tokenreduce.kernels.fingerprint import combine, fingerprint
 from tokenreduce.pipeline import Pipeline
@@ -30,15 +30,13 @@ class TowerCall:
     Attributes:
         tower: which of the family's towers.
         rows: images in its batch; 0 in a tower that packs pictures.
-        arguments: what it was called with, pixels left out.
-        packed: whatever the family noted of the way from the tower to the language model.
+        arguments: what it was called with, pixels left out, and what the family noted of the way there and on.
         values: per signal, (rows, N) of the tower's rows, or, where pictures are packed, (N,) in pieces.
     """
 
     tower: int
     rows: int
     arguments: dict[str, Any]
-    packed: list[Any] = field(default_factory=list)
     prints: Tensor | None = None
     values: dict[Signal, list[Tensor]] = field(default_factory=dict)
     state: TowerState | None = None
@@ -73,6 +71,7 @@ class TowerTap:
                 self.blocks.setdefault(signal.layer, []).append(signal)
         self.calls: deque[TowerCall] = deque(maxlen=MAX_CALLS)
         self.taken = False
+        self.announced: dict[str, Any] = {}
         facts = family.facts()
         layout = None if facts.tower_grid is None else Layout(*facts.tower_grid)
         merges = bool(pipeline.layers("encoder"))
@@ -96,10 +95,14 @@ class TowerTap:
                 handles.append(tower.register_forward_hook(self.end))
         handles.extend(self.family.watch(self))
 
-    def note(self, packed: Any) -> None:
+    def announce(self, word: dict[str, Any]) -> None:
+        """The family's word on the pass that comes next."""
+        self.announced.update(word)
+
+    def note(self, word: dict[str, Any]) -> None:
         """The family's word on how the latest pass is handed on."""
         if self.calls:
-            self.calls[-1].packed.append(packed)
+            self.calls[-1].arguments.update(word)
 
     def begin(self, tower: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.taken:
@@ -109,7 +112,8 @@ class TowerTap:
             ("", args[0]) if args else next((k, kwargs[k]) for k in ("pixel_values", "hidden_states") if k in kwargs)
         )
         arguments = {k: v for k, v in kwargs.items() if k != name}
-        call = TowerCall(tower, 0 if self.family.packs else len(pixels), {**arguments, "shape": pixels.shape})
+        call = TowerCall(tower, 0 if self.family.packs else len(pixels), {**arguments, **self.announced})
+        self.announced = {}
         if ImageFingerprint() in self.wanted:
             with self.stopwatch(pixels.device):
                 pieces = (
@@ -148,7 +152,11 @@ class TowerTap:
                 if isinstance(signal, ClsAttention):
                     value = attention_row(query[:, :, :1], key, scale, bias=bias, heads=signal.heads)[:, 0]
                 else:
-                    value = attention_received(query, key, scale, bias=bias, visible=visible, query_mask=visible)
+                    # windows of a packed picture differ in size: sums over their queries can be compared, means cannot
+                    over: Over = "mean" if call.rows else "sum"
+                    value = attention_received(
+                        query, key, scale, bias=bias, visible=visible, query_mask=visible, over=over
+                    )
                 if state is not None:
                     value = value.gather(1, state.entered[block].clamp_min(0))
                 call.values.setdefault(signal, []).append(value if call.rows else value[0])
