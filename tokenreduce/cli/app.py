@@ -29,6 +29,8 @@ app = typer.Typer(
 
 - `tokenreduce run --model llava-hf/llava-1.5-7b-hf --method fastervlm --keep 64 --image cat.jpg --prompt "What?"`
 
+- `tokenreduce inspect --model demo --method fastv --keep 0.25 --out page.html` : which tokens are left, to point at
+
 - `tokenreduce methods` and `tokenreduce models` : what there is
 """,
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from contextlib import nullcontext
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,53 +11,41 @@ import typer
 from rich.console import Console
 
 from tokenreduce.cli.app import Debug, app, teaching
-from tokenreduce.cli.arguments import asked, chosen_methods
+from tokenreduce.cli.arguments import chosen_methods
+from tokenreduce.cli.options import (
+    Attention,
+    Device,
+    Dtype,
+    DtypeName,
+    ImageFile,
+    Keep,
+    MaxNewTokens,
+    Methods,
+    Model,
+    Parameters,
+    PositionIds,
+    Prompt,
+    one_prompt,
+)
 
 if TYPE_CHECKING:
     from tokenreduce.cost import Report
 
 
-class Positions(StrEnum):
-    keep = "keep"
-    renumber = "renumber"
-
-
-class Dtype(StrEnum):
-    auto = "auto"
-    float32 = "float32"
-    float16 = "float16"
-    bfloat16 = "bfloat16"
-
-
 @app.command()
 @teaching
 def run(
-    model: Annotated[str, typer.Option(help="Local folder, hub id, or `demo` for the built-in model.")],
-    method: Annotated[
-        list[str], typer.Option(help="Name, or name:keep. Give it several times to compose methods in that order.")
-    ],
-    image: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="The picture. Optional for the demo model.")
-    ] = None,
-    prompt: Annotated[str | None, typer.Option(help="The question. Optional for the demo model.")] = None,
-    keep: Annotated[
-        str | None,
-        typer.Option(help="Budget of a single method: a fraction such as 0.33, 1/3 or 1.0, or a count such as 64."),
-    ] = None,
-    parameter: Annotated[
-        list[str] | None,
-        typer.Option("--parameter", "-p", help="Another parameter, key=value; method.key=value when composing."),
-    ] = None,
-    positions: Annotated[
-        Positions | None,
-        typer.Option(metavar="<ids>", help="Position ids of kept tokens: keep, or renumber. [default: the method's]"),
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, tokens.")] = 64,
-    dtype: Annotated[
-        Dtype, typer.Option(metavar="<dtype>", help="float32, float16, bfloat16, or auto: as stored, float32 on a CPU.")
-    ] = Dtype.auto,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.")] = "auto",
-    attn: Annotated[str, typer.Option(help="Attention backend: sdpa, eager, flash_attention_2.")] = "sdpa",
+    model: Model,
+    method: Methods,
+    image: ImageFile = None,
+    prompt: Prompt = None,
+    keep: Keep = None,
+    parameter: Parameters = None,
+    positions: PositionIds = None,
+    max_new_tokens: MaxNewTokens = 64,
+    dtype: DtypeName = Dtype.auto,
+    device: Device = "auto",
+    attn: Attention = "sdpa",
     draw: Annotated[Path | None, typer.Option(help="Write a picture of the kept tokens here.")] = None,
     compare: Annotated[
         bool, typer.Option("--compare/--no-compare", help="Answer and time without reduction, too.")
@@ -80,13 +67,7 @@ def run(
     from tokenreduce.loading import load, model_inputs, quiet
 
     chosen = chosen_methods(method, keep, parameter or [], positions.value if positions else None)
-    if model != "demo" and (image is None or prompt is None):
-        missing = "--image" if image is None else "--prompt"
-        raise ValueError(
-            f"{missing} is missing; only --model demo brings its own. For example {missing} "
-            + ("photo.jpg" if image is None else '"What is in the picture?"')
-        )
-    picture, question = asked(image, prompt)
+    picture, question = one_prompt(model, image, prompt)
     for path, option in ((draw, "--draw"), (json, "--json")):
         if path is not None and not path.parent.is_dir():
             raise ValueError(f"{option}={str(path)!r}: the folder {str(path.parent)!r} does not exist; make it first")

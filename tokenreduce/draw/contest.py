@@ -28,9 +28,13 @@ class Answer:
 
 
 def answer(
-    model: nn.Module, inputs: Mapping[str, Any], method: Any = None, processor: Any = None, max_new_tokens: int = 32
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    methods: Sequence[Method],
+    processor: Any = None,
+    max_new_tokens: int = 32,
 ) -> Answer:
-    """Generate greedily under ``method`` (None: as the model is), and decode with ``processor``."""
+    """Generate greedily under ``methods`` (none: as the model is), and decode with ``processor``."""
     import torch
 
     import tokenreduce as tr
@@ -43,9 +47,9 @@ def answer(
         new = out[:, inputs["input_ids"].shape[1] :]
         return tuple(text.strip() for text in processor.batch_decode(new, skip_special_tokens=True))
 
-    if method is None:
+    if not methods:
         return Answer(None, generate())
-    with tr.wrapped(model, method):
+    with tr.wrapped(model, *methods):
         texts = generate()
         return Answer(tr.trace(model), texts)
 
@@ -93,14 +97,14 @@ def compare(
     made = [make(method) for method in methods]
     given = image if image is not None else pixels_of(inputs, index)
     picture = given[len(given) // 2] if isinstance(given, Sequence) else given
-    whole = answer(model, inputs, None, processor, max_new_tokens)
+    whole = answer(model, inputs, (), processor, max_new_tokens)
     images, titles = [], []
     for number, budget in enumerate(keeps):
         first = number == 0
         images.append(picture if first else None)
         sample = 0
         for method in made:
-            found = answer(model, inputs, make(method, keep=budget), processor, max_new_tokens)
+            found = answer(model, inputs, [make(method, keep=budget)], processor, max_new_tokens)
             assert found.trace is not None
             shown, sample = found.trace.images[index], found.trace.images[index].sample
             undo = processor if image is not None else None

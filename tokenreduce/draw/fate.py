@@ -33,6 +33,7 @@ class Fate:
         owner: (N,) number of the survivor that stands for the token, -1 when it is gone.
         role: (N,) role of the token, 0 for none and for tokens that are gone; ``names`` by number.
         score: (N,) what tokens were ranked by, NaN for unranked ones; None where no stage ranked.
+        kept: how many survivors there are, summary tokens included.
         text: how many tokens are left, in words.
     """
 
@@ -44,6 +45,7 @@ class Fate:
     role: np.ndarray
     names: tuple[str, ...]
     score: np.ndarray | None
+    kept: int
     text: str
 
     @property
@@ -70,7 +72,9 @@ def fate_of(
     images = pieces(trace, index, tiles_of(size, processor))
     found: list[Fate] = []
     for tile, image in enumerate(images):
-        owner, role, names, score = _after(image, stages_at(image, step, layer))
+        steps = stages_at(image, step, layer)
+        owner, role, names, score = _after(image, steps)
+        kept = len(image.stages[steps - 1].source) if steps else image.tokens_in
         layout = image.layout
         boxes = view_boxes(size, processor, layout, tile if len(images) > 1 else 0)
         views = layout.views or (layout,)
@@ -81,7 +85,7 @@ def fate_of(
         panels = tuple(Panel(f"{v.height} x {v.width}", (box,)) for v, box in zip(views, boxes))
         cells = cell_boxes(size, processor, layout, tile if len(images) > 1 else 0)
         text = describe(image, step=step, layer=layer)
-        found.append(Fate(cells, frame, view, panels, owner, role, names, score, text))
+        found.append(Fate(cells, frame, view, panels, owner, role, names, score, kept, text))
     return _arranged(_joined(found, describe(*images, step=step, layer=layer)))
 
 
@@ -180,7 +184,7 @@ def _joined(parts: Sequence[Fate], text: str) -> Fate:
     for part in parts:
         owners.append(np.where(part.owner < 0, -1, part.owner + first))
         panels.append(part.panel + shown)
-        first, shown = first + int(part.owner.max(initial=-1)) + 1, shown + len(part.panels)
+        first, shown = first + part.kept, shown + len(part.panels)
     scores = [np.full(len(p.owner), np.nan) if p.score is None else p.score for p in parts]
     return Fate(
         np.concatenate([p.boxes for p in parts]),
@@ -191,6 +195,7 @@ def _joined(parts: Sequence[Fate], text: str) -> Fate:
         np.concatenate([p.role for p in parts]),
         max((p.names for p in parts), key=len),
         None if all(p.score is None for p in parts) else np.concatenate(scores),
+        first,
         text,
     )
 

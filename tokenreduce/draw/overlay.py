@@ -107,6 +107,11 @@ class Canvas:
             token[top:bottom, left:right] = number
         return token
 
+    def places(self, fate: Fate) -> np.ndarray:
+        """(N, 4) left, top, right, bottom of each token in the picture that ``paint`` makes, its panel considered."""
+        shift = fate.panel * (self.size[0] + GAP)
+        return self.spans(fate.boxes) + np.stack([shift, 0 * shift, shift, 0 * shift], axis=1)
+
     def spans(self, boxes: np.ndarray) -> np.ndarray:
         """``boxes`` (N, 4) of the original picture in whole pixels of this one, cut to it."""
         return np.rint(np.asarray(boxes) * self.zoom).astype(int).clip(0, np.tile(self.size, 2))

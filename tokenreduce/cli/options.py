@@ -1,0 +1,65 @@
+"""Options that several commands share: which model, which methods, which prompt."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tokenreduce.cli.arguments import asked
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+class Positions(StrEnum):
+    keep = "keep"
+    renumber = "renumber"
+
+
+class Dtype(StrEnum):
+    auto = "auto"
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+Model = Annotated[str, typer.Option(help="Local folder, hub id, or `demo` for the built-in model.")]
+Methods = Annotated[
+    list[str], typer.Option(help="Name, or name:keep. Give it several times to compose methods in that order.")
+]
+ImageFile = Annotated[
+    Path | None, typer.Option(exists=True, dir_okay=False, help="The picture. Optional for the demo model.")
+]
+Prompt = Annotated[str | None, typer.Option(help="The question. Optional for the demo model.")]
+Keep = Annotated[
+    str | None,
+    typer.Option(help="Budget of a single method: a fraction such as 0.33, 1/3 or 1.0, or a count such as 64."),
+]
+Parameters = Annotated[
+    list[str] | None,
+    typer.Option("--parameter", "-p", help="Another parameter, key=value; method.key=value when composing."),
+]
+PositionIds = Annotated[
+    Positions | None,
+    typer.Option(metavar="<ids>", help="Position ids of kept tokens: keep, or renumber. [default: the method's]"),
+]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, tokens.")]
+DtypeName = Annotated[
+    Dtype, typer.Option(metavar="<dtype>", help="float32, float16, bfloat16, or auto: as stored, float32 on a CPU.")
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.")]
+Attention = Annotated[str, typer.Option(help="Attention backend: sdpa, eager, flash_attention_2.")]
+
+
+def one_prompt(model: str, image: Path | None, prompt: str | None) -> tuple[Image.Image, str]:
+    """The picture and the question; only the demo model brings its own."""
+    if model != "demo" and (image is None or prompt is None):
+        missing = "--image" if image is None else "--prompt"
+        raise ValueError(
+            f"{missing} is missing; only --model demo brings its own. For example {missing} "
+            + ("photo.jpg" if image is None else '"What is in the picture?"')
+        )
+    return asked(image, prompt)
