@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tokenreduce.kernels.attention_row import attention_row
+from tokenreduce.kernels import dispatch
+from tokenreduce.kernels.attention_row import attention_row, obstacle
 
 CHUNK = 256
 Over = Literal["mean", "sum", "max"]
@@ -45,6 +46,40 @@ def attention_received(
     Returns:
         (B, N) float32. Without ``causal`` the values of one image sum to 1.
     """
+    num_queries = query.shape[2]
+    fast = dispatch.kernel("attention_received", query, key, limit=obstacle(query, key), graph=True)
+    if fast is not None:
+        mask = {"visible": visible, "bias": bias, "query_mask": query_mask}
+        total = fast.attention_received(
+            query, key, scale, causal=causal, place=place, window=window, largest=over == "max", **mask
+        )
+    else:
+        total = _by_chunks(
+            query, key, scale, visible, bias, causal=causal, place=place, window=window,
+            query_mask=query_mask, largest=over == "max", chunk=chunk,
+        )  # fmt: skip
+    if over != "mean":
+        return total
+    if query_mask is None:
+        return total / num_queries
+    return total / query_mask.sum(dim=1, keepdim=True).clamp_min(1)
+
+
+def _by_chunks(
+    query: Tensor,
+    key: Tensor,
+    scale: float,
+    visible: Tensor | None,
+    bias: Tensor | None,
+    *,
+    causal: bool,
+    place: Tensor | None,
+    window: int | None,
+    query_mask: Tensor | None,
+    largest: bool,
+    chunk: int,
+) -> Tensor:
+    """(B, N) sum over real queries, or their ``largest``, of the weights averaged over heads."""
     batch, _, num_queries, _ = query.shape
     n = key.shape[2]
     total = key.new_zeros(batch, n, dtype=torch.float32)
@@ -65,9 +100,5 @@ def attention_received(
         weights = attention_row(query[:, :, start:stop], key, scale, visible=seen, bias=bias)
         if query_mask is not None:
             weights = weights * query_mask[:, start:stop, None]
-        total = torch.maximum(total, weights.amax(dim=1)) if over == "max" else total + weights.sum(dim=1)
-    if over != "mean":
-        return total
-    if query_mask is None:
-        return total / num_queries
-    return total / query_mask.sum(dim=1, keepdim=True).clamp_min(1)
+        total = torch.maximum(total, weights.amax(dim=1)) if largest else total + weights.sum(dim=1)
+    return total

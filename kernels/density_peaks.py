@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from tokenreduce.kernels import dispatch
 
 CHUNK = 256
 
@@ -54,6 +57,11 @@ def density_peaks(x: Tensor, clusters: int, neighbours: int, *, chunk: int = CHU
     k = min(neighbours, n)
     with torch.autocast(x.device.type, enabled=False):
         x = x.detach().float() / channels**0.5
+        limit = f"{k} neighbours are more than 32" if k > 32 else None
+        if (fast := dispatch.kernel("density_peaks", x, limit=limit)) is not None:
+            density, farthest = fast.density(x, k)
+            score = density + torch.minimum(fast.nearest_denser(x, density), farthest[:, None]).log()
+            return _clusters(x, score, clusters, fast.nearest)
         blocks = [slice(start, min(start + chunk, n)) for start in range(0, n, chunk)]
         density = x.new_empty(batch, n)
         farthest = x.new_zeros(batch)
@@ -70,10 +78,19 @@ def density_peaks(x: Tensor, clusters: int, neighbours: int, *, chunk: int = CHU
             delta = _distance(x[:, rows], x).masked_fill_(~denser, torch.inf).amin(dim=-1)
             delta = torch.minimum(delta, farthest[:, None])
             score[:, rows] = density[:, rows] + delta.log()
-        order = score.sort(dim=1, descending=True, stable=True).indices
-        centre = order[:, :clusters].sort(dim=1).values
-        peaks = x.gather(1, centre.unsqueeze(-1).expand(-1, -1, channels))
-        assign = torch.cat([_distance(x[:, rows], peaks).argmin(dim=-1) for rows in blocks], dim=1)
+        return _clusters(
+            x,
+            score,
+            clusters,
+            lambda a, b: torch.cat([_distance(a[:, rows], b).argmin(dim=-1) for rows in blocks], dim=1),
+        )
+
+
+def _clusters(x: Tensor, score: Tensor, clusters: int, nearest: Callable[[Tensor, Tensor], Tensor]) -> Peaks:
+    """The peaks of highest ``score``, and which of them is ``nearest`` to each row."""
+    order = score.sort(dim=1, descending=True, stable=True).indices
+    centre = order[:, :clusters].sort(dim=1).values
+    assign = nearest(x, x.gather(1, centre.unsqueeze(-1).expand(-1, -1, x.shape[-1])))
     own = torch.arange(clusters, device=x.device).expand_as(centre)
     return Peaks(centre, score, assign.scatter(1, centre, own))
 

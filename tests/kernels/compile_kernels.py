@@ -52,9 +52,13 @@ def compiled(kernel: JITFunction, grid: Any) -> Callable[..., None]:
 
 def calls(dtype: torch.dtype) -> None:
     """Every launcher, once per variant."""
+    from tokenreduce.kernels.triton import density_peaks
+    from tokenreduce.kernels.triton.attention_received import attention_received
+    from tokenreduce.kernels.triton.attention_row import attention_row
     from tokenreduce.kernels.triton.bipartite_matching import bipartite_matching
     from tokenreduce.kernels.triton.compaction import compact
     from tokenreduce.kernels.triton.energy_score import energy_score
+    from tokenreduce.kernels.triton.greedy_selection import dpp_selection, max_min_selection
     from tokenreduce.kernels.triton.group_mean import group_mean
     from tokenreduce.kernels.triton.temporal_similarity import temporal_similarity
 
@@ -69,6 +73,20 @@ def calls(dtype: torch.dtype) -> None:
     for valid in (None, torch.rand(2, 50) < 0.5):
         compact(x, index, valid)
     temporal_similarity(x)
+    max_min_selection(x, 2)
+    dpp_selection(x, torch.ones(2, 130), 2, 1e-6)
+    if dtype == torch.float32:
+        density, _ = density_peaks.density(x, 7)
+        density_peaks.nearest_denser(x, density)
+        density_peaks.nearest(x, x[:, :5])
+    query, key = torch.randn(2, 4, 130, 64).to(dtype), torch.randn(2, 2, 130, 64).to(dtype)
+    visible, bias, place = torch.ones(2, 130, dtype=torch.bool), torch.ones(2, 130), torch.zeros(2, 130).long()
+    attention_row(query[:, :, :1], key, 0.1, visible=None, bias=None, largest=False)
+    attention_row(query, key, 0.1, visible=visible[:, None].expand(-1, 130, -1), bias=bias, largest=True)
+    plain = {"visible": None, "bias": None, "causal": False, "place": None, "window": None, "query_mask": None}
+    attention_received(query, key, 0.1, **plain, largest=False)
+    masked = {"visible": visible, "bias": bias, "causal": True, "place": place, "window": 9, "query_mask": visible}
+    attention_received(query, key, 0.1, **masked, largest=True)
 
 
 def main() -> None:

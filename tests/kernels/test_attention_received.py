@@ -185,3 +185,29 @@ def test_some_queries_at_their_places_equal_those_rows_of_all() -> None:
             some, key, 0.5, causal=True, window=6, place=place, query_mask=counts, over=over, chunk=2
         )
         torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)  # float32, another order of additions
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", SIZES[:4], ids=str)
+def test_kernel_equals_the_map(size, dtype, attention_map, on_kernel) -> None:
+    query, key, scale = draw(size, dtype)
+    found = on_kernel(attention_received, query, key, scale)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, attention_map(query, key, scale).mean(dim=(1, 2)).float(), **CLOSE)
+
+
+@pytest.mark.parametrize("over", ["mean", "sum", "max"])
+@pytest.mark.parametrize(("causal", "window"), [(False, None), (True, None), (True, 13)])
+def test_kernel_with_masks_equals_the_reference(over, causal, window, on_kernel) -> None:
+    query, key, scale = draw((2, 4, 2, 70, 83, 6))
+    query_mask, visible = torch.rand(2, 70) < 0.5, torch.rand(2, 83) < 0.8
+    query_mask[1], visible[:, 0] = False, True
+    place = torch.randint(0, 83, (2, 70)).sort(dim=1).values
+    plain = {"causal": causal, "window": window, "over": over}
+    for more in (
+        {},
+        {"visible": visible, "query_mask": query_mask},
+        {"bias": torch.randn(2, 83), **({"place": place} if causal else {})},
+    ):
+        expected = attention_received(query, key, scale, **plain, **more)
+        torch.testing.assert_close(on_kernel(attention_received, query, key, scale, **plain, **more), expected, **CLOSE)

@@ -154,3 +154,33 @@ def test_grouped_keys_are_not_repeated(meter) -> None:
     with meter:
         attention_row(query, key, scale)
     assert 0 < meter.largest <= key.numel()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("heads", ["mean", "max"])
+@pytest.mark.parametrize("size", [*SIZES[:4], SIZES[5]], ids=str)
+def test_kernel_equals_the_map(size, heads, dtype, attention_map, on_kernel) -> None:
+    query, key, scale = draw(size, dtype)
+    full = attention_map(query, key, scale)
+    found = on_kernel(attention_row, query, key, scale, heads=heads)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, (full.mean(dim=1) if heads == "mean" else full.amax(dim=1)).float(), **CLOSE)
+
+
+@pytest.mark.parametrize("per_row", [False, True])
+@pytest.mark.parametrize("size", SIZES[1:4], ids=str)
+def test_kernel_with_hidden_keys_and_bias_equals_the_reference(size, per_row, on_kernel) -> None:
+    query, key, scale = draw(size)
+    batch, _, _, rows, n, _ = size
+    visible = some((batch, rows, n) if per_row else (batch, n))
+    visible[0] = False  # a row that sees nothing spreads evenly
+    bias = torch.randn(batch, n) * 3
+    for more in ({"visible": visible}, {"bias": bias}, {"visible": visible, "bias": bias}):
+        expected = attention_row(query, key, scale, **more)
+        torch.testing.assert_close(on_kernel(attention_row, query, key, scale, **more), expected, **CLOSE)
+
+
+def test_kernel_reads_views_and_large_logits(on_kernel) -> None:
+    query, key = torch.randn(2, 5, 4, 6).transpose(1, 2), torch.randn(2, 40, 2, 6).transpose(1, 2)
+    expected = attention_row(query, key, 30.0)
+    torch.testing.assert_close(on_kernel(attention_row, query, key, 30.0), expected, rtol=1e-4, atol=1e-6)

@@ -18,7 +18,7 @@ KERNELS = HERE.parent.parent / "kernels/triton"
 def test_every_kernel_compiles_without_a_gpu(tmp_path) -> None:
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
     done = subprocess.run(
-        [sys.executable, HERE / "compile_kernels.py", "float16"], capture_output=True, text=True, env=environment
+        [sys.executable, HERE / "compile_kernels.py", "float32"], capture_output=True, text=True, env=environment
     )
     assert done.returncode == 0, done.stderr[-3000:]
     made = {(line.split()[0], line.split()[2]) for line in done.stdout.splitlines()}

@@ -104,3 +104,32 @@ def test_no_table_of_distances_is_made(meter) -> None:
 def test_bad_numbers_are_refused(clusters, k, words) -> None:
     with pytest.raises(ValueError, match=words):
         density_peaks(torch.randn(1, 9, 2), clusters, k)
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype"),
+    [
+        ((1, 1, 2, 1, 3), torch.float32),
+        ((2, 9, 3, 9, 1), torch.float16),
+        ((1, 75, 5, 6, 7), torch.float32),
+        ((2, 33, 33, 1, 32), torch.bfloat16),
+    ],
+    ids=str,
+)
+def test_kernel_equals_the_reference(size, dtype, on_kernel) -> None:
+    batch, n, channels, clusters, neighbours = size
+    x = torch.randn(batch, n, channels).to(dtype)
+    expected, found = density_peaks(x, clusters, neighbours), on_kernel(density_peaks, x, clusters, neighbours)
+    # sums of squares in another order; the logarithm of a distance near zero is the most sensitive
+    torch.testing.assert_close(found.score, expected.score, rtol=1e-4, atol=1e-5)
+    assert torch.equal(found.centre, expected.centre)
+    assert torch.equal(found.assign, expected.assign)
+
+
+def test_kernel_with_duplicates_and_ties(on_kernel) -> None:
+    """Small whole numbers and four channels: squares and their sums are exact, and so are ties."""
+    x = torch.randint(0, 2, (2, 37, 4)).float()
+    expected, found = density_peaks(x, 5, 3), on_kernel(density_peaks, x, 5, 3)
+    assert torch.equal(found.centre, expected.centre)
+    assert torch.equal(found.assign, expected.assign)
+    assert torch.equal(found.score.isinf(), expected.score.isinf())

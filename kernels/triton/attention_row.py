@@ -1,0 +1,177 @@
+"""Kernels of ``attention_row``: maximum and mass of every row first, then the weights, averaged over heads as they are made.
+
+``Attention`` holds what both this operation and ``attention_received`` hand to their kernels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tokenreduce.kernels.triton.common import addressable, block, dot, parts, tile, upcast
+
+HIDDEN = tl.constexpr(torch.finfo(torch.float32).min)  # logit of a key that a row may not see, as in the reference
+ROWS = 32
+
+
+@dataclass
+class Attention:
+    """The arguments of an attention, as the kernels read them.
+
+    Attributes:
+        query: (B, H, Q, d); ``key``: (B, H_kv, N, d).
+        visible: (B, N) or (B, Q, N) bool; ``bias``: (B, N) float; ``place``: (B, Q) long; None where there is none.
+    """
+
+    query: Tensor
+    key: Tensor
+    scale: float
+    visible: Tensor | None = None
+    bias: Tensor | None = None
+    causal: bool = False
+    place: Tensor | None = None
+    window: int | None = None
+
+    def __post_init__(self) -> None:
+        self.query, self.key = addressable(self.query), addressable(self.key)
+        (self.batch, self.heads, self.rows, self.dim), self.n = self.query.shape, self.key.shape[2]
+        nothing = self.query
+        visible = nothing if self.visible is None else self.visible.contiguous()
+        bias = nothing if self.bias is None else self.bias.detach().float().contiguous()
+        place = nothing if self.place is None else self.place.contiguous()
+        self.tensors = (self.query, self.key, visible, bias, place)
+        self.numbers = (
+            self.rows, self.n, self.dim, self.scale, self.heads, self.heads // self.key.shape[1],
+            self.n if self.window is None else self.window, *self.query.stride()[:3], *self.key.stride()[:3],
+        )  # fmt: skip
+        self.constants: dict[str, Any] = {
+            "VISIBLE": 0 if self.visible is None else self.visible.ndim,
+            "BIASED": self.bias is not None,
+            "CAUSAL": self.causal,
+            "PLACED": self.place is not None,
+            "DIM": block(self.dim, 16, 256),
+            "ROWS": ROWS,
+            "COLUMNS": block(self.n, 16, 64),
+            "UPCAST": upcast(self.query),
+        }
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """The highest logit of every row, and one over the mass of its exponentials, (B, H, Q) float32 each."""
+        rows, blocks = triton.cdiv(self.rows, ROWS), triton.cdiv(self.n, self.constants["COLUMNS"])
+        device = self.query.device
+        cut = parts(rows * self.batch * self.heads, blocks, device)
+        top, mass = (torch.empty(cut, self.batch, self.heads, self.rows, device=device) for _ in range(2))
+        width = triton.cdiv(blocks, cut) * self.constants["COLUMNS"]
+        with torch.cuda.device_of(self.query):
+            _statistics[(rows, self.batch * self.heads, triton.cdiv(self.n, width))](
+                *self.tensors, top, mass, width, *self.numbers, **self.constants
+            )
+        cut = triton.cdiv(self.n, width)
+        highest = top[:cut].amax(dim=0)
+        return highest, 1 / (mass[:cut] * (top[:cut] - highest).exp()).sum(dim=0)
+
+
+def attention_row(
+    query: Tensor, key: Tensor, scale: float, *, visible: Tensor | None, bias: Tensor | None, largest: bool
+) -> Tensor:
+    """As the reference; ``largest``: the maximum over heads instead of the mean."""
+    call = Attention(query, key, scale, visible, bias)
+    out = torch.empty(call.batch, call.rows, call.n, dtype=torch.float32, device=query.device)
+    grid = (triton.cdiv(call.n, call.constants["COLUMNS"]), triton.cdiv(call.rows, ROWS), call.batch)
+    with torch.cuda.device_of(query):
+        _weights[grid](*call.tensors, *call.statistics(), out, *call.numbers, LARGEST=largest, **call.constants)
+    return out
+
+
+@triton.jit
+def logits(
+    query, key, visible, bias, place, b, h, rows, columns, rows_n, n, dim, scale, group, window,
+    query_b, query_h, query_row, key_b, key_h, key_row,
+    VISIBLE: tl.constexpr, BIASED: tl.constexpr, CAUSAL: tl.constexpr, PLACED: tl.constexpr, DIM: tl.constexpr,
+    UPCAST: tl.constexpr,
+):  # fmt: skip
+    """(rows, columns) logits of head ``h`` of image ``b``; -inf outside the matrix, the lowest number where not seen."""
+    h = tl.cast(h, tl.int64)
+    q = tile(query + b * query_b + h * query_h, rows, rows_n, query_row, 0, dim, DIM)
+    k = tile(key + b * key_b + (h // group) * key_h, columns, n, key_row, 0, dim, DIM)
+    value = dot(q, k, tl.zeros([rows.shape[0], columns.shape[0]], tl.float32), UPCAST) * scale
+    if BIASED:
+        value += tl.load(bias + b * n + columns, mask=columns < n, other=0.0)[None, :]
+    if VISIBLE == 2:
+        seen = tl.load(visible + b * n + columns, mask=columns < n, other=0)
+        value = tl.where((seen != 0)[None, :], value, HIDDEN)
+    if VISIBLE == 3:
+        inside = (rows < rows_n)[:, None] & (columns < n)[None, :]
+        seen = tl.load(visible + (b * rows_n + rows[:, None]) * n + columns[None, :], mask=inside, other=0)
+        value = tl.where(seen != 0, value, HIDDEN)
+    if CAUSAL:
+        last = rows + (n - rows_n)
+        if PLACED:
+            last = tl.load(place + b * rows_n + rows, mask=rows < rows_n, other=0)
+        past = last[:, None] - columns[None, :]
+        value = tl.where((past >= 0) & (past < window), value, HIDDEN)
+    return tl.where((columns < n)[None, :], value, float("-inf"))
+
+
+@triton.jit
+def _statistics(
+    query, key, visible, bias, place, top, mass, width, rows_n, n, dim, scale, heads, group, window,
+    query_b, query_h, query_row, key_b, key_h, key_row,
+    VISIBLE: tl.constexpr, BIASED: tl.constexpr, CAUSAL: tl.constexpr, PLACED: tl.constexpr, DIM: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    b = (tl.program_id(1) // heads).to(tl.int64)
+    h = (tl.program_id(1) % heads).to(tl.int64)
+    part = tl.program_id(2).to(tl.int64)
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    highest = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    for left in range(part * width, tl.minimum((part + 1) * width, n), COLUMNS):
+        columns = left + tl.arange(0, COLUMNS)
+        value = logits(
+            query, key, visible, bias, place, b, h, rows, columns, rows_n, n, dim, scale, group, window,
+            query_b, query_h, query_row, key_b, key_h, key_row, VISIBLE, BIASED, CAUSAL, PLACED, DIM, UPCAST,
+        )  # fmt: skip
+        new = tl.maximum(highest, tl.max(value, axis=1))
+        total = total * tl.exp(highest - new) + tl.sum(tl.exp(value - new[:, None]), axis=1)
+        highest = new
+    at = (part * tl.num_programs(1) + tl.program_id(1)) * rows_n + rows
+    tl.store(top + at, highest, mask=rows < rows_n)
+    tl.store(mass + at, total, mask=rows < rows_n)
+
+
+@triton.jit
+def _weights(
+    query, key, visible, bias, place, top, inverse, out, rows_n, n, dim, scale, heads, group, window,
+    query_b, query_h, query_row, key_b, key_h, key_row,
+    LARGEST: tl.constexpr, VISIBLE: tl.constexpr, BIASED: tl.constexpr, CAUSAL: tl.constexpr, PLACED: tl.constexpr,
+    DIM: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    b = tl.program_id(2).to(tl.int64)
+    rows = tl.program_id(1).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    columns = tl.program_id(0).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
+    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for h in range(0, heads):
+        value = logits(
+            query, key, visible, bias, place, b, h, rows, columns, rows_n, n, dim, scale, group, window,
+            query_b, query_h, query_row, key_b, key_h, key_row, VISIBLE, BIASED, CAUSAL, PLACED, DIM, UPCAST,
+        )  # fmt: skip
+        weight = normalised(value, top, inverse, (b * heads + h) * rows_n, rows, rows_n)
+        total = tl.maximum(total, weight) if LARGEST else total + weight
+    if not LARGEST:
+        total /= heads
+    inside = (rows < rows_n)[:, None] & (columns < n)[None, :]
+    tl.store(out + (b * rows_n + rows[:, None]) * n + columns[None, :], total, mask=inside)
+
+
+@triton.jit
+def normalised(value, top, inverse, first, rows, rows_n):
+    """Softmax weights from logits and the statistics of their rows, which start at ``first``; 0 for rows outside."""
+    highest = tl.load(top + first + rows, mask=rows < rows_n, other=0.0)
+    share = tl.load(inverse + first + rows, mask=rows < rows_n, other=0.0)
+    return tl.exp(value - highest[:, None]) * share[:, None]

@@ -1,0 +1,144 @@
+"""max_min_selection and dpp_selection against the plain loops over full tables, and against golden vectors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tokenreduce.kernels.greedy_selection import dpp_selection, max_min_selection
+
+GOLDEN = Path(__file__).parent / "golden"
+# B, N, C, k
+SIZES = [(1, 1, 3, 1), (2, 2, 3, 2), (2, 17, 5, 17), (3, 37, 24, 1), (1, 70, 33, 40)]
+
+
+@pytest.fixture(params=["reference", "small pool", "kernel"])
+def selected(request, on_kernel):
+    if request.param == "kernel":
+        return lambda op, *args: on_kernel(op, *args)
+    return lambda op, *args: op(*args, **({} if request.param == "reference" else {"pool": 5}))
+
+
+@pytest.fixture
+def few(request) -> int | None:
+    """Tokens of a greedy order to compare: all, or the first where Triton's interpreter is slow."""
+    interpreted = request.node.callspec.params["selected"] == "kernel" and not torch.cuda.is_available()
+    return 8 if interpreted else None
+
+
+def cosines(x: Tensor) -> Tensor:
+    x = x.double() / x.double().norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    return x @ x.mT
+
+
+def max_min_by_table(x: Tensor, k: int) -> list[int]:
+    """One image (N, C), in float64."""
+    distance = 1 - cosines(x)
+    other = distance.clone().fill_diagonal_(torch.inf)
+    taken = [int(other.amin(dim=1).argmax())]
+    while len(taken) < k:
+        gain = distance[taken].amin(dim=0)
+        gain[taken] = -torch.inf
+        taken.append(int(gain.argmax()))
+    return taken
+
+
+def dpp_by_determinant(x: Tensor, r: Tensor, k: int) -> list[int]:
+    """One image: what multiplies the determinant of L most, every determinant from scratch, in float64."""
+    table = r.double()[:, None] * cosines(x) * r.double()
+    taken: list[int] = []
+    while len(taken) < k:
+        volume = torch.full((len(x),), -torch.inf, dtype=torch.double)
+        for i in set(range(len(x))) - set(taken):
+            rows = torch.tensor([*taken, i])
+            volume[i] = torch.linalg.det(table[rows][:, rows])
+        taken.append(int(volume.argmax()))
+    return taken
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_max_min_equals_the_loop(size, dtype, selected) -> None:
+    batch, n, channels, k = size
+    x = torch.randn(batch, n, channels).to(dtype)
+    found = selected(max_min_selection, x, k)
+    assert found.tolist() == [max_min_by_table(image, k) for image in x]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [(1, 1, 3, 1), (2, 9, 12, 9), (2, 37, 24, 6)], ids=str)
+def test_dpp_equals_determinants(size, dtype, selected) -> None:
+    batch, n, channels, k = size
+    x, r = torch.randn(batch, n, channels).to(dtype), torch.rand(batch, n) + 0.1
+    found = selected(dpp_selection, x, r, k)
+    assert found.tolist() == [dpp_by_determinant(image, weight, k) for image, weight in zip(x, r)]
+
+
+@pytest.mark.parametrize("case", sorted(p.stem for p in (GOLDEN / "divprune").glob("*.npz")))
+def test_golden_divprune(case, selected, few) -> None:
+    vector = np.load(GOLDEN / f"divprune/{case}.npz")
+    expected = torch.from_numpy(vector["out_order"])[:few]
+    found = selected(max_min_selection, torch.from_numpy(vector["in_tokens"])[None], len(expected))
+    assert torch.equal(found[0], expected)
+
+
+@pytest.mark.parametrize("case", sorted(p.stem for p in (GOLDEN / "cdpruner").glob("*.npz")))
+def test_golden_cdpruner(case, selected, few) -> None:
+    vector = np.load(GOLDEN / f"cdpruner/{case}.npz")
+    expected = torch.from_numpy(vector["out_order"])[:, :few]
+    x, r = torch.from_numpy(vector["in_features"]), torch.from_numpy(vector["out_relevance"])
+    assert torch.equal(selected(dpp_selection, x, r, expected.shape[1]), expected)
+
+
+def test_ties_and_duplicates_go_to_the_lowest_index_and_nothing_is_taken_twice(selected) -> None:
+    x = torch.eye(4).repeat(3, 1)[None]
+    assert selected(max_min_selection, torch.ones(1, 7, 3), 7).tolist() == [[0, 1, 2, 3, 4, 5, 6]]
+    assert selected(max_min_selection, x, 6).tolist() == [[0, 1, 2, 3, 4, 5]]
+    assert selected(dpp_selection, x, torch.ones(1, 12), 5).tolist() == [[0, 1, 2, 3, 4]]
+
+
+def test_beyond_the_rank_the_most_relevant_follow(selected) -> None:
+    x = torch.randn(1, 3, 8).repeat_interleave(4, dim=1)
+    r = torch.tensor([[5, 5, 1, 1, 4, 1, 6, 1, 3, 1, 1, 2]]) / 8
+    found = selected(dpp_selection, x, r, 9)[0].tolist()
+    assert sorted(found[:3]) == [0, 6, 8]
+    assert found[3:] == [1, 4, 11, 2, 3, 5]
+    assert selected(dpp_selection, x, torch.zeros(1, 12), 3).tolist() == [[0, 1, 2]]
+
+
+def test_zero_rows_are_far_from_everything(selected) -> None:
+    x = torch.randn(1, 9, 4).abs()
+    x[0, 5] = 0
+    assert selected(max_min_selection, x, 2)[0, 0] == 5
+    assert sorted(selected(dpp_selection, x, torch.ones(1, 9), 9)[0].tolist()) == list(range(9))
+
+
+def test_a_batch_equals_its_images(selected) -> None:
+    x, r = torch.randn(3, 40, 12), torch.rand(3, 40)
+    for operation, more in ((max_min_selection, ()), (dpp_selection, (r,))):
+        together = selected(operation, x, *more, 7)
+        for b in range(3):
+            alone = selected(operation, x[b : b + 1], *(m[b : b + 1] for m in more), 7)
+            assert torch.equal(alone[0], together[b])
+
+
+def test_no_table_is_made(meter) -> None:
+    x = torch.randn(1, 500, 4)
+    with meter:
+        max_min_selection(x, 60, pool=16)
+        dpp_selection(x, torch.ones(1, 500), 60, pool=16)
+    assert 0 < meter.largest <= 16 * 500
+
+
+def test_wrong_arguments_are_refused() -> None:
+    x = torch.ones(1, 4, 2)
+    with pytest.raises(ValueError, match="k=5 of 4 tokens; allowed: 1 to 4"):
+        max_min_selection(x, 5)
+    with pytest.raises(ValueError, match="pool=0"):
+        max_min_selection(x, 2, pool=0)
+    with pytest.raises(ValueError, match=r"relevance has shape \(1, 3\); allowed: \(1, 4\)"):
+        dpp_selection(x, torch.ones(1, 3), 2)
