@@ -222,13 +222,10 @@ def test_onevision_image_among_several_has_a_square_border():
 @pytest.mark.parametrize("size", [*SIZES, (112, 112)])
 def test_internvl_tiles_and_thumbnail(size):
     processor = GotOcr2ImageProcessor(size={"height": 112, "width": 112}, crop_to_patches=True, max_patches=8)
-    from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
-
-    columns, rows = get_optimal_tiled_canvas((size[1], size[0]), (112, 112), 1, 8)
     for square in squares(size):
         made = processor(images=[bright(size, square)], **PLAIN)
         count = int(made["num_patches"][0])
-        layout = Layout(4 * rows, 4 * columns, views=(Layout(4, 4),) * count)
+        layout = Layout(4, 4, views=(Layout(4, 4),) * count if count > 1 else ())
         brightness = np.concatenate([cell_means(tile, 4, 4) for tile in made["pixel_values"]])
         check(brightness, covered(cell_boxes(size, processor, layout), square))
         thumbnail = view_boxes(size, processor, layout)[-1]

@@ -23,10 +23,15 @@ def grid(size: tuple[int, int], rows: int, columns: int) -> list[Box]:
 
 
 def with_thumbnail(size: tuple[int, int], layout: Layout) -> list[Box]:
-    """InternVL: the image squeezed onto a canvas of tiles, row by row, then the whole of it once more."""
-    tile = layout.views[0]
-    tiles = grid(size, layout.height // tile.height, layout.width // tile.width)
-    return tiles if len(layout.views) == len(tiles) == 1 else [*tiles, *grid(size, 1, 1)]
+    """InternVL: the image squeezed onto a canvas of tiles, row by row, then the whole of it once more.
+
+    Of the canvases with as many tiles as ``layout`` shows, the processor takes the one closest to the image in
+    proportions.
+    """
+    count = max(1, len(layout.views) - 1)
+    shapes = [(count // columns, columns) for columns in range(1, count + 1) if count % columns == 0]
+    rows, columns = min(shapes, key=lambda shape: abs(size[0] / size[1] - shape[1] / shape[0]))
+    return [*grid(size, rows, columns), *grid(size, 1, 1)][: len(layout.views)]
 
 
 def split(size: tuple[int, int], setting: Settings) -> list[Box]:
