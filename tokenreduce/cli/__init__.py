@@ -1,14 +1,14 @@
-"""``tokenreduce demo | run | inspect | methods | models``: the toolkit from the command line, one file per command."""
+"""``tokenreduce demo | run | inspect | sweep | methods | models``: the toolkit from the command line, one file per command."""
 
 from __future__ import annotations
 
-from tokenreduce.cli import catalogue, demo, inspect, run
+from tokenreduce.cli import catalogue, demo, inspect, run, sweep
 from tokenreduce.cli.app import app
 
-COMMANDS = ("demo", "run", "inspect", "methods", "models")  # in the order of --help
+COMMANDS = ("demo", "run", "inspect", "sweep", "methods", "models")  # in the order of --help
 app.registered_commands.sort(key=lambda command: COMMANDS.index(command.callback.__name__))  # type: ignore[union-attr]
 
-__all__ = ["app", "catalogue", "demo", "inspect", "main", "run"]
+__all__ = ["app", "catalogue", "demo", "inspect", "main", "run", "sweep"]
 
 
 def main() -> None:

@@ -31,6 +31,8 @@ app = typer.Typer(
 
 - `tokenreduce inspect --model demo --method fastv --keep 0.25 --out page.html` : which tokens are left, to point at
 
+- `tokenreduce sweep --model demo --task tr_demo_images --limit 60` : methods x budgets x tasks through lmms-eval
+
 - `tokenreduce methods` and `tokenreduce models` : what there is
 """,
 )

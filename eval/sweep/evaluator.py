@@ -1,0 +1,145 @@
+"""Evaluates cells, one after the other, on a model that is loaded once and wrapped anew."""
+
+from __future__ import annotations
+
+import gc
+import time
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+from ..results import environment
+from .cell import Cell, model_folder
+from .tasks import manager
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a cell: ``result``, or ``error`` with kind (refused, out of memory, raised, died), text, traceback."""
+
+    result: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+
+
+class Evaluator:
+    """Keeps the last model loaded."""
+
+    def __init__(self) -> None:
+        from loguru import logger
+
+        logger.disable("lmms_eval")
+        self.loaded: tuple[Any, ...] | None = None
+        self.lm: Any = None
+
+    def evaluate(self, cell: Cell) -> Outcome:
+        """Never raises for what the cell does: that is its outcome."""
+        start = time.time()
+        try:
+            self._load(cell)
+            try:
+                self.lm.use(cell.recipe)
+            except (ValueError, TypeError) as error:
+                return Outcome(error=_told("refused", error))
+            return Outcome(result={**self._run(cell), "seconds": round(time.time() - start, 3)})
+        except Exception as error:
+            return Outcome(error=_told(_kind(error), error))
+        finally:
+            gc.collect()
+            _release()
+
+    def _load(self, cell: Cell) -> None:
+        if self.loaded == cell.loads:
+            return
+        self.loaded, self.lm = None, None  # the old model goes before the new one comes
+        _release()
+        from ..harness.model import build
+
+        base = {} if cell.base is None else {"tr_base": cell.base}
+        self.lm = build(
+            False, pretrained=str(model_folder(cell.model)), batch_size=cell.batch_size, **base, **cell.model_args
+        )
+        self.lm.reused = True
+        self.loaded = cell.loads
+
+    def _run(self, cell: Cell) -> dict[str, Any]:
+        from lmms_eval.evaluator import simple_evaluate
+
+        results = simple_evaluate(
+            model=self.lm,
+            tasks=[cell.task],
+            task_manager=manager([cell.task], cell.include),
+            limit=cell.limit,
+            batch_size=cell.batch_size,
+            bootstrap_iters=0,
+        )
+        measured = self.lm.measured
+        return {
+            **scores(results, cell.task, measured["samples"]),
+            "measured": measured["summary"],
+            "empty_answers": measured["empty_answers"],
+            "environment": environment(self.lm.model),
+        }
+
+
+def scores(results: dict[str, Any], task: str, samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Metrics of a task and one row per question: doc_id, score (None if the metric has none), reply, target, tokens.
+
+    The first metric of the task is the one that counts.
+    """
+    table = results["results"].get(task, {})
+    metrics = {
+        name.removesuffix(",none"): value
+        for name, value in table.items()
+        if "," in name and "_stderr" not in name and isinstance(value, (int, float))
+    }
+    listed = [m["metric"] for m in (results["configs"].get(task, {}).get("metric_list") or ())]
+    metric = next((name for name in (*listed, *metrics) if name in metrics), None)
+    cost = {(row["task"], row["doc_id"]): row for row in samples}
+    questions = []
+    for leaf, rows in results["samples"].items():
+        for row in sorted(rows, key=lambda r: r["doc_id"]):
+            measured = cost.get((leaf, row["doc_id"]), {})
+            questions.append(
+                {
+                    "doc_id": row["doc_id"] if leaf == task else f"{leaf}/{row['doc_id']}",
+                    "score": _number(row.get(str(metric))),
+                    "reply": row["filtered_resps"][0] if len(row["filtered_resps"]) == 1 else row["filtered_resps"],
+                    "target": str(row["target"]),
+                    "kind": row["doc"].get("kind"),
+                    **{name: measured.get(name) for name in ("tokens_in", "tokens_kept", "equivalent_tokens", "flops")},
+                    **{name: measured.get(name) for name in ("ttft_ms", "generate_ms", "method_ms")},
+                }
+            )
+    if not questions:
+        raise ValueError(f"task {task} has no questions here; give a larger limit")
+    higher = results.get("higher_is_better", {}).get(task, {}).get(metric, True)
+    return {
+        "metric": metric,
+        "score": metrics.get(str(metric)),
+        "metrics": metrics,
+        "higher_is_better": bool(higher),
+        "questions": questions,
+    }
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, dict):
+        value = value.get("score")
+    return float(value) if isinstance(value, (bool, int, float)) else None
+
+
+def _kind(error: Exception) -> str:
+    text = f"{type(error).__name__}: {error}"
+    return "out of memory" if isinstance(error, MemoryError) or "OutOfMemoryError" in text else "raised"
+
+
+def _told(kind: str, error: Exception) -> dict[str, Any]:
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return {"kind": kind, "text": text[:1000], "traceback": "".join(traceback.format_exception(error))[-6000:]}
+
+
+def _release() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

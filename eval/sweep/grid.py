@@ -1,0 +1,126 @@
+"""A grid of cells, from a YAML file or from flags; what cannot be meant is refused before anything runs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..harness import TASKS
+from ..recipe import Recipe, budget
+from .cell import Cell
+
+KEYS = {
+    "model": "demo, a folder or a hub id; or a list of them",
+    "base": "lmms-eval's model that runs it, such as llava_hf; by default from the model's type",
+    "model_args": "a mapping, further arguments of that model, such as {dtype: bfloat16}",
+    "tasks": "a list of tasks of lmms-eval",
+    "include_path": "a folder, or a list of them, with tasks of your own",
+    "methods": "a list of names, of compositions such as fastervlm:0.5+fastv:64, of mappings {method: fastv, layer: [2, 3]}",
+    "keep": "a list of budgets, fractions or counts",
+    "limit": "questions per task, for a first look",
+    "batch_size": "prompts per batch",
+}
+KEEP = (0.5, 0.25, 0.11)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """``cells`` in the order they run: per model and task the unreduced model, ``random`` at every budget, the methods."""
+
+    cells: tuple[Cell, ...]
+
+    @classmethod
+    def read(cls, file: Path, **changes: Any) -> Grid:
+        """From a YAML file; ``changes`` replace what it says. Errors: ``ValueError`` naming the line or the key."""
+        import yaml
+
+        try:
+            content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"grid={str(file)!r} cannot be read ({error}); give a YAML file") from None
+        except yaml.YAMLError as error:
+            raise ValueError(f"grid={str(file)!r} is no YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(content, dict):
+            raise ValueError(f"grid={str(file)!r} holds no mapping; allowed keys: {_described()}")
+        return cls.of(content | changes)
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Grid:
+        """From a mapping with the keys of ``KEYS``; ``model`` and ``tasks`` must be there, ``methods`` are all by default."""
+        unknown = sorted(set(content) - set(KEYS))
+        if unknown:
+            raise ValueError(f"grid has no key {unknown[0]!r}; allowed keys: {_described()}")
+        for key in ("model", "tasks"):
+            if not content.get(key):
+                raise ValueError(f"grid says no {key}; {key}: {KEYS[key]}")
+        limit, batch_size = content.get("limit"), content.get("batch_size", 1)
+        for key, number in (("limit", limit), ("batch_size", batch_size)):
+            if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
+                raise ValueError(f"{key}={number!r}; allowed: an int >= 1")
+        model_args = content.get("model_args") or {}
+        if not isinstance(model_args, dict):
+            raise ValueError(f"model_args={model_args!r}; allowed: {KEYS['model_args']}")
+        include = (*(str(place) for place in _several(content.get("include_path"))), str(TASKS))
+        shared = {
+            "base": content.get("base"),
+            "model_args": model_args,
+            "include": include,
+            "limit": limit,
+            "batch_size": batch_size,
+        }
+        recipes = tuple(_recipes(content))
+        models, tasks = (list(map(str, _several(content[key]))) for key in ("model", "tasks"))
+        found = itertools.product(models, tasks, recipes)
+        return cls(tuple(Cell(model, task, recipe, **shared) for model, task, recipe in found))
+
+    @property
+    def tasks(self) -> list[str]:
+        return list(dict.fromkeys(cell.task for cell in self.cells))
+
+    @property
+    def include(self) -> tuple[str, ...]:
+        return self.cells[0].include
+
+
+def _described() -> str:
+    return "; ".join(f"{key} ({meaning})" for key, meaning in KEYS.items())
+
+
+def _several(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _budgets(values: Any) -> list[Any]:
+    from tokenreduce.tokens import Budget
+
+    return [budget(v, "keep") if isinstance(v, str) else Budget(v).keep for v in _several(values)]
+
+
+def _recipes(content: Mapping[str, Any]) -> Iterator[Recipe]:
+    import tokenreduce as tr
+
+    shared = _budgets(content.get("keep")) or list(KEEP)
+    named = _several(content.get("methods")) or [row["name"] for row in tr.methods() if "image" in row["media"]]
+    chosen = [recipe for entry in named for recipe in _spanned(entry, shared)]
+    budgets = shared + [m.keep for recipe in chosen if len(recipe.methods) == 1 for m in recipe.methods]
+    control = [Recipe.of("random", keep) for keep in dict.fromkeys(budgets)]
+    yield from dict.fromkeys((Recipe(), *control, *chosen))
+
+
+def _spanned(entry: Any, shared: Sequence[Any]) -> Iterator[Recipe]:
+    """The recipes of one entry: every combination of its lists, at every budget."""
+    if isinstance(entry, str):
+        entry = {"method": entry}
+    if not isinstance(entry, dict) or not isinstance(entry.get("method"), str):
+        raise ValueError(f"methods: {entry!r}; allowed: a name, a composition, or a mapping with the key method")
+    own = dict(entry)
+    names, as_video = own.pop("method"), own.pop("images_as_video", False)
+    budgets = _budgets(own.pop("keep", None)) or list(shared)
+    if all(":" in name for name in names.split("+")):
+        budgets = [None]
+    for values in itertools.product(*map(_several, own.values())):
+        for keep in budgets:
+            yield Recipe.of(names, keep, dict(zip(own, values)), as_video)

@@ -1,0 +1,322 @@
+"""Sweeps: what a grid means, keys, and that nothing is lost or doubled whatever happens."""
+
+from __future__ import annotations
+
+import errno
+import json
+import random
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tokenreduce.cli import app
+from tokenreduce.eval.demo import WEIGHTS
+from tokenreduce.eval.recipe import Recipe
+from tokenreduce.eval.results import write_json
+from tokenreduce.eval.sweep import Cell, Grid, Store, SweepFailed, run, store
+from tokenreduce.eval.sweep import cell as cells
+from tokenreduce.eval.sweep.pool import Processes
+
+NEEDS = "lmms-eval is not installed; pip install 'tokenreduce[eval]'"
+BASIC = {"model": "demo", "tasks": ["tr_demo_images"], "methods": ["hiprune", "uniform"], "keep": [0.5, 0.25]}
+
+
+@pytest.fixture(autouse=True)
+def toys(monkeypatch, tmp_path):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("TOY_MARK", str(tmp_path / "died"))
+
+
+def toy_run(grid, out, slots=1, **options):
+    return run(grid, out, Processes(slots, out / "logs", "toy_worker"), **options)
+
+
+def call(*arguments):
+    return CliRunner().invoke(app, ["sweep", *map(str, arguments)])
+
+
+# ------------------------------------------------------------------ grids
+
+
+def names(grid):
+    return [str(cell.recipe) for cell in grid.cells]
+
+
+def test_baseline_and_random_are_always_there():
+    assert names(Grid.of(BASIC)) == [
+        "unreduced", "random keep=0.5", "random keep=0.25",
+        "hiprune keep=0.5", "hiprune keep=0.25", "uniform keep=0.5", "uniform keep=0.25",
+    ]  # fmt: skip
+
+
+def test_lists_span_and_compositions_have_budgets_of_their_own():
+    methods = [{"method": "fastv", "layer": [1, 2]}, "fastervlm:0.5+fastv:1/4", {"method": "hiprune", "keep": 36}]
+    assert names(Grid.of({**BASIC, "methods": methods, "keep": 0.25})) == [
+        "unreduced", "random keep=0.25", "random keep=36", "fastv(layer=1) keep=0.25", "fastv keep=0.25",
+        "fastervlm + fastv keep=0.5 + 0.25", "hiprune keep=36",
+    ]  # fmt: skip
+
+
+def test_default_methods_are_those_that_reduce_pictures():
+    found = {
+        m.name for cell in Grid.of({"model": "demo", "tasks": "tr_demo_images"}).cells for m in cell.recipe.methods
+    }
+    assert {"hiprune", "fastv", "tome", "random"} <= found
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"metods": []}, "no key 'metods'; allowed keys: model"),
+        ({"model": None}, "says no model"),
+        ({"tasks": []}, "says no tasks"),
+        ({"keep": [1.5]}, r"outside \(0, 1\]"),
+        ({"keep": ["half"]}, "not a budget"),
+        ({"methods": ["hiprun"]}, "Did you mean 'hiprune'"),
+        ({"methods": [{"name": "hiprune"}]}, "a mapping with the key method"),
+        ({"methods": [{"method": "hiprune", "alhpa": 1}]}, "no parameter 'alhpa'"),
+        ({"methods": [{"method": "fastervlm:0.5+fastv:0.5", "layer": 1}]}, "fastervlm.layer"),
+        ({"limit": 0}, "limit=0"),
+        ({"model_args": "dtype"}, "a mapping"),
+    ],
+)
+def test_bad_grids_teach(change, told):
+    with pytest.raises((ValueError, TypeError), match=told):
+        Grid.of({**BASIC, **change})
+
+
+@pytest.mark.parametrize(("text", "told"), [("model: [", "is no YAML.*line 1"), ("- demo", "holds no mapping")])
+def test_unreadable_grids_teach(tmp_path, text, told):
+    (tmp_path / "grid.yaml").write_text(text)
+    with pytest.raises(ValueError, match=told):
+        Grid.read(tmp_path / "grid.yaml")
+    with pytest.raises(ValueError, match="cannot be read"):
+        Grid.read(tmp_path / "none.yaml")
+
+
+# ------------------------------------------------------------------ keys
+
+
+def test_key_follows_from_all_that_determines_the_result(tmp_path, monkeypatch):
+    base = Cell("demo", "tr_demo_images", Recipe.of("hiprune", 0.25))
+    others = [
+        Cell("demo", "tr_demo_video", Recipe.of("hiprune", 0.25)),
+        Cell("demo", "tr_demo_images", Recipe.of("hiprune", 36)),
+        Cell("demo", "tr_demo_images", Recipe.of("hiprune", 0.25, {"alpha": 0.2})),
+        Cell("demo", "tr_demo_images", Recipe.of("hiprune", 0.25, images_as_video=True)),
+        Cell("demo", "tr_demo_images", Recipe.of("hiprune", 0.25), limit=5),
+        Cell("demo", "tr_demo_images", Recipe.of("hiprune", 0.25), batch_size=2),
+        Cell("demo", "tr_demo_images", Recipe.of("hiprune", 0.25), model_args={"dtype": "float16"}),
+        Cell("demo", "tr_demo_images"),
+    ]
+    assert len({cell.key for cell in (base, *others)}) == 9
+    assert Cell.from_dict(json.loads(json.dumps(base.as_dict()))).key == base.key
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in WEIGHTS.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    same = Cell(str(copy), "tr_demo_images", Recipe.of("hiprune", 0.25))
+    assert same.key == base.key  # the files count, not their place
+    (copy / "config.json").write_text((copy / "config.json").read_text() + " ")
+    cells.model_hash.cache_clear()
+    cells.file_hash.cache_clear()
+    assert same.key != base.key
+    before = base.key
+    monkeypatch.setattr(cells, "installed", lambda package: "9.9")
+    assert base.key != before
+
+
+def test_hub_files_are_hashed_by_their_name(tmp_path):
+    blobs = tmp_path / "blobs"
+    blobs.mkdir()
+    (blobs / ("ab" * 32)).write_text("weights")
+    (tmp_path / "model.safetensors").symlink_to(blobs / ("ab" * 32))
+    assert cells.file_hash(tmp_path / "model.safetensors") == "ab" * 32
+
+
+# ------------------------------------------------------------------ running
+
+
+def test_cells_that_raise_die_or_are_refused_are_recorded_and_the_rest_goes_on(tmp_path):
+    grid = Grid.of({**BASIC, "methods": ["fastv", "pool", "tome", "pitome", "hiprune"], "keep": [0.5]})
+    told = []
+    tally = toy_run(
+        grid, tmp_path / "out", tell=lambda status, cell, outcome, tally: told.append((status, str(cell.recipe)))
+    )
+    assert (tally.done, tally.refused, tally.failed, tally.left) == (4, 1, 2, 0)
+    assert {name: status for status, name in told} == {
+        "unreduced": "done", "random keep=0.5": "done", "hiprune keep=0.5": "done", "fastv keep=0.5": "done",
+        "pool keep=0.5": "failed", "tome keep=0.5": "refused", "pitome keep=0.5": "failed",
+    }  # fmt: skip
+    kept = {str(Recipe.from_dict(c["cell"]["recipe"])): c for c in Store(tmp_path / "out").everything()}
+    assert kept["pool keep=0.5"]["error"]["text"] == "RuntimeError: a bad day"
+    assert "exit code 3" in kept["pitome keep=0.5"]["error"]["text"]
+    again = toy_run(grid, tmp_path / "out")  # takes up what failed, and nothing else
+    assert (again.skipped, again.done, again.refused, again.failed) == (4, 0, 1, 2)
+    kept = {str(Recipe.from_dict(c["cell"]["recipe"])): c for c in Store(tmp_path / "out").everything()}
+    assert len(kept["pool keep=0.5"]["attempts"]) == 1
+    assert toy_run(grid, tmp_path / "out", retry=False).skipped == 7
+
+
+def test_several_workers_give_what_one_gives(tmp_path):
+    toy_run(Grid.of(BASIC), tmp_path / "one")
+    toy_run(Grid.of(BASIC), tmp_path / "three", slots=3)
+    assert results(tmp_path / "one") == results(tmp_path / "three")
+
+
+def results(out):
+    return {c["key"]: (c["status"], c.get("result")) for c in Store(out).everything()}
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from tokenreduce.eval.sweep import Grid, run
+from tokenreduce.eval.sweep.pool import Processes
+out = Path(sys.argv[1])
+print(run(Grid.read(Path(sys.argv[2])), out, Processes(2, out / "logs", "toy_worker"), retry=False).done)
+"""
+
+
+def test_killed_at_random_moments_and_resumed_it_equals_the_undisturbed_run(tmp_path, monkeypatch):
+    grid = {
+        **BASIC,
+        "tasks": ["tr_demo_images", "tr_demo_video", "tr_demo_crowd"],
+        "methods": ["hiprune", "fastv", "pool"],
+    }
+    (tmp_path / "grid.yaml").write_text(json.dumps(grid))
+    toy_run(Grid.of(grid), tmp_path / "plain", retry=False)
+    monkeypatch.setenv("TOY_SECONDS", "0.15")
+    command = [sys.executable, "-c", DRIVER, str(tmp_path / "killed"), str(tmp_path / "grid.yaml")]
+    chance, counts = random.Random(3), []
+    for _ in range(3):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        cells_before = len(list((tmp_path / "killed").glob("cells/*.json")))
+        deadline = time.time() + 60
+        while len(list((tmp_path / "killed").glob("cells/*.json"))) < cells_before + 1 and time.time() < deadline:
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 0.3))
+        process.kill()
+        process.wait()
+        counts.append(len(results(tmp_path / "killed")))
+    assert counts == sorted(counts)
+    assert counts[0] < len(Grid.of(grid).cells)
+    left = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert left <= len(Grid.of(grid).cells) - counts[-1]
+    assert results(tmp_path / "killed") == results(tmp_path / "plain")
+    assert {f.suffix for f in (tmp_path / "killed/cells").iterdir() if f.name != ".lock"} == {".json"}
+
+
+def test_a_full_disk_stops_with_words_and_loses_nothing(tmp_path, monkeypatch):
+    written = []
+
+    def full(file, content):
+        if len(written) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(file)
+        write_json(file, content)
+
+    monkeypatch.setattr(store, "write_json", full)
+    with pytest.raises(SweepFailed, match=r"No space left on device.*2 results before it are whole"):
+        toy_run(Grid.of(BASIC), tmp_path / "out")
+    monkeypatch.setattr(store, "write_json", write_json)
+    tally = toy_run(Grid.of(BASIC), tmp_path / "out")
+    assert (tally.skipped, tally.done) == (2, 5)
+
+
+def test_one_sweep_at_a_time_and_no_foreign_folder(tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs/notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="no folder of a sweep"):
+        Store(tmp_path / "theirs")
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold():
+        with Store(tmp_path / "out").locked():
+            entered.set()
+            leave.wait(20)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    entered.wait(20)
+    try:
+        with pytest.raises(ValueError, match="another sweep"), Store(tmp_path / "out").locked():
+            pass
+    finally:
+        leave.set()
+        other.join()
+
+
+# ------------------------------------------------------------------ the command
+
+
+def test_missing_extras_name_the_pip_command(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    found = call("--model", "demo", "--task", "tr_demo_images")
+    assert found.exit_code == 2
+    assert "pip install 'tokenreduce[eval]'" in found.output
+
+
+def test_command_refuses_what_cannot_be_meant(tmp_path):
+    pytest.importorskip("lmms_eval", reason=NEEDS)
+    out = ("--out", tmp_path / "out", "--dry-run")
+    for arguments, told in (
+        ((), "neither a grid nor --model"),
+        (("--model", "demo"), "says no tasks"),
+        (("--model", "nowhere", "--task", "tr_demo_images"), "no folder here and no reachable hub model"),
+        (("--model", "demo", "--task", "tr_demo_images", "--include-path", "nowhere"), "include_path='nowhere'"),
+        (("--model", "demo", "--task", "tr_demo_images", "--model-args", "dtype"), "key=value"),
+        ((tmp_path / "none.yaml",), "cannot be read"),
+    ):
+        found = call(*arguments, *out)
+        assert found.exit_code == 2, found.output
+        assert told in " ".join(found.output.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_dry_run_shows_cells_and_runs_none(tmp_path):
+    pytest.importorskip("lmms_eval", reason=NEEDS)
+    found = call("--model", "demo", "--task", "tr_demo_images", "--keep", "0.5", "--dry-run", "--out", tmp_path / "out")
+    assert found.exit_code == 0
+    assert "to do" in found.output
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.long
+def test_unknown_task_is_refused_with_the_nearest_name(tmp_path):
+    pytest.importorskip("lmms_eval", reason=NEEDS)
+    found = call("--model", "demo", "--task", "tr_demo_image", "--out", tmp_path / "out")
+    assert found.exit_code == 2
+    assert "Did you mean tr_demo_images" in " ".join(found.output.split())
+
+
+@pytest.mark.long
+def test_ray_equals_serial(tmp_path):
+    pytest.importorskip("lmms_eval", reason=NEEDS)
+    pytest.importorskip("ray", reason="Ray is not installed; pip install 'tokenreduce[ray]'")
+    flags = (
+        "--model",
+        "demo",
+        "--task",
+        "tr_demo_images",
+        "--method",
+        "hiprune",
+        "--keep",
+        "0.25,0.11",
+        "--limit",
+        "8",
+    )
+    assert call(*flags, "--out", tmp_path / "serial").exit_code == 0
+    assert call(*flags, "--out", tmp_path / "ray", "--ray", "local", "--workers", "2").exit_code == 0
+
+    def timeless(out):
+        times = ("ttft_ms", "generate_ms", "method_ms")
+        rows = {c["key"]: c["result"]["questions"] for c in Store(out).everything()}
+        return {key: [{k: v for k, v in row.items() if k not in times} for row in found] for key, found in rows.items()}
+
+    assert timeless(tmp_path / "serial") == timeless(tmp_path / "ray")
