@@ -26,7 +26,7 @@ GRID = {
     "tasks": ["tr_demo_images", "tr_demo_video"],
     "methods": ["fastervlm", "fastv", "hiprune", "mustdrop", "pitome", "tome", "pool", "uniform"],
     "keep": [0.5, 0.25, 0.11, 0.05],
-    "limit": 40,
+    "limit": 30,
 }
 KILLS = 20
 TIMES = ("ttft_ms", "generate_ms", "method_ms")

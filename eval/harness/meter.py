@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,12 +48,15 @@ class Meter:
     KV bytes after the prompt, ttft_ms (from the call of ``generate`` to the end of its first forward pass, vision tower
     included), generate_ms, new_tokens, method_ms, peak_mib (device memory on CUDA; resident memory of the process on Linux,
     else None). FLOPs, bytes and method_ms are the batch's divided by ``batch``, ttft_ms and generate_ms the batch's.
+
+    ``observe`` is called after each batch with the model and its documents, where these are known.
     """
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
         self.errors: list[str] = []
         self.seen: list[tuple[str, int]] = []
+        self.observe: Callable[[Any, list[tuple[str, int]]], None] = lambda model, documents: None
         self._last: Any = None
 
     @contextmanager
@@ -97,6 +100,8 @@ class Meter:
         for i in range(batch):
             task, doc_id = documents[i] if len(documents) == batch else (None, None)
             self.rows.append({"task": task, "doc_id": doc_id, **(cost[i] if i < len(cost) else {}), **shared})
+        if len(documents) == batch:
+            self.observe(model, documents)
 
     def _reduced(self, model: Any) -> list[dict[str, Any]]:
         """Per sample, from the report of the prompt that has just run; none for a prompt without pictures."""

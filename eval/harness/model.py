@@ -22,6 +22,7 @@ from ..recipe import Recipe
 from ..results import write_json
 from .failures import EvaluationFailed, expect_results, loud
 from .meter import Meter, Noting, once, summary
+from .sketch import Sketcher, task_of
 
 # config.model_type: the model of lmms-eval that runs it, where tr_base names none
 BASES = {
@@ -63,10 +64,12 @@ class Reduced:
 
     Attributes:
         reused: keep the model when an evaluation ends; lmms-eval would otherwise delete it.
+        sketching: draw what is kept of a few questions, see ``Sketcher``; ``sketches`` are those of the last evaluation.
         measured: what the last evaluation cost, as it is written to the log.
     """
 
-    reused = False
+    reused = sketching = False
+    sketches: Sketcher
     measured: dict[str, Any]
     model: Any
     rank: int
@@ -97,6 +100,9 @@ class Reduced:
         with loud():
             expect_results(requests)
             meter, documents = Meter(), self.task_dict
+            if self.sketching:
+                self.sketches = Sketcher(requests, getattr(self, "processor", getattr(self, "_image_processor", None)))
+                meter.observe = self.sketches.look
             self.task_dict = Noting(documents, meter.seen)
             try:
                 with meter.watching(self.model):
@@ -156,11 +162,9 @@ class Reduced:
 
 def output_path(requests: Sequence[Instance]) -> Path | None:
     """The output path that lmms-eval was called with; it reaches a model through the tasks its requests belong to."""
-    for argument in requests[0].args if requests else ():
-        called_with: Any = getattr(getattr(argument, "__self__", None), "args", None)
-        if path := getattr(called_with, "output_path", None):
-            return Path(path)
-    return None
+    called_with: Any = getattr(task_of(requests[0]), "args", None) if requests else None
+    path = getattr(called_with, "output_path", None)
+    return Path(path) if path else None
 
 
 def base_class(base: str | None, pretrained: str, force_simple: bool) -> type:

@@ -58,7 +58,7 @@ class Evaluator:
         self.lm = build(
             False, pretrained=str(model_folder(cell.model)), batch_size=cell.batch_size, **base, **cell.model_args
         )
-        self.lm.reused = True
+        self.lm.reused = self.lm.sketching = True
         self.loaded = cell.loads
 
     def _run(self, cell: Cell) -> dict[str, Any]:
@@ -77,6 +77,8 @@ class Evaluator:
             **scores(results, cell.task, measured["samples"]),
             "measured": measured["summary"],
             "empty_answers": measured["empty_answers"],
+            "pictures": self.lm.sketches.pictures,
+            "not_drawn": self.lm.sketches.problems,
             "environment": environment(self.lm.model),
         }
 

@@ -1,0 +1,86 @@
+"""Small pictures of what a model kept, drawn while it answers a few questions."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import tokenreduce as tr
+from tokenreduce.draw import draw
+
+COUNT = 3  # questions per task
+SIDE = 168  # pixels
+SHOWN = 3  # images of one question: first, middle, last
+
+
+class Sketcher:
+    """Draws ``COUNT`` questions spread over each task.
+
+    ``pictures``: doc_id, question, and a JPEG in base64 of the images side by side; of the images themselves where nothing is
+    reduced. ``problems``: what could not be drawn, and why; a picture is never a reason to fail.
+    """
+
+    def __init__(self, requests: Sequence[Any], processor: Any) -> None:
+        self.processor = processor
+        self.pictures: list[dict[str, Any]] = []
+        self.problems: list[str] = []
+        self.tasks = {r.task_name: t for r in requests if (t := task_of(r)) is not None}
+        documents = [(r.task_name, r.doc_id) for r in requests]
+        self.wanted: set[tuple[str, int]] = set()
+        for task in self.tasks:
+            own = sorted({doc_id for name, doc_id in documents if name == task})
+            self.wanted |= {(task, own[i * (len(own) - 1) // max(1, COUNT - 1)]) for i in range(COUNT)}
+
+    def look(self, model: Any, documents: Sequence[tuple[str, int]]) -> None:
+        """Called after ``model.generate`` answered ``documents``, one per row of its batch."""
+        for row, (task, doc_id) in enumerate(documents):
+            if (task, doc_id) not in self.wanted:
+                continue
+            self.wanted.discard((task, doc_id))
+            try:
+                document = self.tasks[task].test_docs()[doc_id]
+                images = [image.convert("RGB") for image in self.tasks[task].doc_to_visual(document)]
+                question = str(self.tasks[task].doc_to_text(document))
+                jpeg = _jpeg(_strip(model, row, images, self.processor))
+                self.pictures.append({"doc_id": doc_id, "question": question, "jpeg": jpeg})
+            except Exception as error:
+                self.problems.append(f"{task} {doc_id}: {type(error).__name__}: {error}"[:300])
+
+
+def task_of(request: Any) -> Any:
+    """The task a request of lmms-eval belongs to: some of its arguments are the task's methods."""
+    owners = (getattr(argument, "__self__", None) for argument in request.args)
+    return next((owner for owner in owners if hasattr(owner, "doc_to_visual")), None)
+
+
+def _strip(model: Any, row: int, images: list[Any], processor: Any) -> Any:
+    from PIL import Image
+
+    chosen = sorted({0, (len(images) - 1) // 2, len(images) - 1})[:SHOWN]
+    if tr.is_wrapped(model):
+        traces = [image for image in tr.trace(model).images if image.sample == row]
+        if len(traces) != len(images):  # the images of the question are the frames of one video
+            parts = [draw(traces[0], images[i], processor, frame=i, caption=False, side=SIDE) for i in chosen]
+        else:
+            parts = [draw(traces[i], images[i], processor, caption=False, side=SIDE) for i in chosen]
+    else:
+        parts = []
+        for i in chosen:
+            small = images[i].copy()
+            small.thumbnail((SIDE, SIDE))
+            parts.append(small)
+    gap = 4
+    sheet = Image.new("RGB", (sum(p.width + gap for p in parts) - gap, max(p.height for p in parts)), "white")
+    left = 0
+    for part in parts:
+        sheet.paste(part, (left, 0))
+        left += part.width + gap
+    return sheet
+
+
+def _jpeg(picture: Any) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=82)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
