@@ -15,7 +15,7 @@ class Packing:
         alive: (B, L) bool, columns that are real and kept.
         order: (B, W) long, column in each slot (padding slots hold some dead column).
         valid: (B, W) bool, slots that hold a living column; None when every slot does.
-        slot: (B, L) long, slot of the last living column at or before each column (0 or more).
+        slot: (B, L) long, slot of the last living column at or before each column, or else of the first one.
     """
 
     moved = True  # whether columns changed places
@@ -30,7 +30,7 @@ class Packing:
         self.order = alive.to(torch.uint8).argsort(dim=1, stable=True)[:, length - width :]
         self.valid = None if min(counts) == width else alive.gather(1, self.order)
         number = torch.tensor(counts, device=alive.device)[:, None]
-        self.slot = (alive.cumsum(dim=1) - 1 + (width - number)).clamp_min(0)
+        self.slot = ((alive.cumsum(dim=1) - 1).clamp_min(0) + (width - number)).clamp_max(width - 1)
 
     @classmethod
     def untouched(cls, real: Tensor, counts: list[int]) -> Packing:

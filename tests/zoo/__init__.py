@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import torch
 
+from . import tiles
 from .common import Case, Draw, Visual, assemble, fill, row
 from .gemma import Gemma3, PaliGemma, PaliGemma2
 from .llava import Llava, LlavaNext, LlavaNextVideo, LlavaOnevision, VideoLlava
 from .qwen import Qwen2_5VL, Qwen2VL, Qwen3_5, Qwen3VL
 from .tiles import Idefics3, InternVL, SmolVLM
 
-__all__ = ["FAMILIES", "KINDS", "Case", "Visual", "build", "case", "follow", "inputs", "kinds"]
+__all__ = ["FAMILIES", "KINDS", "Case", "Visual", "alone", "build", "case", "follow", "inputs", "kinds"]
 
 FAMILIES = {
     "llava": Llava(),
@@ -100,3 +101,34 @@ def follow(key: str, inputs: dict, tokens: torch.Tensor) -> dict:
     kinds = {"attention_mask": 1, "mm_token_type_ids": 0, "token_type_ids": int(key.startswith("paligemma"))}
     new = {name: torch.full_like(tokens, kind) for name, kind in kinds.items()} | {"input_ids": tokens}
     return {name: torch.cat([x, new[name]], dim=1) if name in new else x for name, x in inputs.items()}
+
+
+def alone(key: str, case: Case, b: int) -> dict:
+    """The inputs of sample ``b`` by itself, without padding."""
+    real = case.inputs["attention_mask"][b].bool()
+    media = [[visual.modality for visual in own] for own in case.visuals]
+    out = {}
+    for name, x in case.inputs.items():
+        if x.shape == case.inputs["input_ids"].shape:
+            out[name] = x[b : b + 1, real]
+        elif key in ("smolvlm", "idefics3"):  # a row of tiles per sample
+            out |= {name: x[b : b + 1, : tiles_of(case, b)]} if media[b] else {}
+        elif name == "batch_num_images":  # a number for each sample that has images
+            out |= {name: x[[("image" in own) for own in media[:b]].count(True)][None]} if "image" in media[b] else {}
+        else:
+            medium = "video" if "video" in name or name == "second_per_grid_ts" else "image"
+            first, mine = (sum(own.count(medium) for own in part) for part in (media[:b], media[b : b + 1]))
+            sizes = [1] * sum(own.count(medium) for own in media)
+            if key == "internvl":  # tiles of images and frames of videos
+                sizes = [tiles_of(case, i) for i in range(len(media))]
+                first, mine = b, 1
+            elif name in ("pixel_values", "pixel_values_videos") and f"{medium}_grid_thw" in case.inputs:
+                sizes = case.inputs[f"{medium}_grid_thw"].prod(dim=1).tolist()
+            rows = x.split(sizes)[first : first + mine]
+            out |= {name: torch.cat(rows)} if sum(map(len, rows)) else {}
+    return out
+
+
+def tiles_of(case: Case, b: int) -> int:
+    """Tiles of sample ``b``, in families where each takes equally many columns."""
+    return sum(len(visual.columns) for visual in case.visuals[b]) // tiles.PER_TILE
