@@ -49,14 +49,14 @@ class Meter:
     included), generate_ms, new_tokens, method_ms, peak_mib (device memory on CUDA; resident memory of the process on Linux,
     else None). FLOPs, bytes and method_ms are the batch's divided by ``batch``, ttft_ms and generate_ms the batch's.
 
-    ``observe`` is called after each batch with the model and its documents, where these are known.
+    ``observe`` is called after each batch with the model, its documents, where these are known, and what ``generate`` was given.
     """
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
         self.errors: list[str] = []
         self.seen: list[tuple[str, int]] = []
-        self.observe: Callable[[Any, list[tuple[str, int]]], None] = lambda model, documents: None
+        self.observe: Callable[[Any, list[Any], dict[str, Any]], None] = lambda model, documents, arguments: None
         self._last: Any = None
 
     @contextmanager
@@ -77,7 +77,10 @@ class Meter:
             finally:
                 handle.remove()
             clock.stop()
-            self._note(model, ids, kwargs.get("attention_mask"), getattr(out, "sequences", out), documents, clock)
+            out_ids = getattr(out, "sequences", out)
+            self._note(model, ids, kwargs.get("attention_mask"), out_ids, documents, clock)
+            if ids is not None and len(documents) == len(ids):
+                self.observe(model, documents, kwargs)
             return out
 
         model.generate = generate
@@ -100,8 +103,6 @@ class Meter:
         for i in range(batch):
             task, doc_id = documents[i] if len(documents) == batch else (None, None)
             self.rows.append({"task": task, "doc_id": doc_id, **(cost[i] if i < len(cost) else {}), **shared})
-        if len(documents) == batch:
-            self.observe(model, documents)
 
     def _reduced(self, model: Any) -> list[dict[str, Any]]:
         """Per sample, from the report of the prompt that has just run; none for a prompt without pictures."""

@@ -1,4 +1,4 @@
-"""Small pictures of what a model kept, drawn while it answers a few questions."""
+"""A few questions looked at more closely while a model answers them: pictures of what it kept, prompts to time later."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import Any
 import tokenreduce as tr
 from tokenreduce.draw import draw
 
+from .paired import prompt_of
+
 COUNT = 3  # questions per task
-SIDE = 168  # pixels
+SIDE = 168  # pixels; two thirds where a question has several images
 SHOWN = 3  # images of one question: first, middle, last
 
 
@@ -19,13 +21,15 @@ class Sketcher:
     """Draws ``COUNT`` questions spread over each task.
 
     ``pictures``: doc_id, question, and a JPEG in base64 of the images side by side; of the images themselves where nothing is
-    reduced. ``problems``: what could not be drawn, and why; a picture is never a reason to fail.
+    reduced. ``problems``: what could not be drawn, and why; a picture is never a reason to fail. ``prompts``: the inputs of
+    these questions' batches, for ``first_token``.
     """
 
     def __init__(self, requests: Sequence[Any], processor: Any) -> None:
         self.processor = processor
         self.pictures: list[dict[str, Any]] = []
         self.problems: list[str] = []
+        self.prompts: list[dict[str, Any]] = []
         self.tasks = {r.task_name: t for r in requests if (t := task_of(r)) is not None}
         documents = [(r.task_name, r.doc_id) for r in requests]
         self.wanted: set[tuple[str, int]] = set()
@@ -33,8 +37,10 @@ class Sketcher:
             own = sorted({doc_id for name, doc_id in documents if name == task})
             self.wanted |= {(task, own[i * (len(own) - 1) // max(1, COUNT - 1)]) for i in range(COUNT)}
 
-    def look(self, model: Any, documents: Sequence[tuple[str, int]]) -> None:
-        """Called after ``model.generate`` answered ``documents``, one per row of its batch."""
+    def look(self, model: Any, documents: Sequence[tuple[str, int]], arguments: dict[str, Any]) -> None:
+        """Called after ``model.generate(**arguments)`` answered ``documents``, one per row of its batch."""
+        if not self.wanted.isdisjoint(documents):
+            self.prompts.append(prompt_of(model, arguments))
         for row, (task, doc_id) in enumerate(documents):
             if (task, doc_id) not in self.wanted:
                 continue
@@ -58,18 +64,19 @@ def task_of(request: Any) -> Any:
 def _strip(model: Any, row: int, images: list[Any], processor: Any) -> Any:
     from PIL import Image
 
+    side = SIDE if len(images) == 1 else SIDE * 2 // 3
     chosen = sorted({0, (len(images) - 1) // 2, len(images) - 1})[:SHOWN]
     if tr.is_wrapped(model):
         traces = [image for image in tr.trace(model).images if image.sample == row]
         if len(traces) != len(images):  # the images of the question are the frames of one video
-            parts = [draw(traces[0], images[i], processor, frame=i, caption=False, side=SIDE) for i in chosen]
+            parts = [draw(traces[0], images[i], processor, frame=i, caption=False, side=side) for i in chosen]
         else:
-            parts = [draw(traces[i], images[i], processor, caption=False, side=SIDE) for i in chosen]
+            parts = [draw(traces[i], images[i], processor, caption=False, side=side) for i in chosen]
     else:
         parts = []
         for i in chosen:
             small = images[i].copy()
-            small.thumbnail((SIDE, SIDE))
+            small.thumbnail((side, side))
             parts.append(small)
     gap = 4
     sheet = Image.new("RGB", (sum(p.width + gap for p in parts) - gap, max(p.height for p in parts)), "white")

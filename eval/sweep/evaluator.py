@@ -8,6 +8,7 @@ import traceback
 from dataclasses import dataclass
 from typing import Any
 
+from ..recipe import Recipe
 from ..results import environment
 from .cell import Cell, model_folder
 from .tasks import manager
@@ -64,6 +65,8 @@ class Evaluator:
     def _run(self, cell: Cell) -> dict[str, Any]:
         from lmms_eval.evaluator import simple_evaluate
 
+        from ..harness.paired import first_token
+
         results = simple_evaluate(
             model=self.lm,
             tasks=[cell.task],
@@ -72,13 +75,15 @@ class Evaluator:
             batch_size=cell.batch_size,
             bootstrap_iters=0,
         )
-        measured = self.lm.measured
+        measured, sketches = self.lm.measured, self.lm.sketches
+        self.lm.use(Recipe())
         return {
             **scores(results, cell.task, measured["samples"]),
             "measured": measured["summary"],
             "empty_answers": measured["empty_answers"],
-            "pictures": self.lm.sketches.pictures,
-            "not_drawn": self.lm.sketches.problems,
+            "first_token": first_token(self.lm.model, cell.recipe, sketches.prompts),
+            "pictures": sketches.pictures,
+            "not_drawn": sketches.problems,
             "environment": environment(self.lm.model),
         }
 

@@ -1,14 +1,14 @@
-"""``tokenreduce demo | run | inspect | sweep | methods | models``: the toolkit from the command line, one file per command."""
+"""The command line, one file per command."""
 
 from __future__ import annotations
 
-from tokenreduce.cli import catalogue, demo, inspect, run, sweep
+from tokenreduce.cli import catalogue, demo, inspect, report, run, sweep
 from tokenreduce.cli.app import app
 
-COMMANDS = ("demo", "run", "inspect", "sweep", "methods", "models")  # in the order of --help
+COMMANDS = ("demo", "run", "inspect", "sweep", "report", "methods", "models")  # in the order of --help
 app.registered_commands.sort(key=lambda command: COMMANDS.index(command.callback.__name__))  # type: ignore[union-attr]
 
-__all__ = ["app", "catalogue", "demo", "inspect", "main", "run", "sweep"]
+__all__ = ["app", "catalogue", "demo", "inspect", "main", "report", "run", "sweep"]
 
 
 def main() -> None:
