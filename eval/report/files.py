@@ -27,17 +27,17 @@ def write(results: Path, out: Path, formats: Sequence[str] = tuple(FORMATS)) -> 
     unknown = [name for name in formats if name not in FORMATS]
     if unknown or not formats:
         raise ValueError(f"format={unknown[0] if unknown else ''!r}; allowed: {', '.join(FORMATS)}")
+    cells = Store(results).everything()
+    if not cells:
+        raise ValueError(
+            f"results={str(results)!r} holds no cells of a sweep; give the folder that tokenreduce sweep wrote"
+        )
     for name in formats:
         if name in NEEDS and find_spec(NEEDS[name]) is None:
             raise ValueError(
                 f"{NEEDS[name]} is not installed, which {name} needs; run: pip install 'tokenreduce[report]', or choose "
                 "--format csv,md"
             )
-    cells = Store(results).everything()
-    if not cells:
-        raise ValueError(
-            f"results={str(results)!r} holds no cells of a sweep; give the folder that tokenreduce sweep wrote"
-        )
     files = [FORMATS[name] for name in formats]
     claim(out, files)
     found = rows(cells)
