@@ -16,7 +16,7 @@ if (_checkout / "setup.cfg").is_file() and (_checkout / "adapters").is_dir():
 if TYPE_CHECKING:
     from tokenreduce.archive import load_trace
     from tokenreduce.cost import Report
-    from tokenreduce.draw import compare, draw
+    from tokenreduce.draw import compare, draw, explore
     from tokenreduce.method import Method, ModelFacts, Step
     from tokenreduce.methods.fastervlm import FasterVLM
     from tokenreduce.methods.fastv import FastV
@@ -41,6 +41,7 @@ _HOME = {
     "Method": "method",
     "ModelFacts": "method",
     "Step": "method",
+    "explore": "draw.explorer",
     "families": "tables",
     "Layout": "tokens",
     "Reduction": "tokens",

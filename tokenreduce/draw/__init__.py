@@ -12,6 +12,7 @@ from typing import Any
 
 from tokenreduce.draw.caption import ROLE_COLORS, legend, role_color
 from tokenreduce.draw.contest import answer, compare
+from tokenreduce.draw.explorer import explore
 from tokenreduce.draw.fate import describe, step_names, summarize
 from tokenreduce.draw.film import Animation, animate, strip
 from tokenreduce.draw.geometry import cell_boxes, seen_box, tiles_of, view_boxes
@@ -20,7 +21,7 @@ from tokenreduce.draw.page import write_page
 from tokenreduce.draw.sheet import sheet
 
 __all__ = [
-    "ROLE_COLORS", "Animation", "animate", "answer", "cell_boxes", "compare", "describe", "draw", "figure", "legend",
+    "ROLE_COLORS", "Animation", "animate", "answer", "cell_boxes", "compare", "describe", "draw", "explore", "figure", "legend",
     "role_color", "seen_box", "sheet", "step_names", "strip", "summarize", "tiles_of", "view_boxes", "write_page",
 ]  # fmt: skip
 

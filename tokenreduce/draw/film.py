@@ -56,7 +56,8 @@ def film(
         fates, of, images = fates * count, list(range(count)), images * count
     if heat and any(fate.score is None for fate in fates):
         raise ValueError("heat=True, but no method ranked the tokens of this video by a score; leave it out")
-    ranks = scale_of(np.concatenate([f.score for f in fates if f.score is not None])) if heat else None
+    scores = np.concatenate([f.score for f in fates if f.score is not None]) if heat else np.empty(0)
+    ranks = scale_of(scores) if heat else None
     views = [Canvas(frame, side) for frame in shown]
     together = group_colors(fates[0], views, of) if own > 1 else None
     pictures, lines = [], []
@@ -69,7 +70,7 @@ def film(
             f"frame {number}: {int((fate.frame[left[left >= 0]] == t).sum())} of {int((fate.frame == t).sum())}"
         )
     width = 4 * side
-    return pictures, lines, key(swatches_of(fates[0], size), width) if ranks is None else bar(*ranks, width)
+    return pictures, lines, bar(scores, width) if heat else key(swatches_of(fates[0], size), width)
 
 
 def strip(

@@ -29,10 +29,11 @@ def colors_of(score: np.ndarray, low: float, high: float) -> np.ndarray:
     return painted.astype(np.float32)
 
 
-def bar(low: float, high: float, width: int) -> Image.Image:
-    """The key to the colours."""
+def bar(score: np.ndarray, width: int) -> Image.Image:
+    """The key to the colours of the scores (N,)."""
+    low, high = scale_of(score)
     font, pad, high_edge = font_of(14), 8, 18
-    texts = f"score {low:.3g}", f"{high:.3g} or more; grey: gone before"
+    texts = f"score {low:.3g}", f"{high:.3g} or more" + "; grey: not ranked" * bool(np.isnan(score).any())
     left, right = (round(font.getlength(text)) for text in texts)
     out = Image.new("RGB", (width, 28), WHITE)
     pen = ImageDraw.Draw(out)

@@ -64,12 +64,13 @@ def draw(
         raise ValueError(f"frame={frame}; allowed: 0 to {fate.frame.max(initial=0)}, the frames of this image")
     if heat and fate.score is None:
         raise ValueError("heat=True, but no method ranked the tokens of this image by a score; leave it out")
-    ranks = scale_of(fate.score) if heat and fate.score is not None else None
+    score = fate.score if heat else None
+    ranks = None if score is None else scale_of(score)
     view = Canvas(image, side)
     shown = view.paint(fate, frame, ranks, group_colors(fate, [view], [frame]))
     if caption is False:
         return shown
-    below = key(swatches_of(fate, image.size), shown.width) if ranks is None else bar(*ranks, shown.width)
+    below = key(swatches_of(fate, image.size), shown.width) if score is None else bar(score, shown.width)
     return captioned(shown, caption if isinstance(caption, str) else fate.text, below)
 
 
