@@ -22,13 +22,13 @@ def given():
 
 def test_controls_lead_to_pictures_and_answers(given):
     panel = Explorer(*given, ["fastv", "hiprune", "tome"], [1.0, 0.25, 9], 4, 200)
-    seen = [panel.picture.value]
+    seen = [bytes(panel.picture.value)]
     assert panel.keep.value == 0.25
     assert [name for name, _ in panel.step.options] == ["all tokens", "fastv, layer 2 on"]
     assert panel.found.texts[0] in panel.text.value
 
     def changed():
-        seen.append(panel.picture.value)
+        seen.append(bytes(panel.picture.value))
         return seen[-1].startswith(b"\x89PNG") and seen[-1] not in seen[:-1]
 
     panel.step.value = 0
