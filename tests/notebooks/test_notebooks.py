@@ -12,6 +12,7 @@ nbclient = pytest.importorskip("nbclient", reason="pip install 'tokenreduce[dev]
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -30,10 +31,18 @@ def test_notebook_runs(path, tmp_path, monkeypatch):
     shown = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
     assert shown
     assert not [o for o in shown if o.output_type == "error"]
+    views = [o.data[WIDGET]["model_id"] for o in shown if WIDGET in o.get("data", {})]
+    assert bool(views) == ("explore(" in path.read_text())
+    for view in views:  # what a page needs to show the panel without a kernel is in the notebook
+        state = notebook.metadata.widgets["application/vnd.jupyter.widget-state+json"]["state"]
+        children = state[view]["state"]["children"]
+        assert {state[c.removeprefix("IPY_MODEL_")]["model_name"] for c in children} == {"ImageModel", "VBoxModel"}
 
 
 def test_there_are_notebooks():
-    assert NOTEBOOKS
+    assert [path.stem[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05"]
+    for path in NOTEBOOKS:  # each says what to change for a model of one's own
+        assert "llava-hf/llava-1.5-7b-hf" in path.read_text()
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

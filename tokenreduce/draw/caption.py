@@ -17,6 +17,7 @@ Swatch = tuple[str, Color | None, Color]  # label, fill (None: hatched), outline
 
 WHITE, BLACK, INK = (255, 255, 255), (0, 0, 0), (34, 34, 34)
 PALE, GRAY, DARK, TINT = (120, 120, 120), (150, 150, 150), (55, 55, 55), (176, 112, 72)
+AWAY = (97, 62, 40)  # TINT, darker
 # Roles 1, 2, 3, ...: white, and colours of Okabe and Ito's palette, which readers with any common colour vision tell
 # apart; the first role also has the thickest outline.
 ROLE_COLORS = ((230, 159, 0), (86, 180, 233), (255, 255, 255), (204, 121, 167), (0, 158, 115))
@@ -47,6 +48,8 @@ def swatches_of(fate: Fate, size: tuple[int, int]) -> list[Swatch]:
     if merged.any():
         groups = len(set(owner[merged].tolist()))
         found.append((f"{int(merged.sum())} merged into {groups} means", TINT, WHITE))
+    if fate.away.any():
+        found.append((f"{int(fate.away.sum())} of them with a token of another frame", AWAY, AWAY))
     if (owner < 0).any():
         found.append((f"dropped {int((owner < 0).sum())}", DARK, DARK))
     low, high = fate.boxes[:, :2].min(axis=0), fate.boxes[:, 2:].max(axis=0)
@@ -100,7 +103,7 @@ def key(swatches: Sequence[Swatch], width: int) -> Image.Image:
             pen.line((x + 7, y + 15, x + 14, y + 4), fill=outline, width=2)
         elif outline != fill:
             pen.rectangle((x + 1, y + 3, x + 14, y + 16), outline=outline, width=3)
-        pen.text((x + 21, y), label, fill=INK, font=font)
+        pen.text((x + 21, y), label, fill=INK, font=fit(label, font, width - x - 24))
     return out
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from tokenreduce.draw.fate import summarize
@@ -114,9 +114,14 @@ def compare(
             titles.append(_title(summarize(shown), found.texts[sample : sample + 1]))
         every = _title("every token", whole.texts[sample : sample + 1]) if first else ""
         titles.insert(number * (len(made) + 1), every)
-    names = [m.name for m in made]
-    heads = [name if names.count(name) == 1 else repr(m) for name, m in zip(names, made)]
-    return sheet(images, titles, ["picture", *heads], rows=[f"keep\n{k:g}" for k in keeps], tile=tile)
+    return sheet(images, titles, ["picture", *map(_label, made)], rows=[f"keep\n{k:g}" for k in keeps], tile=tile)
+
+
+def _label(method: Method) -> str:
+    """Its name, and what else than the budget is not as usual."""
+    own = [(f.name, getattr(method, f.name)) for f in fields(method) if f.name != "keep"]
+    usual = {f.name: f.default for f in fields(method)}
+    return " ".join([method.name, *(f"{name}={value}" for name, value in own if value != usual[name])])
 
 
 def _title(count: str, texts: tuple[str, ...]) -> str:

@@ -31,6 +31,7 @@ class Fate:
         frame, panel: (N,) frame and panel that each token belongs to.
         panels: what ``panel`` counts; more than one where a picture was seen whole and in tiles.
         owner: (N,) number of the survivor that stands for the token, -1 when it is gone.
+        away: (N,) bool, tokens of a video whose survivor sits in another frame.
         role: (N,) role of the token, 0 for none and for tokens that are gone; ``names`` by number.
         score: (N,) what tokens were ranked by, NaN for unranked ones; None where no stage ranked.
         kept: how many survivors there are, summary tokens included.
@@ -42,6 +43,7 @@ class Fate:
     panel: np.ndarray
     panels: tuple[Panel, ...]
     owner: np.ndarray
+    away: np.ndarray
     role: np.ndarray
     names: tuple[str, ...]
     score: np.ndarray | None
@@ -74,7 +76,7 @@ def fate_of(
     for tile, image in enumerate(images):
         steps = stages_at(image, step, layer)
         owner, role, names, score = _after(image, steps)
-        kept = len(image.stages[steps - 1].source) if steps else image.tokens_in
+        source = np.asarray(image.stages[steps - 1].source) if steps else np.arange(image.tokens_in)
         layout = image.layout
         boxes = view_boxes(size, processor, layout, tile if len(images) > 1 else 0)
         views = layout.views or (layout,)
@@ -82,10 +84,12 @@ def fate_of(
         ends = np.cumsum([view.frames * view.height * view.width for view in views])
         view = np.searchsorted(ends, place, side="right")
         frame = np.zeros_like(place) if layout.views else place // (layout.height * layout.width)
+        seat = np.append(source, -1)[owner]  # the token at whose place the survivor sits; owner -1 takes the last entry
+        away = (seat >= 0) & (frame[seat.clip(0)] != frame)
         panels = tuple(Panel(f"{v.height} x {v.width}", (box,)) for v, box in zip(views, boxes))
         cells = cell_boxes(size, processor, layout, tile if len(images) > 1 else 0)
         text = describe(image, step=step, layer=layer)
-        found.append(Fate(cells, frame, view, panels, owner, role, names, score, kept, text))
+        found.append(Fate(cells, frame, view, panels, owner, away, role, names, score, len(source), text))
     return _arranged(_joined(found, describe(*images, step=step, layer=layer)))
 
 
@@ -192,6 +196,7 @@ def _joined(parts: Sequence[Fate], text: str) -> Fate:
         np.concatenate(panels),
         tuple(panel for p in parts for panel in p.panels),
         np.concatenate(owners),
+        np.concatenate([p.away for p in parts]),
         np.concatenate([p.role for p in parts]),
         max((p.names for p in parts), key=len),
         None if all(p.score is None for p in parts) else np.concatenate(scores),

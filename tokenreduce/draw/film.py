@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -33,7 +34,7 @@ def film(
     layer: int | None = None,
     heat: bool = False,
     side: int = 240,
-) -> tuple[list[Image.Image], list[str], Image.Image]:
+) -> Film:
     """Every frame drawn, a line on each, and the key to all of them.
 
     Args:
@@ -69,17 +70,26 @@ def film(
         lines.append(
             f"frame {number}: {int((fate.frame[left[left >= 0]] == t).sum())} of {int((fate.frame == t).sum())}"
         )
-    width = 4 * side
-    return pictures, lines, bar(scores, width) if heat else key(swatches_of(fates[0], size), width)
+    below = partial(bar, scores) if heat else partial(key, swatches_of(fates[0], size))
+    return Film(pictures, lines, describe(*images[: len(set(map(id, images)))], step=step, layer=layer), below)
+
+
+class Film(NamedTuple):
+    """Frames, a line on each, words on the whole, and the key to the colours, made for a width in pixels."""
+
+    pictures: list[Image.Image]
+    lines: list[str]
+    text: str
+    below: Callable[[int], Image.Image]
 
 
 def strip(
     trace: Trace | ImageTrace, frames: Sequence[Image.Image], processor: Any = None, *, columns: int = 8, **options: Any
 ) -> Image.Image:
     """A video as a contact sheet: each frame with the number of its tokens that stay; arguments as ``film``."""
-    pictures, lines, below = film(trace, frames, processor, **options)
+    pictures, lines, text, below = film(trace, frames, processor, **options)
     laid = sheet(pictures, lines, min(columns, len(pictures)), tile=pictures[0].width)
-    return captioned(laid, _heading(trace, len(pictures), options), below)
+    return captioned(laid, text, below(laid.width))
 
 
 def animate(
@@ -94,10 +104,9 @@ def animate(
 
     Example: ``tr.draw.animate(trace, frames, processor).save("kept.gif")``
     """
-    pictures, lines, below = film(trace, frames, processor, **{"side": 420, **options})
-    text = _heading(trace, len(pictures), options)
-    below = below.crop((0, 0, pictures[0].width, below.height))
-    return Animation(tuple(captioned(p, f"{text} – {line}", below) for p, line in zip(pictures, lines)), seconds)
+    pictures, lines, text, below = film(trace, frames, processor, **{"side": 420, **options})
+    under = below(pictures[0].width)
+    return Animation(tuple(captioned(p, f"{text} – {line}", under) for p, line in zip(pictures, lines)), seconds)
 
 
 @dataclass(frozen=True)
@@ -126,10 +135,3 @@ class Animation:
         held = io.BytesIO()
         self._write(held, "GIF")
         return f'<img src="data:image/gif;base64,{base64.b64encode(held.getvalue()).decode()}">'
-
-
-def _heading(trace: Trace | ImageTrace, count: int, options: dict[str, Any]) -> str:
-    index = options.get("index", 0)
-    own = pieces(trace, index)[0]
-    images = pieces(trace, index, 1 if own.layout.frames > 1 else count)
-    return describe(*images, step=options.get("step"), layer=options.get("layer"))

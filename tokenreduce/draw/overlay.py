@@ -136,8 +136,10 @@ class Canvas:
         self, fate: Fate, panel: int, frame: int, ranks: tuple[float, float] | None, groups: np.ndarray
     ) -> Image.Image:
         token, merged = self.tokens(fate, panel, frame), fate.merged
-        # What a pixel belongs to: a merged group (from MERGED on), a kept role (0 or more), dropped (-1), not seen (-2).
+        # What a pixel belongs to: a merged group (from MERGED on), a kept role (0 or more), dropped (-1), not seen (-2),
+        # a group that sits in another frame (-4).
         kind = np.where(merged, fate.owner + MERGED, np.where(fate.owner >= 0, fate.role, -1))
+        kind = np.where(fate.away, -4, kind)
         kinds = np.where(token >= 0, kind[token], -2).astype(np.int32)
         if ranks is None or fate.score is None:
             canvas = _painted(self.pixels, np.where((token >= 0) & merged[token], fate.owner[token], -1), kinds, groups)
@@ -180,6 +182,7 @@ def _painted(pixels: np.ndarray, group: np.ndarray, kinds: np.ndarray, groups: n
     out[unseen & ((x + y) % 12 < 2)] = PALE
     out[kinds == -1] = gray[kinds == -1][:, None] * 0.36
     out[group >= 0] = groups[group[group >= 0]]
+    out[kinds == -4] *= 0.55
     return out
 
 

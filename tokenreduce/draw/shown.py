@@ -50,7 +50,7 @@ def drawn_over(trace: Trace | ImageTrace, picture: Any, processor: Any = None, *
         return draw(trace, picture, processor, **options)
     caption, side = options.pop("caption", True), options.pop("side", 640)
     if caption is False:
-        pictures, lines, _ = film(trace, picture, processor, side=side // 4, **options)
+        pictures, lines, _, _ = film(trace, picture, processor, side=side // 4, **options)
         return sheet(pictures, lines, min(4, len(pictures)), tile=pictures[0].width)
     return strip(trace, picture, processor, columns=4, side=side // 4, **options)
 
