@@ -49,4 +49,5 @@ class Frames:
         self.tap = tap
 
     def __call__(self, arguments: dict[str, Any]) -> None:
-        self.tap.announce({"frames": arguments["pixel_values_videos"].shape[1]})
+        pixels = next(iter(arguments.values()))  # pixel_values_videos, or pixel_values before 5.18
+        self.tap.announce({"frames": pixels.shape[1]})

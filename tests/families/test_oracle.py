@@ -76,6 +76,7 @@ def test_eager_attention(key):
 def test_without_a_cache(key, methods):
     model = reduced.model(key)
     inputs = zoo.inputs(key, "mixed", model)
+    reduced.needs_a_cache(model, inputs)
     reduced.same_tokens(model, inputs, *reduced.write(model, inputs, *METHODS[methods]("keep"), use_cache=False))
 
 
@@ -84,6 +85,7 @@ def test_without_a_cache(key, methods):
 def test_merging_inside_the_decoder_with_and_without_a_cache(key, layer):
     model = reduced.model(key)
     inputs = zoo.inputs(key, "mixed", model)
+    reduced.needs_a_cache(model, inputs)
     (cached, _), (again, _) = (
         reduced.write(model, inputs, MergeAt(layer=layer), use_cache=use) for use in (True, False)
     )

@@ -1,0 +1,69 @@
+"""Contract 5 on every family: every way to write gives the tokens that the plain way gives."""
+
+from __future__ import annotations
+
+import pytest
+import reduced
+import torch
+import zoo
+from models import TRANSFORMERS
+
+import tokenreduce as tr
+
+BOTH = (tr.HiPrune(keep=0.6), tr.FastV(keep=0.5, layer=1))
+
+
+def moving(key: str) -> str:
+    return "videos" if "videos" in zoo.kinds(key) else "mixed"
+
+
+@pytest.mark.parametrize("key", reduced.FAMILIES)
+def test_beams_equal_beams_one_by_one(key):
+    model = reduced.model(key)
+    case = zoo.case(key, moving(key), model)
+    together, trace = reduced.write(model, case.inputs, *BOTH, num_beams=3)
+    for b, tokens in enumerate(together):
+        alone, own = reduced.write(model, zoo.alone(key, case, b), *BOTH, num_beams=3)
+        assert alone == [tokens]
+        if TRANSFORMERS >= (5, 18):  # before, images were repeated before they were encoded
+            start = int(case.inputs["attention_mask"][b].argmax())
+            assert torch.equal(own.kept_at[1][0] + start, trace.kept_at[1][b])
+
+
+@pytest.mark.parametrize("key", reduced.FAMILIES)
+def test_sampling(key):
+    """From the single likeliest token it is greedy; with a seed it can be repeated; rows of a sample share what was kept."""
+    model = reduced.model(key)
+    inputs = zoo.inputs(key, moving(key), model)
+    greedy, _ = reduced.write(model, inputs, *BOTH)
+    sampled, trace = reduced.write(model, inputs, *BOTH, do_sample=True, top_k=1, num_return_sequences=2)
+    assert sampled == [row for row in greedy for _ in range(2)]
+    assert len(trace.kept) == len(greedy) * (1 if TRANSFORMERS >= (5, 18) else 2)
+    drawn = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        drawn.append(reduced.write(model, inputs, *BOTH, do_sample=True, temperature=2.0)[0])
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+@pytest.mark.parametrize("key", reduced.FAMILIES)
+def test_prompt_lookup(key):
+    """Methods that rank by the text may see proposals, which come along with the prompt when it repeats itself."""
+    model = reduced.model(key)
+    for kind, methods in [("single", BOTH)] + [("video", BOTH[:1])] * (key in reduced.VIDEO):
+        inputs = zoo.inputs(key, kind, model)
+        greedy, _ = reduced.write(model, inputs, *methods, steps=6)
+        assert reduced.write(model, inputs, *methods, steps=6, prompt_lookup_num_tokens=2)[0] == greedy
+
+
+@pytest.mark.parametrize("key", reduced.FAMILIES)
+def test_a_static_cache(key):
+    model = reduced.model(key)
+    inputs = zoo.inputs(key, moving(key), model)
+    static = {"cache_implementation": "static", "disable_compile": True}
+    if key == "paligemma2":  # not by our doing
+        with pytest.raises(AttributeError, match="'dict' object has no attribute 'ndim'"):
+            model.generate(**inputs, max_new_tokens=2, **static)
+        return
+    greedy, _ = reduced.write(model, inputs, *BOTH)
+    assert reduced.write(model, inputs, *BOTH, **static)[0] == greedy
