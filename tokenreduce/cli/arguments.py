@@ -42,6 +42,14 @@ def chosen_methods(names: list[str], keep: str | None, parameters: list[str], po
     return [make(name, **settings) for (name, _, _), settings in zip(split, given)]
 
 
+def mapping(text: str, argument: str) -> dict[str, Any]:
+    """``key=value`` pairs separated by commas; values are Python literals or text."""
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(equals for _, equals, _ in pairs):
+        raise ValueError(f"{argument}={text!r}; allowed: key=value pairs separated by commas, such as dtype=bfloat16")
+    return {key.strip(): literal(value) for key, _, value in pairs}
+
+
 def asked(image: Path | None, prompt: str | None) -> tuple[Image.Image, str]:
     """The picture and the question; where one is not given, the demo's."""
     from PIL import Image, UnidentifiedImageError

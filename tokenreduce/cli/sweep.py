@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from tokenreduce.cli.app import FAILED, Debug, app, print_table, teaching
+from tokenreduce.cli.arguments import mapping
 
 if TYPE_CHECKING:
     from tokenreduce.eval.sweep import Cell, Grid, Tally
@@ -79,7 +80,7 @@ def sweep(
         limit=limit,
         batch_size=batch_size,
         base=base,
-        model_args=None if model_args is None else _mapping(model_args),
+        model_args=None if model_args is None else mapping(model_args, "--model-args"),
         include_path=None if include_path is None else [str(path) for path in include_path],
     )
     if grid is None and not flags.get("model"):
@@ -120,15 +121,6 @@ def sweep(
 
 def _given(**flags: Any) -> dict[str, Any]:
     return {name: value for name, value in flags.items() if value is not None}
-
-
-def _mapping(text: str) -> dict[str, Any]:
-    from tokenreduce.eval.recipe import literal
-
-    pairs = [part.partition("=") for part in text.split(",")]
-    if not all(equals for _, equals, _ in pairs):
-        raise ValueError(f"--model-args={text!r}; allowed: key=value pairs separated by commas, such as dtype=bfloat16")
-    return {key.strip(): literal(value) for key, _, value in pairs}
 
 
 def _pool(workers: int | None, ray: str | None, out: Path) -> Any:

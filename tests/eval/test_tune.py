@@ -1,0 +1,137 @@
+"""The budget finder: finds what is there to be found, within its bound, and says why."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tokenreduce.cli import app
+from tokenreduce.cli.tune import reasons
+from tokenreduce.eval.sweep import Cell, Store
+from tokenreduce.eval.sweep.pool import Processes
+from tokenreduce.eval.tune import Calibration, Point, search
+from tokenreduce.eval.tune.search import LADDER
+
+# method: (budget at which half of the score is left, share of the FLOPs that no budget saves)
+CURVES = {"random": (0.5, 0.02), "good": (0.05, 0.02), "better": (0.03, 0.02), "late": (0.001, 0.5), "bad": (0.9, 0.02)}
+
+
+def truth(method, keep):
+    """A made-up method: accuracy rises with the budget, FLOPs are convex in it and reach 1 at 1."""
+    half, floor = CURVES[method]
+    kept = 1 / (1 + (half / keep) ** 3)
+    flops = floor + (1 - floor) * (0.8 * keep + 0.2 * keep**2)
+    return Point(method, keep, kept, kept - 0.02, min(1.0, kept + 0.02), flops, keep)
+
+
+def best_of_all(target=None, flops=None):
+    points = [truth(method, keep) for method in CURVES for keep in LADDER]
+    if target is not None:
+        return min((p for p in points if p.kept >= target), key=lambda p: (p.flops, -p.kept))
+    return max((p for p in points if p.flops <= flops), key=lambda p: p.kept)
+
+
+@pytest.mark.parametrize("target", [0.6, 0.8, 0.9, 0.95, 0.98, 0.995])
+def test_target_finds_the_cheapest_of_all_points_with_few_evaluations(target):
+    calls = []
+    found = search(list(CURVES), lambda m, k: calls.append((m, k)) or truth(m, k), target=target)
+    assert found.best == best_of_all(target=target)
+    assert not found.exhausted
+    assert len(calls) == len(set(calls)) <= len(CURVES) * math.ceil(math.log2(len(LADDER) + 1))
+    assert len(calls) < len(CURVES) * len(LADDER) / 3
+
+
+@pytest.mark.parametrize("flops", [0.1, 0.25, 0.4, 0.6])
+def test_flops_finds_the_most_accurate_point_within_them(flops):
+    found = search(list(CURVES), truth, flops=flops)
+    best = best_of_all(flops=flops)
+    assert found.best == best
+    assert all(p.flops <= flops for p in found.ranked)
+
+
+def test_bound_is_kept_and_said():
+    calls = []
+    found = search(list(CURVES), lambda m, k: calls.append(m) or truth(m, k), target=0.98, evaluations=6)
+    assert len(calls) == 6
+    assert found.exhausted
+    assert any("more --evaluations" in line for line in reasons(found, 64))
+
+
+def test_nothing_will_do():
+    found = search(["bad"], truth, target=0.9)
+    assert found.best is None
+    said = " ".join(reasons(found, 64))
+    assert "take the unreduced model" in said
+    assert "Nearest: bad keep=0.66" in said
+
+
+def test_reasons_name_the_pick_the_runner_up_and_random():
+    said = " ".join(reasons(search(list(CURVES), truth, target=0.9), 64))
+    assert "tr.wrap(model, 'better', keep=0.08)" in said
+    assert "Then: good" in said
+    assert "Dropping at random keeps" in said
+    assert "next smaller budget tried, 0.06" in said
+
+
+def test_methods_that_the_model_refuses_are_left_out_and_named():
+    def evaluate(method, keep):
+        if method == "good":
+            raise ValueError("no [CLS] token")
+        return truth(method, keep)
+
+    found = search(["good", "better"], evaluate, target=0.9)
+    assert found.refused == {"good": "no [CLS] token"}
+    assert found.best.method == "better"
+
+
+@pytest.mark.parametrize(
+    ("wish", "told"),
+    [({}, "either target"), ({"target": 0.9, "flops": 0.4}, "either target"), ({"target": 1.2}, r"target=1.2"),
+     ({"flops": 0.0}, r"flops=0.0"), ({"target": 0.9, "evaluations": 1}, "evaluations=1 is less than one for each of 2")],
+)  # fmt: skip
+def test_bad_wishes_teach(wish, told):
+    with pytest.raises(ValueError, match=told):
+        search(["good", "bad"], truth, **wish)
+
+
+def test_evaluations_are_kept_and_taken_up_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("TOY_MARK", str(tmp_path / "died"))
+    cell, store = Cell("demo", "tr_demo_images"), Store(tmp_path / "out")
+    points = []
+    for _ in range(2):
+        pool = Processes(1, tmp_path / "logs", "toy_worker")
+        with Calibration(cell, store, pool).ready() as calibration:
+            points.append(calibration.point("uniform", 0.25))
+            with pytest.raises(ValueError, match="refused"):
+                calibration.point("tome", 0.25)
+            with pytest.raises(RuntimeError, match="a bad day"):
+                calibration.point("pool", 0.25)
+        assert points[-1].kept == 1.0
+    assert points[0] == points[1]
+    assert [c["status"] for c in store.everything()].count("done") == 2
+
+
+@pytest.mark.long
+def test_command_on_the_demo_model(tmp_path):
+    pytest.importorskip("lmms_eval", reason="lmms-eval is not installed; pip install 'tokenreduce[eval]'")
+    flags = [
+        "--model",
+        "demo",
+        "--task",
+        "tr_demo_images",
+        "--method",
+        "fastervlm",
+        "--limit",
+        "24",
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    done = CliRunner().invoke(app, ["tune", *flags, "--target", "0.95"])
+    assert done.exit_code == 0, done.output
+    assert "Pick: fastervlm keep=" in done.output
+    within = CliRunner().invoke(app, ["tune", *flags, "--flops", "0.2"])
+    assert "stay within 20% of the FLOPs" in " ".join(within.output.split())

@@ -1,0 +1,137 @@
+"""``tokenreduce tune``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from tokenreduce.cli.app import FAILED, Debug, app, teaching
+from tokenreduce.cli.arguments import mapping
+
+if TYPE_CHECKING:
+    from tokenreduce.eval.tune import Choice, Point
+
+
+@app.command()
+@teaching
+def tune(
+    model: Annotated[str, typer.Option(help="`demo`, a folder or a hub id.")],
+    task: Annotated[str, typer.Option(help="Task of lmms-eval to calibrate on.")],
+    target: Annotated[float | None, typer.Option(help="Share of the unreduced score to keep, such as 0.98.")] = None,
+    flops: Annotated[float | None, typer.Option(help="Share of the prefill FLOPs allowed, such as 0.4.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Candidate; several times. [default: all]")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Questions of the calibration set.")] = 64,
+    evaluations: Annotated[
+        int, typer.Option(min=1, help="Most evaluations, without that of the unreduced model.")
+    ] = 40,
+    out: Annotated[Path, typer.Option(help="Folder for the evaluations; a second call goes on from them.")] = Path(
+        "tune_out"
+    ),
+    base: Annotated[
+        str | None, typer.Option(help="lmms-eval's model that runs it. [default: by the model's type]")
+    ] = None,
+    model_args: Annotated[str | None, typer.Option(help="Further arguments of that model.")] = None,
+    include_path: Annotated[list[Path] | None, typer.Option(help="Folder with tasks of your own.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Find a method and a budget: the cheapest that keeps so much accuracy, or the most accurate within so many FLOPs.
+
+    Bisects the budgets of every method on a small calibration set, best prospects first, and says what it would pick and why.
+    `random` takes part as a control.
+
+    **Examples**
+
+    - `tokenreduce tune --model demo --task tr_demo_images --target 0.98`
+
+    - `tokenreduce tune --model ./my-llava --task mme --flops 0.4 --method hiprune --method fastervlm --limit 200`
+    """
+    import dataclasses
+
+    import tokenreduce as tr
+    from tokenreduce.eval.harness import require
+    from tokenreduce.eval.results import write_json
+    from tokenreduce.eval.sweep import Grid, Store, tasks
+    from tokenreduce.eval.sweep.pool import Processes
+    from tokenreduce.eval.tune import Calibration, search
+
+    require()
+    console = Console(soft_wrap=True, highlight=False)
+    named = [name.strip().lower() for name in method or []]
+    grid = Grid.of({
+        "model": model, "tasks": [task], "methods": named, "keep": [0.5], "limit": limit, "base": base,
+        "model_args": None if model_args is None else mapping(model_args, "--model-args"),
+        "include_path": [str(path) for path in include_path or []],
+    })  # fmt: skip
+    tasks.check(grid.tasks, grid.include)
+    candidates = list(dict.fromkeys(["random", *(named or [r["name"] for r in tr.methods() if "image" in r["media"]])]))
+
+    def told(name: str, keep: float) -> Point:
+        point = calibration.point(name, keep)
+        console.print(
+            f"{name} keep={keep}: {_percent(point)} of the unreduced score, {point.flops:.0%} of the FLOPs",
+            markup=False,
+        )
+        return point
+
+    with Calibration(grid.cells[0], Store(out), Processes(1, out / "logs")).ready() as calibration:
+        found = search(candidates, told, target=target, flops=flops, evaluations=evaluations)
+    write_json(out / "choice.json", dataclasses.asdict(found))
+    for line in reasons(found, limit):
+        console.print(line, markup=False)
+    if found.best is None:
+        raise typer.Exit(FAILED)
+
+
+def reasons(found: Choice, questions: int) -> list[str]:
+    """What was picked and why, in sentences."""
+    from tokenreduce.eval.recipe import UNREDUCED
+
+    wish = (
+        f"keep {found.target:.0%} of the score"
+        if found.target is not None
+        else f"stay within {found.flops:.0%} of the FLOPs"
+    )
+    said = [""]
+    best = found.best
+    if best is None:
+        near = max(found.points, key=lambda p: p.kept if found.target is not None else -p.flops, default=None)
+        said.append(f"Nothing that was tried would {wish}; take the {UNREDUCED} model.")
+        if near is not None:
+            said.append(
+                f"Nearest: {near.method} keep={near.keep} with {_percent(near)} at {near.flops:.0%} of the FLOPs."
+            )
+        return said
+    said.append(f"Pick: {best.method} keep={best.keep}, that is tr.wrap(model, {best.method!r}, keep={best.keep})")
+    said.append(
+        f"Why: {_percent(best)} of the unreduced score on {questions} questions with {best.tokens:.0%} of the visual tokens and "
+        f"{best.flops:.0%} of the prefill FLOPs; "
+        + ("the cheapest found" if found.target is not None else "the most accurate found") + f" to {wish}."
+    )  # fmt: skip
+    below = [p for p in found.points if p.method == best.method and p.keep < best.keep]
+    if found.target is not None and below:
+        next_one = max(below, key=lambda p: p.keep)
+        said.append(f"Its next smaller budget tried, {next_one.keep}, keeps {next_one.kept:.1%}.")
+    for other in found.ranked[1:3]:
+        said.append(f"Then: {other.method} keep={other.keep} with {_percent(other)} at {other.flops:.0%} of the FLOPs.")
+    control = [p for p in found.points if p.method == "random"]
+    if best.method == "random":
+        said.append("No method beats dropping at random here: the questions may not need the picture.")
+    elif control:
+        near = min(control, key=lambda p: abs(p.flops - best.flops))
+        said.append(f"Dropping at random keeps {near.kept:.1%} at {near.flops:.0%} of the FLOPs.")
+    if found.target is not None and best.kept_low < found.target:
+        said.append(
+            f"The interval reaches below the target: {questions} questions cannot tell for certain; a larger --limit can."
+        )
+    if found.exhausted:
+        said.append("Evaluations ran out before everything was settled; more --evaluations may find better.")
+    for name, why in found.refused.items():
+        said.append(f"Left out {name}: {why}")
+    return said
+
+
+def _percent(point: Point) -> str:
+    return f"{point.kept:.1%} [{100 * point.kept_low:.0f}, {100 * point.kept_high:.0f}]"
