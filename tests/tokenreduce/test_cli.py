@@ -53,7 +53,9 @@ def photo(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("command", [(), ("demo",), ("run",), ("sweep",), ("report",), ("tune",), ("methods",), ("models",)])
+@pytest.mark.parametrize(
+    "command", [(), ("demo",), ("run",), ("sweep",), ("report",), ("tune",), ("methods",), ("models",)]
+)
 def test_help_shows_examples(command):
     result = call(*command, "--help")
     assert result.exit_code == 0
