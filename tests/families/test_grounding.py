@@ -33,7 +33,7 @@ def angles(model, inputs: dict) -> list[torch.Tensor]:
 
 def living(case: zoo.Case, trace: tr.Trace, layer: int) -> list[list[int]]:
     """Per sample the columns that ``layer`` works on."""
-    kept = trace.kept_at[layer] if layer in trace.kept_at else trace.kept
+    kept = trace.kept_at.get(layer, trace.kept)
     text = case.inputs["attention_mask"].bool() & ~trace.visual
     return [sorted(row.nonzero()[:, 0].tolist() + own.tolist()) for row, own in zip(text, kept)]
 
