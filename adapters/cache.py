@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
 
 @dataclass
@@ -90,12 +90,14 @@ def adopt(cache: Cache, state: DecodeState) -> None:
 
 
 def physical_length(cache: Cache | None, layer: int) -> Any:
-    """Columns really held by ``layer``: an int, or a tensor for static caches."""
+    """Columns really held by ``layer``: an int, or a tensor for static caches.
+
+    A recurrent layer holds none; it counts with the next layer that does.
+    """
     if cache is None:
         return 0
-    if isinstance(cache, _Reduced):
-        return cache.get_query_offset(layer)
-    return cache.get_seq_length(layer)
+    layer = next((i for i in range(layer, len(cache.layers)) if isinstance(cache.layers[i], CacheLayerMixin)), 0)
+    return cache.get_query_offset(layer) if isinstance(cache, _Reduced) else cache.get_seq_length(layer)
 
 
 def keep_columns(cache: Cache, layer: int, index: Tensor) -> None:

@@ -334,8 +334,9 @@ class DecoderDoor:
         shape = DecoderShape.of(self.family.decoder.config)
         layers = range(plan.depth)
         widths = [plan.packing(i).counts for i in layers]
-        flops = sum(shape.layer_flops(n, n + plan.past(i)) for i in layers for n in widths[i])
-        whole = sum(shape.depth * shape.layer_flops(n, n + plan.offset) for n in plan.length_in)
+        before = [plan.past(i) for i in layers]
+        flops = sum(shape.prefill_flops([widths[i][b] for i in layers], before) for b in range(len(plan.length_in)))
+        whole = sum(shape.prefill_flops([n] * plan.depth, [plan.offset] * plan.depth) for n in plan.length_in)
         cache = plan.cache if plan.cache is not None else getattr(output, "past_key_values", None)
         held = num_bytes(cache) if isinstance(cache, Cache) else 0
         batch, length = plan.visual.shape

@@ -118,6 +118,14 @@ class Family:
     # ------------------------------------------------------------------ the language model
 
     def decoder_attention(self, layer: int) -> nn.Module:
+        kinds = getattr(self.decoder.config, "layer_types", None) or ["full_attention"] * (layer + 1)
+        if kinds[layer] == "linear_attention":
+            there = [i for i, kind in enumerate(kinds) if kind != "linear_attention"]
+            raise ValueError(
+                f"decoder layer {layer} of this {self.model.config.model_type} model is recurrent and has no attention to "
+                f"listen to; allowed: layers {', '.join(map(str, there))}. A method that drops tokens before layer K listens "
+                "to layer K - 1."
+            )
         return self.decoder.layers[layer].self_attn
 
     def two_way(self, arguments: Mapping[str, Any], embeds: Tensor) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ class DecoderShape:
     kv_heads: int
     head_dim: int
     mlp: int
+    recurrent: tuple[int, ...] = ()  # layers without attention
 
     @classmethod
     def of(cls, config: Any) -> DecoderShape:
@@ -28,14 +30,28 @@ class DecoderShape:
             heads=heads,
             kv_heads=getattr(config, "num_key_value_heads", None) or heads,
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-            mlp=config.intermediate_size,
+            # of a mixture of experts, those that a token passes
+            mlp=(getattr(config, "moe_intermediate_size", None) or 0)
+            * (getattr(config, "num_experts_per_tok", None) or 0)
+            or config.intermediate_size,
+            recurrent=tuple(
+                i for i, kind in enumerate(getattr(config, "layer_types", None) or ()) if kind == "linear_attention"
+            ),
+        )
+
+    def prefill_flops(self, tokens: Sequence[int], past: Sequence[int]) -> int:
+        """FLOPs of all layers, of which layer i works on ``tokens[i]`` with ``past[i]`` cached before."""
+        return sum(
+            self.layer_flops(n, 0 if i in self.recurrent else n + before)
+            for i, (n, before) in enumerate(zip(tokens, past))
         )
 
     def layer_flops(self, queries: int, keys: int) -> int:
         """FLOPs of one layer over ``queries`` tokens that attend to ``keys``: a multiply-add counts 2.
 
         Projections q, k, v, o; scores and weighted sum over the full square (no discount for causality, as is
-        customary in this literature); a gated MLP of three matrices. Norms, embeddings and the head are left out.
+        customary in this literature; none in a recurrent layer, whose keys are 0); a gated MLP of three matrices. Norms,
+        embeddings and the head are left out.
         """
         attention = 2 * queries * self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
         scores = 4 * queries * keys * self.heads * self.head_dim
@@ -43,7 +59,7 @@ class DecoderShape:
 
     def token_kv_bytes(self, element_size: int) -> int:
         """Bytes of keys and values of one token in all layers."""
-        return 2 * self.depth * self.kv_heads * self.head_dim * element_size
+        return 2 * (self.depth - len(self.recurrent)) * self.kv_heads * self.head_dim * element_size
 
 
 @dataclass(frozen=True)
