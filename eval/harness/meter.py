@@ -139,7 +139,7 @@ def unreduced(model: Any, ids: Any, mask: Any) -> list[dict[str, Any]]:
     shape, size = DecoderShape.of(decoder.config), next(decoder.parameters()).element_size()
     rows = []
     for count, length in zip(visual, lengths):
-        flops = shape.depth * shape.layer_flops(length, length)
+        flops = shape.prefill_flops([length] * shape.depth, [0] * shape.depth)
         kv = ids.shape[1] * shape.token_kv_bytes(size)
         tokens = {"tokens_in": count, "tokens_kept": count, "equivalent_tokens": float(count)}
         rows.append({**tokens, "flops": flops, "flops_unreduced": flops, "kv_bytes": kv, "method_ms": 0.0})

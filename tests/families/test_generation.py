@@ -50,6 +50,10 @@ def test_sampling(key):
 def test_prompt_lookup(key):
     """Methods that rank by the text may see proposals, which come along with the prompt when it repeats itself."""
     model = reduced.model(key)
+    if key == "qwen3_5":  # a recurrent state cannot forget a proposal
+        with pytest.raises(ValueError, match="assisted generation is not supported with stateful models"):
+            model.generate(**zoo.inputs(key, "single", model), max_new_tokens=2, prompt_lookup_num_tokens=2)
+        return
     for kind, methods in [("single", BOTH)] + [("video", BOTH[:1])] * (key in reduced.VIDEO):
         inputs = zoo.inputs(key, kind, model)
         greedy, _ = reduced.write(model, inputs, *methods, steps=6)

@@ -88,14 +88,15 @@ class Qwen3VL(Qwen2VL):
 
 
 class Qwen3_5(Qwen3VL):
-    """As Qwen3-VL without the extra features; decoder layers 0, 2 and 4 are gated delta rules."""
+    """As Qwen3-VL without the extra features; the decoder layers ``recurrent`` are gated delta rules."""
 
     model = Qwen3_5ForConditionalGeneration
 
-    def config(self, **variant) -> Qwen3_5Config:
+    def config(self, recurrent: tuple[int, ...] = (3,), **variant) -> Qwen3_5Config:
+        kinds = ["linear_attention" if i in recurrent else "full_attention" for i in range(5)]
         linear = {f"linear_{name}": n for name, n in (("num_key_heads", 2), ("num_value_heads", 4))}
         linear |= {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_conv_kernel_dim": 4}
-        more = {**linear, "full_attention_interval": 2, "head_dim": 16}
+        more = {**linear, "layer_types": kinds, "head_dim": 16}
         words = text("qwen3_5_text", **more, **rope(2, 1, 1, mrope_interleaved=True, partial_rotary_factor=0.5))
         tower = {**TOWER, "num_position_embeddings": 16}
         return Qwen3_5Config(**{"vision_config": tower, "text_config": words, **IDS, **variant})
