@@ -264,6 +264,31 @@ def test_pan_and_scan(size):
         check(brightness, covered(np.concatenate(boxes), square), tolerance=0.12)
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_torchvision_transforms_of_timm_and_open_clip(size):
+    from timm.data import create_transform
+    from torchvision.transforms import v2
+
+    (width, height), edge = size, min(size) // 2
+    square = ((width - edge) // 2, (height - edge) // 2, (width + edge) // 2, (height + edge) // 2)
+    for transform in (
+        create_transform((3, 196, 196), is_training=False, crop_pct=0.9, mean=(0, 0, 0), std=(1, 1, 1)),
+        create_transform((3, 196, 196), crop_mode="squash", crop_pct=1.0, mean=(0, 0, 0), std=(1, 1, 1)),
+        v2.Compose([v2.Resize(196), v2.CenterCrop(196), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]),
+    ):
+        pixels = transform(bright(size, square))
+        check(cell_means(pixels, 14, 14), covered(cell_boxes(size, transform, Layout(14, 14)), square))
+
+
+def test_preprocessing_that_cannot_be_undone_is_refused():
+    from torchvision.transforms import v2
+
+    with pytest.raises(ValueError, match="RandomCrop"):
+        cell_boxes((9, 9), v2.Compose([v2.RandomCrop(5)]), Layout(2, 2))
+    with pytest.raises(ValueError, match="no settings of an image processor"):
+        cell_boxes((9, 9), object(), Layout(2, 2))
+
+
 def test_views_of_another_processor_are_refused():
     layout = Layout(8, 8, views=(Layout(4, 4),) * 3)
     for processor in (None, WHOLE["siglip"], ANYRES["next"]):

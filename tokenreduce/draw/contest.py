@@ -33,6 +33,7 @@ def answer(
     methods: Sequence[Method],
     processor: Any = None,
     max_new_tokens: int = 32,
+    images_as_video: bool = False,
 ) -> Answer:
     """Generate greedily under ``methods`` (none: as the model is), and decode with ``processor``."""
     import torch
@@ -49,7 +50,7 @@ def answer(
 
     if not methods:
         return Answer(None, generate())
-    with tr.wrapped(model, *methods):
+    with tr.wrapped(model, *methods, images_as_video=images_as_video):
         texts = generate()
         return Answer(tr.trace(model), texts)
 
@@ -64,6 +65,7 @@ def compare(
     processor: Any = None,
     index: int = 0,
     max_new_tokens: int = 32,
+    images_as_video: bool = False,
     tile: int = 240,
     **options: Any,
 ) -> Image.Image:
@@ -79,6 +81,7 @@ def compare(
         processor: undoes the geometry of ``image`` and decodes the answers; None: no answers.
         index: which image of the prompt is shown.
         max_new_tokens: longest answer, tokens.
+        images_as_video: see ``tr.wrap``.
         tile: width of each picture, pixels.
         options: of ``draw``, such as ``heat=True``.
 
@@ -104,7 +107,7 @@ def compare(
         images.append(picture if first else None)
         sample = 0
         for method in made:
-            found = answer(model, inputs, [make(method, keep=budget)], processor, max_new_tokens)
+            found = answer(model, inputs, [make(method, keep=budget)], processor, max_new_tokens, images_as_video)
             assert found.trace is not None
             shown, sample = found.trace.images[index], found.trace.images[index].sample
             undo = processor if image is not None else None

@@ -14,6 +14,7 @@ import numpy as np
 from tokenreduce.draw.anyres import anyres
 from tokenreduce.draw.crop import cropped
 from tokenreduce.draw.tiles import pan_and_scan, split, with_thumbnail
+from tokenreduce.draw.transforms import settings_of
 from tokenreduce.tokens import Layout
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, pixels of the original image
@@ -27,9 +28,9 @@ def cell_boxes(image_size: tuple[int, int], processor: Any, layout: Layout, tile
 
     Args:
         image_size: (width, height) of the original image, pixels.
-        processor: the model's processor, or its image or video processor, or a dictionary of the same settings. A
-            processor that has both is asked for its video processor where ``layout`` has several frames. None: the grid
-            covers the whole image.
+        processor: the model's processor, or its image or video processor, or torchvision transforms as of timm and open_clip
+            (``Compose``), or a dictionary of the same settings. A processor that has both is asked for its video processor
+            where ``layout`` has several frames. None: the grid covers the whole image.
         layout: of the N tokens.
         tile: which of the images that the processor makes of this one (``tiles_of``) the layout belongs to.
 
@@ -85,7 +86,15 @@ def _parts(image_size: tuple[int, int], setting: Settings) -> list[Box]:
 def _settings(processor: Any, layout: Layout | None) -> Settings:
     video = layout is not None and layout.frames > 1 and getattr(processor, "video_processor", None)
     source = video or getattr(processor, "image_processor", processor)
-    return source.get if isinstance(source, dict) else lambda name: getattr(source, name, None)
+    if hasattr(source, "transforms"):
+        source = settings_of(source.transforms)
+    setting = source.get if isinstance(source, dict) else lambda name: getattr(source, name, None)
+    if source is not None and all(setting(name) is None for name in ("size", "do_resize", "do_center_crop")):
+        raise ValueError(
+            f"processor={type(processor).__name__}, which has no settings of an image processor (size, do_resize, "
+            "do_center_crop); pass the processor that made the model's inputs, or None to lay the grid over the whole image"
+        )
+    return setting
 
 
 def _cells(box: Box, view: Layout) -> np.ndarray:
