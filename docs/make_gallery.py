@@ -9,6 +9,7 @@ the geometry counts.
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -26,6 +27,16 @@ HERE = Path(__file__).resolve().parent
 PICTURES = HERE / "images/gallery"
 KEEP = 0.25
 WIDE = 280  # pixels of one picture
+
+
+def speed() -> str:
+    """How long a picture takes, from the committed measurement."""
+    found = json.loads((HERE.parent / "benchmarks/results/drawing.json").read_text())
+    medians, place = [row["median_s"] for row in found["rows"]], found["environment"]
+    return (
+        f"A picture of {found['side']} pixels takes {min(medians):.2f} to {max(medians):.2f} s, for grids of 576 to 4,096 tokens "
+        f"(medians of {found['repeats']}, {place['cpu']}, `benchmarks/drawing.py`).\n"
+    )
 
 
 def traced(model, processor, image, *methods, question="how many objects are there?", **parameters):
@@ -143,6 +154,7 @@ def main() -> None:
         "Drawn by `python docs/make_gallery.py` with the functions that you call: `tr.draw`, `tr.compare`, `tr.draw.strip`, "
         "`tr.draw.animate`. The model is the built-in demo model, trained on scenes like the ones below; on photographs its "
         "choices show the machinery, not judgement.\n",
+        speed(),
         *every_method(model, processor, astronaut),
         *stages(model, processor, cat, scene),
         *methods_side_by_side(model, processor, scene),

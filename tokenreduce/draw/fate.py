@@ -90,7 +90,7 @@ def fate_of(
         cells = cell_boxes(size, processor, layout, tile if len(images) > 1 else 0)
         text = describe(image, step=step, layer=layer)
         found.append(Fate(cells, frame, view, panels, owner, away, role, names, score, len(source), text))
-    return _arranged(_joined(found, describe(*images, step=step, layer=layer)))
+    return _arranged(joined(found, describe(*images, step=step, layer=layer)))
 
 
 def pieces(trace: Trace | ImageTrace, index: int, count: int = 1) -> list[ImageTrace]:
@@ -180,8 +180,8 @@ def _after(image: ImageTrace, steps: int) -> tuple[np.ndarray, np.ndarray, tuple
     return before, np.where(before >= 0, role, 0), names, score
 
 
-def _joined(parts: Sequence[Fate], text: str) -> Fate:
-    """The tiles of one picture as one."""
+def joined(parts: Sequence[Fate], text: str) -> Fate:
+    """The tiles of one picture, or the frames of a video, as one; ``text`` says what is left of them."""
     if len(parts) == 1:
         return parts[0]
     owners, panels, first, shown = [], [], 0, 0

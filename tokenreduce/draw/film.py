@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from tokenreduce.draw.caption import captioned, key, swatches_of
-from tokenreduce.draw.fate import describe, fate_of, pieces, stages_at
+from tokenreduce.draw.fate import describe, fate_of, joined, pieces, stages_at
 from tokenreduce.draw.heat import bar, scale_of
 from tokenreduce.draw.overlay import Canvas, group_colors
 from tokenreduce.draw.sheet import sheet
@@ -70,8 +70,9 @@ def film(
         lines.append(
             f"frame {number}: {int((fate.frame[left[left >= 0]] == t).sum())} of {int((fate.frame == t).sum())}"
         )
-    below = partial(bar, scores) if heat else partial(key, swatches_of(fates[0], size))
-    return Film(pictures, lines, describe(*images[: len(set(map(id, images)))], step=step, layer=layer), below)
+    text = describe(*(images[:1] if own > 1 else images), step=step, layer=layer)
+    whole = fates[0] if own > 1 else joined(fates, text)
+    return Film(pictures, lines, text, partial(bar, scores) if heat else partial(key, swatches_of(whole, size)))
 
 
 class Film(NamedTuple):
