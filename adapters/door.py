@@ -160,6 +160,7 @@ class DecoderDoor:
             offset=past,
         )
         plan.two_way = self.family.two_way(self.call.arguments, embeds) if length > 1 else None
+        plan.windowed = self.family.windowed
         changed = False
         if images:
             merged = None

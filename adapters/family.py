@@ -34,6 +34,7 @@ class Family:
     decoder_layers: ClassVar[tuple[str, ...]] = DECODER_LAYERS
     packs = False  #: whether the tower runs all pictures as one sequence instead of a batch
     tiled = False  #: whether pictures whose tokens follow one another are the tiles of one
+    windowed = True  #: whether sliding windows of the decoder cut blocks of tokens that attend both ways
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

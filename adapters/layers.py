@@ -84,15 +84,15 @@ class Listener:
         packing, past, visible = plan.packing(layer), plan.past(layer), plan.visible(layer)
         length = past + packing.width
         key = key[:, :, :length]  # a static cache holds room for more
-        config = self.door.family.decoder.config
-        window = config.sliding_window if layer_type(config, layer) == "sliding_attention" else None
+        window = self._limit(plan, layer)
+        softcap = getattr(module, "attn_logit_softcapping", None)
         with plan.pipeline.stopwatch(query.device):
             for signal in self.wanted[layer]:
                 if isinstance(signal, LastQueryAttention):
                     last = packing.last_slot()
                     rows = query[:, :, -1:] if last is None else query.gather(2, _at(last, query))
                     seen = _window(visible, last, past, length, window, query)
-                    value = attention_row(rows, key, scale, visible=seen)[:, 0]
+                    value = attention_row(rows, key, scale, visible=seen, softcap=softcap)[:, 0]
                 else:
                     rows, place, asked = query, self._upto(plan, layer, window), packing.valid
                     over: Over = "mean"
@@ -105,6 +105,7 @@ class Listener:
                         key,
                         scale,
                         visible=visible,
+                        softcap=softcap,
                         causal=True,
                         place=place if place is None else place + past,
                         window=window,
@@ -112,6 +113,14 @@ class Listener:
                         over=over,
                     )
                 plan.captured[signal] = (value[:, past:], packing)
+
+    @staticmethod
+    def _limit(plan: Plan, layer: int) -> int | None:
+        """Tokens that a query of ``layer`` sees at most; None: no limit."""
+        config = plan.decoder.config
+        if layer_type(config, layer) != "sliding_attention" or plan.whole_block(layer):
+            return None
+        return config.sliding_window
 
     @staticmethod
     def _upto(plan: Plan, layer: int, window: int | None) -> Tensor | None:

@@ -16,20 +16,21 @@ from transformers.masking_utils import (
 MASK_FUNCTIONS: Mapping[str, Any] = LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING
 
 
-def layer_mask(config: Any, kind: str, blocks: Tensor | None, past: int, **given: Any) -> Any:
+def layer_mask(config: Any, kind: str, blocks: Tensor | None, past: int, windowed: bool, **given: Any) -> Any:
     """The mask that transformers makes for a layer of type ``kind``, in the form its attention backend takes.
 
     Args:
         blocks: (B, W) long, block of each token of this chunk, -1 for none; equal blocks attend to each other both ways.
         past: columns the layer's cache held before this chunk.
+        windowed: whether a sliding window cuts blocks, too, or lets each see all of itself.
         given: arguments of transformers' mask functions.
     """
     if blocks is None:
         return MASK_FUNCTIONS[kind](config=config, **given)
-    more: dict[str, Any] = {"or_mask_function": both_ways(blocks, past)}
-    if kind == "sliding_attention":
-        more["and_mask_function"] = sliding_window_overlay(config.sliding_window)
-    return create_causal_mask(config=config, **given, **more)
+    given["or_mask_function"] = both_ways(blocks, past)
+    if kind != "sliding_attention" or not windowed:
+        return MASK_FUNCTIONS[kind](config=config, **given)
+    return create_causal_mask(config=config, and_mask_function=sliding_window_overlay(config.sliding_window), **given)
 
 
 def both_ways(blocks: Tensor, past: int) -> Callable[..., Tensor]:

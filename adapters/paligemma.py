@@ -18,6 +18,7 @@ from tokenreduce.tokens import STAGES, Layout
 class PaliGemma(Family):
     model_types = ("paligemma",)
     remarks = "PaliGemma 1 and 2; the prompt attends both ways"
+    windowed = False
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)

@@ -61,6 +61,7 @@ class Plan:
         self.captured: dict[Signal, tuple[Tensor, Packing]] = {}
         self.tower_values: dict[Signal, list[Tensor]] = {}  # per encoded picture
         self.behind: list[tuple[int, ...]] = []  # encoded pictures behind each image of the call
+        self.windowed = True  # whether sliding windows cut such blocks
         self.two_way: Tensor | None = (
             None  # (B, L) long, blocks of columns that attend to each other both ways; -1: none
         )
@@ -254,6 +255,7 @@ class Plan:
             kind,
             None if self.two_way is None or hidden.shape[1] == 1 else self._blocks(layer),
             self.past(layer),
+            self.windowed,
             inputs_embeds=hidden,
             attention_mask=visible,
             past_key_values=self.cache,
@@ -271,6 +273,13 @@ class Plan:
     def sees_up_to(self, layer: int) -> Tensor | None:
         """(B, W) long, the last slot that each slot attends to in this chunk; None where all is causal."""
         return None if self.two_way is None else ends_of(self._blocks(layer))
+
+    def whole_block(self, layer: int) -> bool:
+        """Whether all tokens of this chunk attend to each other, whatever the window of ``layer``."""
+        if self.two_way is None or self.windowed:
+            return False
+        blocks, valid = self._blocks(layer), self.packing(layer).valid
+        return bool((blocks == 0 if valid is None else (blocks == 0) | ~valid).all())
 
     def differs(self, layer: int) -> bool:
         """Whether ``layer`` needs anything but what the decoder hands to every layer."""

@@ -21,6 +21,7 @@ def attention_received(
     *,
     visible: Tensor | None = None,
     bias: Tensor | None = None,
+    softcap: float | None = None,
     causal: bool = False,
     place: Tensor | None = None,
     window: int | None = None,
@@ -37,6 +38,7 @@ def attention_received(
         scale: factor on the dot product.
         visible: (B, N) bool, keys that are real; None: all.
         bias: (B, N) float added to the logits of every key; None: none.
+        softcap: logits x become softcap * tanh(x / softcap), before the bias; None: they stay as they are.
         causal: query i sees keys up to N - Q + i only; with ``window``, only the last ``window`` of those.
         place: (B, Q) long, with ``causal``: the key that each query sits at, where that is not N - Q + i.
         query_mask: (B, Q) bool, queries that are real; None: all.
@@ -47,7 +49,7 @@ def attention_received(
         (B, N) float32. Without ``causal`` the values of one image sum to 1.
     """
     num_queries = query.shape[2]
-    fast = dispatch.kernel("attention_received", query, key, limit=obstacle(query, key), graph=True)
+    fast = dispatch.kernel("attention_received", query, key, limit=obstacle(query, key, softcap), graph=True)
     if fast is not None:
         mask = {"visible": visible, "bias": bias, "query_mask": query_mask}
         total = fast.attention_received(
@@ -55,7 +57,7 @@ def attention_received(
         )
     else:
         total = _by_chunks(
-            query, key, scale, visible, bias, causal=causal, place=place, window=window,
+            query, key, scale, visible, bias, softcap, causal=causal, place=place, window=window,
             query_mask=query_mask, largest=over == "max", chunk=chunk,
         )  # fmt: skip
     if over != "mean":
@@ -71,6 +73,7 @@ def _by_chunks(
     scale: float,
     visible: Tensor | None,
     bias: Tensor | None,
+    softcap: float | None,
     *,
     causal: bool,
     place: Tensor | None,
@@ -97,7 +100,7 @@ def _by_chunks(
             seen = allowed if visible is None else allowed & visible[:, None]
         elif visible is not None:
             seen = visible[:, None].expand(batch, stop - start, n)
-        weights = attention_row(query[:, :, start:stop], key, scale, visible=seen, bias=bias)
+        weights = attention_row(query[:, :, start:stop], key, scale, visible=seen, bias=bias, softcap=softcap)
         if query_mask is not None:
             weights = weights * query_mask[:, start:stop, None]
         total = torch.maximum(total, weights.amax(dim=1)) if largest else total + weights.sum(dim=1)

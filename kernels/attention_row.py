@@ -19,6 +19,7 @@ def attention_row(
     *,
     visible: Tensor | None = None,
     bias: Tensor | None = None,
+    softcap: float | None = None,
     heads: Heads = "mean",
 ) -> Tensor:
     """Softmax attention of R query rows over N keys, reduced over heads.
@@ -29,18 +30,21 @@ def attention_row(
         scale: factor on the dot product, usually d ** -0.5.
         visible: (B, N) or (B, R, N) bool, keys a row may see; None: all.
         bias: (B, N) float added to the logits of every key, such as the log of token sizes; None: none.
+        softcap: logits x become softcap * tanh(x / softcap), before the bias; None: they stay as they are.
         heads: ``mean`` or ``max`` over the H heads.
 
     Returns:
         (B, R, N) float32, each row of the mean sums to 1 over visible keys.
     """
     batch, num_heads, rows, dim = query.shape
-    fast = dispatch.kernel("attention_row", query, key, limit=obstacle(query, key), graph=True)
+    fast = dispatch.kernel("attention_row", query, key, limit=obstacle(query, key, softcap), graph=True)
     if fast is not None:
         return fast.attention_row(query, key, scale, visible=visible, bias=bias, largest=heads == "max")
     kv_heads, n = key.shape[1], key.shape[2]
     grouped = query.float().reshape(batch, kv_heads, num_heads // kv_heads * rows, dim)
     logits = torch.matmul(grouped, key.float().transpose(-1, -2)).mul_(scale).reshape(batch, num_heads, rows, n)
+    if softcap is not None:
+        logits = torch.tanh(logits / softcap) * softcap
     if bias is not None:
         logits = logits + bias.float()[:, None, None]
     if visible is not None:
@@ -50,7 +54,9 @@ def attention_row(
     return weights.mean(dim=1) if heads == "mean" else weights.amax(dim=1)
 
 
-def obstacle(query: Tensor, key: Tensor) -> str | None:
+def obstacle(query: Tensor, key: Tensor, softcap: float | None = None) -> str | None:
     """Why the kernels do not serve these shapes; None: they do."""
+    if softcap is not None:
+        return "the logits are soft-capped"
     wide = f"a head of {query.shape[-1]} channels is wider than 256" if query.shape[-1] > 256 else None
     return wide or dispatch.one_dtype(query, key)

@@ -1,0 +1,157 @@
+"""Signals on every family equal what eager attention maps say, pooled as the model pools its features, in raster order."""
+
+from __future__ import annotations
+
+import pytest
+import reduced
+import torch
+import torch.nn.functional as F
+import zoo
+from eager_maps import TOLERANCE, anyres, maps, shown
+from zoo.llava import best_tiles
+
+from tokenreduce.adapters.family import family_of
+from tokenreduce.signals import AttentionReceived, ClsAttention, LastQueryAttention, TextAttention
+
+CLS = ("clip_vision_model", "internvl_vision")
+ANYRES = ("llava_next", "llava_next_video", "llava_onevision")
+
+
+def raster(key: str, case: zoo.Case, values: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """Per picture of the trace (N,), from values per row of the tower (R, P) of all images and all videos."""
+    found, at = [], dict.fromkeys(values, 0)
+    sizes = iter(case.inputs.get("image_sizes", torch.empty(0, 2, dtype=torch.long)).tolist())
+    for own in case.visuals:
+        images = sum(visual.modality == "image" for visual in own)
+        for visual in own:
+            medium = visual.modality if visual.modality in values else "image"
+            n = len(visual.columns)
+            s = int(values[medium].shape[1] ** 0.5)
+            size = next(sizes) if key in ANYRES and medium == "image" else None
+            if size is not None:
+                r = 1 + best_tiles(size)[0] * best_tiles(size)[1] if key != "llava_onevision" or images == 1 else 1
+            elif medium == "video":
+                r = case.inputs["pixel_values_videos"].shape[1]
+            else:
+                r = n // zoo.tiles.PER_TILE
+            rows = values[medium][at[medium] : at[medium] + r]
+            at[medium] += r
+            if size is not None:
+                found.append(anyres(rows, size, s) if r > 1 else rows[0])
+                continue
+            grids = rows.view(r, 1, s, s)
+            if key == "llava_onevision":
+                grids = F.interpolate(grids, size=-(-s // 2), mode="bilinear")
+            elif key in ("internvl", "smolvlm", "idefics3", "gemma3", "llava_next_video"):
+                grids = F.avg_pool2d(grids, 2)
+            if key in ("smolvlm", "idefics3") or (key == "internvl" and visual.modality == "video"):
+                found += list(grids.flatten(1))  # tiles and frames are images of their own
+            else:
+                found.append(grids.flatten())
+    assert all(at[medium] == len(rows) for medium, rows in values.items())
+    return found
+
+
+def packed(key: str, case: zoo.Case, chunks: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Per picture of the trace (N,), from the maps (1, H, n, n) of the sequences that a packed tower attends within."""
+    values = torch.cat([chunk[0].sum(dim=1).mean(dim=0) for chunk in chunks])  # queries, heads
+    grids = {m: case.inputs.get(f"{m}_grid_thw", torch.empty(0, 3, dtype=torch.long)) for m in ("image", "video")}
+    queues = {}
+    first = 0
+    for medium, grid in grids.items():
+        own = values[first : first + int(grid.prod(1).sum())]
+        first += len(own)
+        units = own.view(-1, 4).mean(dim=1)
+        if key == "qwen2_5_vl" and len(grid):
+            units = units[torch.tensor(windows(grid.tolist())).argsort()]
+        frames = [int(h * w) for _, h, w in grid]
+        sizes = (grid.prod(1) // 4).tolist()
+        queues[medium] = iter([x / n for x, n in zip(units.split(sizes), frames)])
+    return [next(queues[visual.modality]) for own in case.visuals for visual in own]
+
+
+def windows(grids: list[list[int]], w: int = 2) -> list[int]:
+    """Units of all pictures in the order of windows of w x w units, frame by frame."""
+    order, first = [], 0
+    for frames, rows, columns in grids:
+        height, width = rows // 2, columns // 2
+        for _ in range(frames):
+            for top in range(0, height, w):
+                for left in range(0, width, w):
+                    inside = [(y, x) for y in range(top, top + w) for x in range(left, left + w)]
+                    order += [first + y * width + x for y, x in inside if y < height and x < width]
+            first += height * width
+    return order
+
+
+CASES = [(key, kind) for key in reduced.FAMILIES for kind in ("mixed", "videos", "video") if kind in zoo.kinds(key)]
+
+
+@pytest.mark.parametrize(("key", "kind"), CASES)
+def test_signals_of_the_tower(key, kind):
+    model, eager = reduced.model(key), reduced.model(key, "eager")
+    case = zoo.case(key, kind, model)
+    family = family_of(eager)
+    cls = model.config.vision_config.model_type in CLS
+    for block in (1, family.facts().feature_block):
+        needs = (AttentionReceived(block), *([ClsAttention(block), ClsAttention(block, "max")] if cls else []))
+        found, _ = shown(model, case.inputs, needs)
+        modules = [family.tower_attention(block, t) for t in range(len(family.towers))]
+        heard = [call for calls in maps(eager, case.inputs, modules) for call in calls]
+        for signal in needs:
+            if key.startswith("qwen"):
+                expected = packed(key, case, heard)
+            else:
+                values = [statistic(signal, call)[:, cls:] for call in heard]
+                media = ("video",) if key in (*ANYRES, "video_llava") and kind == "video" else ("image", "video")
+                expected = raster(key, case, dict(zip(media, values, strict=False)))
+            assert len(found) == len(expected)
+            for own, want in zip(found, expected):
+                torch.testing.assert_close(own[signal], want, atol=TOLERANCE, rtol=0)
+
+
+def statistic(signal, weights: torch.Tensor) -> torch.Tensor:
+    if isinstance(signal, AttentionReceived):
+        return weights.mean(dim=(1, 2))
+    return weights[:, :, 0].amax(1) if signal.heads == "max" else weights[:, :, 0].mean(1)
+
+
+@pytest.mark.parametrize("key", ["smolvlm", "idefics3"])
+def test_patches_of_padding_neither_ask_nor_answer(key):
+    model, eager = reduced.model(key), reduced.model(key, "eager")
+    case = zoo.case(key, "single", model)
+    mask = case.inputs["pixel_attention_mask"]
+    mask[0, 0, 24:] = 0
+    mask[0, 1, :, 20:] = 0
+    signal = AttentionReceived(2)
+    found, _ = shown(model, case.inputs, (signal,))
+    ((weights,),) = maps(eager, case.inputs, [family_of(eager).tower_attention(2)])
+    real = mask[0].float().unflatten(1, (8, 4)).unflatten(3, (8, 4)).amax(dim=(2, 4)).flatten(1).bool()
+    for own, attention, asks in zip(found, weights, real, strict=True):
+        received = attention[:, asks].mean(dim=(0, 1)).view(1, 8, 8)
+        torch.testing.assert_close(own[signal], F.avg_pool2d(received, 2).flatten(), atol=TOLERANCE, rtol=0)
+    assert float(found[0][signal][-1]) == 0
+
+
+@pytest.mark.parametrize("kind", ["mixed", "right"])
+@pytest.mark.parametrize("key", reduced.FAMILIES)
+def test_signals_of_the_decoder(key, kind):
+    """Two-way families included: what a token receives counts the queries before it that see it."""
+    model, eager = reduced.model(key), reduced.model(key, "eager")
+    inputs = zoo.inputs(key, kind, model)
+    for layer in (1, 2):
+        last, received = LastQueryAttention(layer), AttentionReceived(layer, "llm")
+        sums, peaks = TextAttention(layer, "sum"), TextAttention(layer, "max")
+        found, trace = shown(model, inputs, (last, received, sums, peaks))
+        ((weights,),) = maps(eager, inputs, [eager.get_decoder().layers[layer].self_attn])
+        for image, own in zip(trace.images, found, strict=True):
+            real = inputs["attention_mask"][image.sample].bool()
+            attention = weights[image.sample][:, :, image.columns]
+            text = attention[:, real & ~trace.visual[image.sample]].mean(0)
+            for signal, want in {
+                last: attention[:, int(real.nonzero()[-1])].mean(0),
+                received: attention[:, real].mean(dim=(0, 1)),
+                sums: text.sum(0),
+                peaks: text.amax(0),
+            }.items():
+                torch.testing.assert_close(own[signal], want, atol=TOLERANCE, rtol=0)
