@@ -164,7 +164,8 @@ class Trace:
 
         Args:
             pictures: the original image, or a list with one entry per picture in the order of the call: an image, or the
-                list of frames of a video. None: those of the last time, else a map of the tokens.
+                list of frames of a video (of a single video the frames themselves). None: those of the last time, else a
+                map of the tokens.
             processor: what made the model's inputs of them.
             options: of ``tr.draw``, such as ``heat=True``, ``layer=2`` or ``side=400``.
         """

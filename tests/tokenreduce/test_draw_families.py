@@ -13,7 +13,16 @@ import tokenreduce as tr
 from tokenreduce.draw import cell_boxes, strip, tiles_of
 
 FAMILIES = [key for key in zoo.FAMILIES if key in {row["model_type"] for row in tr.families()} or key == "paligemma2"]
-FILMED = ("llava_next_video", "llava_onevision", "video_llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+FILMED = (
+    "llava_next_video",
+    "llava_onevision",
+    "video_llava",
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "internvl",
+    "smolvlm",
+)
 
 
 def bright(size, square):
@@ -82,12 +91,14 @@ def test_boxes_cover_what_the_tower_saw(key, size, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("key", [key for key in FILMED if key in FAMILIES])
-def test_frames_of_videos(key):
+def test_frames_of_videos(key, monkeypatch):
+    if key == "smolvlm":
+        monkeypatch.setattr("transformers.models.smolvlm.processing_smolvlm.num2words", lambda n: "word")
     size, squares = (96, 64), [(0, 0, 32, 32), (32, 16, 64, 48), (64, 32, 96, 64), (0, 32, 32, 64)]
     frames = [bright(size, square) for square in squares for _ in range(2 if key.startswith("qwen") else 1)]
     video = np.stack([np.asarray(frame) for frame in frames])
-    trace, made = run(key, {"videos": [video]}, ["v"])
-    pixels = made["pixel_values_videos"].float()
+    trace, made = run(key, {"videos": [[video]] if key == "smolvlm" else [video]}, ["v"])
+    pixels = made["pixel_values_videos" if "pixel_values_videos" in made else "pixel_values"].float()
     undo, layout = processor(key), trace.images[0].layout
     per_frame = [image.layout for image in trace.images] if layout.frames == 1 else [layout]
     boxes = np.concatenate([cell_boxes(size, getattr(undo, "video_processor", undo), own) for own in per_frame])
@@ -96,3 +107,6 @@ def test_frames_of_videos(key):
         own = boxes.reshape(len(squares), -1, 4)[t]
         assert np.abs(seen[t] - share(own, square)).max() < 0.25
     assert strip(trace, frames, undo, side=100).width > 400
+    assert trace.show([frames], undo).width > 400
+    if layout.frames > 1:
+        assert np.array_equal(trace.show(frames, undo), trace.show([frames], undo))

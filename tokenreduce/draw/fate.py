@@ -101,7 +101,8 @@ def pieces(trace: Trace | ImageTrace, index: int, count: int = 1) -> list[ImageT
     if index + count > len(images):
         raise ValueError(
             f"index={index}: the processor cuts this picture into {count} images, of which the trace holds "
-            f"{len(images) - index} from there on; pass the whole trace and the first image of the picture"
+            f"{len(images) - index} from there on; pass the whole trace and the first image of the picture, or, for a frame of "
+            "a video, processor.video_processor"
         )
     return images[index : index + count]
 

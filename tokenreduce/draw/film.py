@@ -15,6 +15,7 @@ from PIL import Image
 
 from tokenreduce.draw.caption import captioned, key, swatches_of
 from tokenreduce.draw.fate import describe, fate_of, joined, pieces, stages_at
+from tokenreduce.draw.geometry import tiles_of
 from tokenreduce.draw.heat import bar, scale_of
 from tokenreduce.draw.overlay import Canvas, group_colors
 from tokenreduce.draw.sheet import sheet
@@ -51,6 +52,8 @@ def film(
         raise ValueError(f"frames={len(frames)}; allowed: at least {max(1, count)}, the frames of the trace")
     shown = [frames[t * len(frames) // count] for t in range(count)]
     size, of = shown[0].size, [0] * count
+    if own == 1 and tiles_of(size, processor) > 1:  # frames of a video are never cut into tiles
+        processor = getattr(processor, "video_processor", processor)
     images = pieces(trace, index, 1 if own > 1 else count)
     fates = [fate_of(image, size, processor, step=step, layer=layer) for image in images]
     if own > 1:

@@ -33,10 +33,15 @@ def show(trace: Trace, pictures: Pictures, processor: Any = None, *, columns: in
     """
     if not trace.images:
         raise ValueError("this prompt held no image; there is nothing to draw")
+    if len(pictures) > len(trace.images) == 1 and trace.images[0].layout.frames > 1:  # the frames themselves
+        pictures = [pictures]
     drawn, index = [], 0
     for picture in pictures:
         drawn.append(drawn_over(trace, picture, processor, index=index, **options))
-        index += tiles_of(picture.size, processor) if isinstance(picture, Image.Image) else 1
+        if isinstance(picture, Image.Image):
+            index += tiles_of(picture.size, processor)
+        else:
+            index += 1 if trace.images[index].layout.frames > 1 else len(picture)
     if not pictures:
         drawn = [chart(image, **options) for image in trace.images]
     if len(drawn) == 1:
