@@ -90,6 +90,18 @@ def test_boxes_cover_what_the_tower_saw(key, size, tmp_path, monkeypatch):
         assert np.array_equal(tr.draw(again, picture, undo, side=99), trace.show(picture, undo, side=99))
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation")
+@pytest.mark.parametrize("key", ["llava_next", "internvl", "idefics3", "qwen2_5_vl"])
+def test_methods_are_compared_on_any_family(key):
+    undo, picture = processor(key), bright((112, 60), (8, 8, 40, 40))
+    made = undo(text=[prompt(key, ["i0"])], images=[[picture]], padding=True, return_tensors="pt")
+    grid = tr.compare(
+        zoo.build(key), made, ["random", "pool"], 0.5, image=picture, processor=undo, max_new_tokens=1, tile=90
+    )
+    assert grid.width > 3 * 90
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")
 @pytest.mark.parametrize("key", [key for key in FILMED if key in FAMILIES])
 def test_frames_of_videos(key, monkeypatch):
     if key == "smolvlm":

@@ -219,3 +219,11 @@ def test_compare_runs_every_method_and_leaves_the_model_alone(loaded):
         tr.compare(model, inputs, [])
     with tr.wrapped(model, "random"), pytest.raises(ValueError, match="wraps it itself"):
         tr.compare(model, inputs, ["hiprune"])
+
+
+def test_compare_counts_all_tiles_and_frames():
+    tiles = [traced(Layout(2, 2), stage([0, -1, -1, -1])) for _ in range(5)]
+    assert tr.draw.summarize(*tiles) == "5 of 20 tokens"
+    assert tr.draw.summarize(tiles[0], traced(Layout(2, 2))) == "5 of 8 tokens"
+    late = traced(Layout(2, 2), stage([0, 1, -1, -1]), stage([0, -1, -1, -1], stage="llm", layer=3))
+    assert tr.draw.summarize(late, late) == "4 → 2 of 8 tokens, layer 3 on"

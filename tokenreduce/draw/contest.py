@@ -5,11 +5,12 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tokenreduce.draw.fate import summarize
 from tokenreduce.draw.sheet import sheet
-from tokenreduce.draw.shown import chart, drawn_over, pixels_of
+from tokenreduce.draw.shown import chart, drawn_over, parts_of, pixels_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -99,25 +100,27 @@ def compare(
         raise ValueError(f"methods={list(methods)!r}, keep={keeps!r}; allowed: at least one of each")
     made = [make(method) for method in methods]
     given = image if image is not None else pixels_of(inputs, index)
-    picture = given[len(given) // 2] if isinstance(given, Sequence) else given
-    whole = answer(model, inputs, (), processor, max_new_tokens)
+    undo = processor if image is not None else None
+    style = {"caption": False, "side": 2 * tile, **options}
     images, titles = [], []
-    for number, budget in enumerate(keeps):
-        first = number == 0
-        images.append(picture if first else None)
-        sample = 0
+    for budget in keeps:
         for method in made:
             found = answer(model, inputs, [make(method, keep=budget)], processor, max_new_tokens, images_as_video)
             assert found.trace is not None
-            shown, sample = found.trace.images[index], found.trace.images[index].sample
-            undo = processor if image is not None else None
-            style = {"caption": False, "side": 2 * tile, **options}
-            over = given is not None
-            images.append(drawn_over(found.trace, given, undo, index=index, **style) if over else chart(shown, **style))
-            titles.append(_title(summarize(shown), found.texts[sample : sample + 1]))
-        every = _title("every token", whole.texts[sample : sample + 1]) if first else ""
-        titles.insert(number * (len(made) + 1), every)
+            parts = parts_of(found.trace, given, undo, index)
+            over = partial(drawn_over, found.trace, given, undo, index=index)
+            images.append(chart(parts[0], **style) if given is None else over(**style))
+            titles.append(_title(summarize(*parts), found.texts[parts[0].sample :][:1]))
+    whole = answer(model, inputs, (), processor, max_new_tokens).texts
+    images = _with_first(given[len(given) // 2] if isinstance(given, Sequence) else given, images, len(made))
+    titles = _with_first(_title("every token", whole[parts[0].sample :][:1]), titles, len(made), "")
     return sheet(images, titles, ["picture", *map(_label, made)], rows=[f"keep\n{k:g}" for k in keeps], tile=tile)
+
+
+def _with_first(first: Any, cells: list[Any], columns: int, empty: Any = None) -> list[Any]:
+    """``cells`` row by row with one more column in front: ``first``, then nothing."""
+    starts = range(0, len(cells), columns)
+    return [cell for at in starts for cell in (empty if at else first, *cells[at : at + columns])]
 
 
 def _label(method: Method) -> str:

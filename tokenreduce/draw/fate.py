@@ -151,17 +151,20 @@ def describe(*images: ImageTrace, step: int | None = None, layer: int | None = N
     return ", then ".join(parts.values()) + (f", {summaries} of them summaries" if summaries else "")
 
 
-def summarize(image: ImageTrace) -> str:
-    """The same in a few words, for a caption: ``120 → 59 of 144 tokens``."""
-    counts = [len(stage.source) for stage in image.stages]
-    steps = [
-        n for i, n in enumerate(counts) if i + 1 == len(counts) or image.stages[i].stage != image.stages[i + 1].stage
+def summarize(*images: ImageTrace) -> str:
+    """The same in a few words, for a caption: ``120 → 59 of 144 tokens``. Several images are counted together."""
+    whole = sum(image.tokens_in for image in images)
+    stages = max((image.stages for image in images), key=len)
+    counts = [
+        sum(len(own.stages[min(n, len(own.stages) - 1)].source) if own.stages else own.tokens_in for own in images)
+        for n in range(len(stages))
     ]
+    steps = [n for i, n in enumerate(counts) if i + 1 == len(counts) or stages[i].stage != stages[i + 1].stage]
     path = " → ".join(str(n) for i, n in enumerate(steps) if i == 0 or n != steps[i - 1])
     if not path:
-        return f"all {image.tokens_in} tokens"
-    late = [stage.layer for stage in image.stages if stage.stage == "llm"]
-    return f"{path} of {image.tokens_in} tokens" + (f", layer {late[-1]} on" if late else "")
+        return f"all {whole} tokens"
+    late = [stage.layer for stage in stages if stage.stage == "llm"]
+    return f"{path} of {whole} tokens" + (f", layer {late[-1]} on" if late else "")
 
 
 def _after(image: ImageTrace, steps: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...], np.ndarray | None]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from tokenreduce.draw.fate import pieces
 from tokenreduce.draw.film import film, strip
 from tokenreduce.draw.geometry import tiles_of
 from tokenreduce.draw.overlay import draw
@@ -38,10 +39,7 @@ def show(trace: Trace, pictures: Pictures, processor: Any = None, *, columns: in
     drawn, index = [], 0
     for picture in pictures:
         drawn.append(drawn_over(trace, picture, processor, index=index, **options))
-        if isinstance(picture, Image.Image):
-            index += tiles_of(picture.size, processor)
-        else:
-            index += 1 if trace.images[index].layout.frames > 1 else len(picture)
+        index += len(parts_of(trace, picture, processor, index))
     if not pictures:
         drawn = [chart(image, **options) for image in trace.images]
     if len(drawn) == 1:
@@ -58,6 +56,14 @@ def drawn_over(trace: Trace | ImageTrace, picture: Any, processor: Any = None, *
         pictures, lines, _, _ = film(trace, picture, processor, side=side // 4, **options)
         return sheet(pictures, lines, min(4, len(pictures)), tile=pictures[0].width)
     return strip(trace, picture, processor, columns=4, side=side // 4, **options)
+
+
+def parts_of(trace: Trace, picture: Any, processor: Any, index: int) -> list[ImageTrace]:
+    """The images of ``trace`` that ``picture`` became: one, or one per tile or frame; ``picture`` None: one."""
+    if isinstance(picture, Image.Image):
+        return pieces(trace, index, tiles_of(picture.size, processor))
+    filmed = picture is None or pieces(trace, index)[0].layout.frames > 1
+    return pieces(trace, index, 1 if filmed else len(picture))
 
 
 def chart(image: ImageTrace, **options: Any) -> Image.Image:
