@@ -11,7 +11,20 @@ from torch import Tensor
 from tokenreduce.kernels.bipartite_matching import bipartite_matching
 from tokenreduce.kernels.energy_score import energy_score
 from tokenreduce.method import Method, ModelFacts, Step, choice, in_range
-from tokenreduce.methods.tome import OutputOrder, Pairs, best_pairs, fit, match, patches_kept, rows_of, schedule
+from tokenreduce.methods.tome import (
+    OutputOrder,
+    Pairs,
+    Place,
+    best_pairs,
+    fit,
+    in_rounds,
+    match,
+    needs_encoder,
+    ordered,
+    patches_kept,
+    rows_of,
+    schedule,
+)
 from tokenreduce.signals import Keys
 from tokenreduce.tokens import DROPPED, Budget, Reduction, VisualTokens, top_k
 
@@ -82,6 +95,17 @@ class Merge(float):
     weighted: bool
 
 
+class Rounds(float):
+    """The number of rounds at the projector, and what each of them needs to know."""
+
+    def __new__(cls, each: list[Merge]) -> Rounds:
+        self = super().__new__(cls, len(each))
+        self.each = each
+        return self
+
+    each: list[Merge]
+
+
 @dataclass(frozen=True, kw_only=True)
 class PiToMe(Method):
     """In every block, score tokens by their energy, the mean thresholded similarity to all tokens; the 2r of highest
@@ -94,6 +118,9 @@ class PiToMe(Method):
         rho: share of its tokens that a block keeps, instead of ``keep``: a number in (0, 1], or a list, one per block,
             padded with 1. Of T tokens ``floor(T - T rho)`` merge, at most half.
         r: tokens merged per block, instead of ``keep``: a number, or a list, one per block, padded with zeros.
+        at: ``encoder``, the paper's; or ``projector``, our extension for models that pool patches after the tower or pack
+            them: the tokens handed to the language model merge in as many rounds as the tower has blocks, by their
+            embeddings.
         preset: a key of ``PRESETS``, from which every switch below follows that is None. None: ``llava`` (the released
             LLaVA wiring) in a vision-language model, ``keys`` (the paper's figure) in an encoder alone.
         metric: similarity is measured on ``keys`` (head mean) or ``features`` (all channels).
@@ -119,12 +146,14 @@ class PiToMe(Method):
     name = "pitome"
     title = "merge inside clusters, protect isolated tokens"
     paper = "arXiv 2405.16148"
-    stages = ("encoder",)
+    stages = ("encoder", "projector")
     looks_at = "keys or features of every block"
+    sees = "frame"
 
     keep: float | int | None = None
     rho: float | list[float] | None = None
     r: int | list[int] | None = None
+    at: Place = "encoder"
     preset: str | None = None
     metric: Literal["keys", "features"] | None = None
     when: Literal["middle", "after"] | None = None
@@ -142,6 +171,7 @@ class PiToMe(Method):
             Budget(self.keep)
         choice("positions", self.positions, ("keep", "renumber"))
         choice("output_order", self.output_order, ("raster", "reference"))
+        choice("at", self.at, ("encoder", "projector"))
         choice("preset", self.preset, (None, *PRESETS))
         choice("metric", self.metric, (None, "keys", "features"))
         choice("when", self.when, (None, "middle", "after"))
@@ -197,6 +227,15 @@ class PiToMe(Method):
                     f"{name} has {len(values)} entries for the {depth} blocks of this tower; give at most {depth}"
                 )
         matchings = switches.matchings(depth)
+        if self.at == "projector":
+            if self.prune:
+                raise ValueError("prune=True belongs to at='encoder'; at the projector leave it out")
+            how = [
+                Merge(0, matching, switches.margin(i, depth), switches.size_weighted)
+                for i, matching in enumerate(matchings)
+            ]
+            return (Step("projector", amount=Rounds(how[: facts.feature_block + 1])),)
+        needs_encoder(self.name, facts)
         return tuple(
             Step(
                 "encoder",
@@ -223,23 +262,41 @@ class PiToMe(Method):
 
     def reduce(self, tokens: VisualTokens) -> Reduction:
         how, prefix = tokens.amount, tokens.prefix
-        assert tokens.layer is not None, "every step names a block"
+        if isinstance(how, Rounds):
+            return self._in_rounds(tokens, how.each)
+        assert tokens.layer is not None, "every step in the encoder names a block"
         assert isinstance(how, Merge), "every step has such an amount"
         n = tokens.num_tokens - prefix
         r = merges(n, how, min(prefix, 1), how.matching) if how < 1 else min(int(how), n // 2)
         if r <= 0:
             return Reduction.identity(tokens, positions=self.policy)
         metric = tokens.signal(Keys(tokens.layer)) if tokens.signals else tokens.features
-        if how.matching == "bsm":
-            pairs = match(metric, r, prefix)
-        elif how.matching == "energy_bsm":
-            pairs = match_energy_bsm(metric, r, how.margin, self.alpha, prefix)
-        else:
-            pairs = match_energy(metric, r, how.margin, self.alpha, prefix)
+        pairs = self._pairs(metric, r, how, prefix)
         plan = pairs.merge(prefix, weight=tokens.size if how.weighted else None)
         if self.prune:
             plan = replace(plan, assign=plan.assign.scatter(1, pairs.leaving, DROPPED), merges=False, weight=None)
         return replace(plan, positions=self.policy)
+
+    def _pairs(self, metric: Tensor, r: int, how: Merge, prefix: int = 0) -> Pairs:
+        if how.matching == "bsm":
+            return match(metric, r, prefix)
+        if how.matching == "energy_bsm":
+            return match_energy_bsm(metric, r, how.margin, self.alpha, prefix)
+        return match_energy(metric, r, how.margin, self.alpha, prefix)
+
+    def _in_rounds(self, tokens: VisualTokens, each: list[Merge]) -> Reduction:
+        n, rounds = tokens.num_tokens, len(each)
+        if self.r is not None:
+            counts = schedule(self.r, rounds)
+        elif self.rho is not None:
+            shares = self.rho if isinstance(self.rho, list) else [self.rho] * rounds
+            counts = []
+            for how, share in zip(each, shares):
+                counts.append(merges(n - sum(counts), share, 0, how.matching))
+        else:
+            counts = spread_by_share(n, self.budget.count(n), 0, [how.matching for how in each])
+        plan = in_rounds(tokens, counts, lambda x, r, i: self._pairs(x, r, each[i]), weighted=each[0].weighted)
+        return replace(ordered(plan, self.output_order), positions=self.policy)
 
 
 def match_energy(metric: Tensor, r: int, margin: float, alpha: float = 1.0, prefix: int = 0) -> Pairs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -16,6 +17,7 @@ from tokenreduce.signals import Keys
 from tokenreduce.tokens import Budget, Reduction, VisualTokens
 
 OutputOrder = Literal["raster", "reference"]
+Place = Literal["encoder", "projector"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,9 @@ class ToMe(Method):
         r: tokens merged per block, instead of ``keep``: one number; a list, one number per block, padded with zeros;
             or a pair (r, inflection) as in the release. A block never merges more than half of its patches.
         inflection: how ``keep`` spreads over the blocks, in [-1, 1]: 0 evenly, -1 falling to none, 1 rising from none.
+        at: ``encoder``, the paper's; or ``projector``, our extension for models that pool patches after the tower or pack
+            them: the tokens handed to the language model merge in as many rounds as the tower has blocks, by their
+            embeddings.
         proportional: attention counts a merged token as often as the patches it stands for. The release turns this off
             for MAE encoders that were not trained with ToMe.
         output_order: order in which a language model reads the rows. ``raster``: sorted by the patch each row sits at,
@@ -43,18 +48,21 @@ class ToMe(Method):
     name = "tome"
     title = "merge the most similar pairs, block by block"
     paper = "arXiv 2210.09461"
-    stages = ("encoder",)
+    stages = ("encoder", "projector")
     looks_at = "keys of every block"
+    sees = "frame"
 
     keep: float | int | None = None
     r: int | list[int] | tuple[int, float] | None = None
     inflection: float = 0.0
+    at: Place = "encoder"
     proportional: bool = True
     output_order: OutputOrder = "raster"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         choice("output_order", self.output_order, ("raster", "reference"))
+        choice("at", self.at, ("encoder", "projector"))
         in_range("inflection", self.inflection, -1.0, 1.0)
         if self.r is None:
             return
@@ -77,6 +85,9 @@ class ToMe(Method):
         return self.budget.count(n) >= n
 
     def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
+        if self.at == "projector":
+            return (Step("projector", amount=facts.feature_block + 1),)
+        needs_encoder(self.name, facts)
         return tuple(
             Step("encoder", layer=block, needs=(Keys(block),), amount=r, proportional=self.proportional)
             for block, r in enumerate(self.counts(facts))
@@ -92,13 +103,22 @@ class ToMe(Method):
         return fit(spread(n - k, depth, self.inflection), n, k)
 
     def reduce(self, tokens: VisualTokens) -> Reduction:
-        assert tokens.layer is not None, "every step names a block"
         assert tokens.amount is not None, "every step has an amount"
+        if tokens.stage == "projector":
+            plan = in_rounds(tokens, self._rounds(tokens.num_tokens, int(tokens.amount)), lambda x, r, _: match(x, r))
+            return replace(ordered(plan, self.output_order), positions=self.policy)
+        assert tokens.layer is not None, "every step in the encoder names a block"
         r = min(int(tokens.amount), (tokens.num_tokens - tokens.prefix) // 2)
         if r <= 0:
             return Reduction.identity(tokens, positions=self.policy)
         pairs = match(tokens.signal(Keys(tokens.layer)), r, tokens.prefix)
         return replace(pairs.merge(tokens.prefix, weight=tokens.size), positions=self.policy)
+
+    def _rounds(self, n: int, rounds: int) -> list[int]:
+        if self.r is not None:
+            return schedule(self.r, rounds)
+        k = self.budget.count(n)
+        return fit(spread(n - k, rounds, self.inflection), n, k)
 
 
 class Pairs(NamedTuple):
@@ -158,6 +178,47 @@ def best_pairs(metric: Tensor, a: Tensor, b: Tensor, r: int) -> Pairs:
     a = a.gather(1, order)
     joined = b.gather(1, partner.gather(1, order[:, :r]))
     return Pairs(alone=a[:, r:], hubs=b, leaving=a[:, :r], joined=joined, score=score[:, :r])
+
+
+def in_rounds(
+    tokens: VisualTokens, counts: list[int], pairs: Callable[[Tensor, int, int], Pairs], *, weighted: bool = True
+) -> Reduction:
+    """Merge ``counts[i]`` tokens (at most half of them) in round i, ``pairs(features, r, i)`` saying which.
+
+    Similarities are those of the features (B, N, D), merged as they are, by sizes or, not ``weighted``, by plain means.
+    """
+    x, size = tokens.features, tokens.size
+    source = assign = torch.arange(tokens.num_tokens, device=x.device).expand(len(x), -1)
+    share = torch.ones_like(size)  # of each token in the mean of means that its row is
+    for i, count in enumerate(counts):
+        r = min(count, x.shape[1] // 2)
+        if r == 0:
+            continue
+        step = pairs(x, r, i).merge(0, weight=size if weighted else None)
+        x = step.carry(x)
+        members = torch.zeros(step.source.shape, device=x.device).scatter_add_(1, step.assign, torch.ones_like(size))
+        size = torch.zeros_like(members).scatter_add_(1, step.assign, size)
+        source, assign = source.gather(1, step.source), step.assign.gather(1, assign)
+        share = share / members.gather(1, assign)
+    return Reduction.merge(assign, source, tokens.size if weighted else share)
+
+
+def ordered(plan: Reduction, order: OutputOrder) -> Reduction:
+    """The rows of ``plan`` sorted by where they sit, for ``raster``; as they are for ``reference``."""
+    if order == "reference":
+        return plan
+    source, index = plan.source.sort(dim=1)
+    return replace(plan, source=source, assign=index.argsort(dim=1).gather(1, plan.assign))
+
+
+def needs_encoder(name: str, facts: ModelFacts) -> None:
+    """Raise where a tower of a vision-language model cannot merge, with what can be done instead."""
+    if "encoder" not in facts.stages and "projector" in facts.stages:
+        raise ValueError(
+            f"method={name!r} merges patches inside the vision encoder, but a {facts.family} model pools or packs patches "
+            "after or in it, so merged ones would have no place; pass at='projector' to merge the tokens handed to the "
+            "language model instead"
+        )
 
 
 def unmerge(x: Tensor, assign: Tensor) -> Tensor:
