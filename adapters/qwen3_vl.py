@@ -6,5 +6,5 @@ from tokenreduce.adapters.qwen2_vl import Qwen2VL
 
 
 class Qwen3VL(Qwen2VL):
-    model_types = ("qwen3_vl",)
+    model_types = ("qwen3_vl", "qwen3_vl_moe")
     remarks = "dynamic resolution, M-RoPE, deep-stacked features lose the same rows"

@@ -13,8 +13,8 @@ from . import tiles
 from .common import Case, Draw, Visual, assemble, fill, row
 from .gemma import Gemma3, PaliGemma, PaliGemma2
 from .llava import Llava, LlavaNext, LlavaNextVideo, LlavaOnevision, VideoLlava
-from .qwen import Qwen2_5VL, Qwen2VL, Qwen3_5, Qwen3VL
-from .tiles import Idefics3, InternVL, SmolVLM
+from .qwen import Qwen2_5VL, Qwen2VL, Qwen3_5, Qwen3VL, Qwen3VLMoe
+from .tiles import AyaVision, Idefics3, InternVL, SmolVLM
 
 __all__ = ["FAMILIES", "KINDS", "Case", "Visual", "alone", "build", "case", "follow", "inputs", "kinds"]
 
@@ -27,8 +27,10 @@ FAMILIES = {
     "qwen2_vl": Qwen2VL(),
     "qwen2_5_vl": Qwen2_5VL(),
     "qwen3_vl": Qwen3VL(),
+    "qwen3_vl_moe": Qwen3VLMoe(),
     "qwen3_5": Qwen3_5(),
     "internvl": InternVL(),
+    "aya_vision": AyaVision(),
     "smolvlm": SmolVLM(),
     "idefics3": Idefics3(),
     "gemma3": Gemma3(),
@@ -119,7 +121,7 @@ def alone(key: str, case: Case, b: int) -> dict:
             medium = "video" if "video" in name or name == "second_per_grid_ts" else "image"
             first, mine = (sum(own.count(medium) for own in part) for part in (media[:b], media[b : b + 1]))
             sizes = [1] * sum(own.count(medium) for own in media)
-            if key == "internvl":  # tiles of images and frames of videos
+            if key in ("internvl", "aya_vision"):  # tiles of images and frames of videos
                 sizes = [tiles_of(case, i) for i in range(len(media))]
                 first, mine = b, 1
             elif name in ("pixel_values", "pixel_values_videos") and f"{medium}_grid_thw" in case.inputs:

@@ -12,6 +12,8 @@ from transformers import (
     Qwen3_5ForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
 )
 
 from .common import CLOCK, END, IMAGE, START, VIDEO, Draw, Piece, gather, text
@@ -85,6 +87,19 @@ class Qwen3VL(Qwen2VL):
         for _ in range(shape[0]):
             tokens += [CLOCK, *draw.words(1), START] + [VIDEO] * (shape[1] * shape[2] // 4) + [END]
         return Piece("video", [*tokens, END], VIDEO, seen(draw, shape, "pixel_values_videos", "video_grid_thw"))
+
+
+class Qwen3VLMoe(Qwen3VL):
+    """As Qwen3-VL; a token passes two of four experts."""
+
+    model = Qwen3VLMoeForConditionalGeneration
+
+    def config(self, **variant) -> Qwen3VLMoeConfig:
+        plain = super().config()
+        experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "decoder_sparse_step": 1}
+        words = text("qwen3_vl_moe_text", **experts, **rope(2, 1, 1, mrope_interleaved=True))
+        tower = {k: v for k, v in plain.vision_config.to_dict().items() if k != "model_type"}
+        return Qwen3VLMoeConfig(**{"vision_config": tower, "text_config": words, **IDS, **variant})
 
 
 class Qwen3_5(Qwen3VL):

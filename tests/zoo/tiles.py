@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 from transformers import (
+    AyaVisionConfig,
+    AyaVisionForConditionalGeneration,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
     InternVLConfig,
@@ -42,6 +44,26 @@ class InternVL:
 
     def collate(self, samples, case, config) -> dict:
         return gather(samples, "pixel_values")
+
+
+class AyaVision(InternVL):
+    """Tiles as in InternVL, a SigLIP tower, and words between tiles."""
+
+    model = AyaVisionForConditionalGeneration
+    film_shape = None
+
+    def config(self, **variant) -> AyaVisionConfig:
+        words = text("cohere2", sliding_window=64, logit_scale=1.0)
+        own = {"image_token_index": IMAGE, "downsample_factor": 2, "tie_word_embeddings": False}
+        return AyaVisionConfig(
+            **{"vision_config": vision("siglip_vision_model", 4), "text_config": words, **own, **variant}
+        )
+
+    def picture(self, config, tiles: int, alone: bool, draw: Draw) -> Piece:
+        tokens = [START]
+        for i in range(tiles):
+            tokens += [TILE + i if i + 1 < tiles else GLOBAL] + [IMAGE] * PER_TILE
+        return Piece("image", [*tokens, END], IMAGE, {"pixel_values": draw.pixels(tiles, 3, SIDE, SIDE)})
 
 
 class Idefics3:
