@@ -89,16 +89,26 @@ def test_heat_map_orders_colours_by_score():
         tr.draw(traced(Layout(1, 2), stage([0, 1], score=[float("nan")] * 2)), PLAIN, heat=True)
 
 
-def test_roles_keep_their_colours_in_any_colour_vision():
-    """Outlines of any two roles differ by more than a seventh of the range of lightness or of the blue-yellow axis."""
+# Machado, Oliveira, Fernandes, "A Physiologically-based Model for Simulation of Color Vision Deficiency", 2009, severity 1
+SEEN_BY = {
+    "all cones": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
 
-    def seen(color):
-        r, g, b = (x / 255 for x in color)
-        return 0.299 * r + 0.587 * g + 0.114 * b, b - (r + g) / 2  # what people without red or green cones still see
 
-    for i, a in enumerate(ROLE_COLORS):
-        for b in ROLE_COLORS[:i]:
-            assert max(abs(x - y) for x, y in zip(seen(a), seen(b))) > 1 / 7, (a, b)
+@pytest.mark.parametrize("eyes", SEEN_BY)
+def test_roles_keep_their_colours_in_any_colour_vision(eyes):
+    """Any two outlines differ by ten in CIEDE2000 at least; about one is just noticeable side by side."""
+    color = pytest.importorskip("skimage.color", reason="pip install 'tokenreduce[dev]' brings scikit-image")
+    srgb = np.array(ROLE_COLORS) / 255
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    seen = (linear @ np.array(SEEN_BY[eyes]).T).clip(0, 1)
+    lab = color.xyz2lab(seen @ color.colorconv.xyz_from_rgb.T)
+    for i, a in enumerate(lab):
+        for j, b in enumerate(lab[:i]):
+            assert color.deltaE_ciede2000(a, b) > 10, (ROLE_COLORS[i], ROLE_COLORS[j])
 
 
 def test_tiles_in_place_and_the_whole_picture_beside_them():

@@ -145,7 +145,8 @@ def describe(*images: ImageTrace, step: int | None = None, layer: int | None = N
         if left == before:  # nothing but roles were given
             continue
         before = left
-        place = f" after {stage.layer} decoder layers" if stage.stage == "llm" and stage.layer is not None else ""
+        depth = stage.layer if stage.stage == "llm" else None
+        place = "" if depth is None else f" after {depth} decoder layer{'s' * (depth != 1)}"
         parts[stage.method, stage.stage] = f"{stage.method}: {left} of {whole} tokens{place}"
     summaries = sum(int((own[-1].source < 0).sum()) for own in passed if own)
     return ", then ".join(parts.values()) + (f", {summaries} of them summaries" if summaries else "")
