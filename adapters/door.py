@@ -132,7 +132,8 @@ class DecoderDoor:
             # without pictures a placeholder is only a token, such as one proposed by prompt lookup
             visual, video = self.family.placeholders(self.call.input_ids, self.call.inputs_embeds)
         shown = int(visual.sum())
-        encoded = self.tap.take(shown) if shown else None
+        past = int(cache.get_seq_length()) if isinstance(cache, Cache) else 0
+        encoded = self.tap.take(shown, batch, continues=past > 0) if shown else None
         images = self._locate(visual, video, encoded)
         if not images and length > 1 and self.call.pictures is None and self.call.inputs_embeds is not None:
             warnings.warn(
@@ -143,7 +144,6 @@ class DecoderDoor:
         if state is None and not images and length == 1:
             return None
 
-        past = int(cache.get_seq_length()) if isinstance(cache, Cache) else 0
         mask = self.call.arguments.get("attention_mask")
         if not isinstance(mask, Tensor) or mask.ndim != 2:
             mask = kwargs.get("attention_mask")

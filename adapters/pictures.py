@@ -85,19 +85,36 @@ def place(visual: Tensor, video: Tensor, pictures: Sequence[Picture], repeat: in
     return [found[i] for i in sorted(range(len(found)), key=order.__getitem__)]
 
 
-def repeats(visual: int, pictures: Sequence[Picture]) -> tuple[int, int] | None:
-    """(pictures of earlier calls to skip, decoder rows per sample) that explain ``visual`` placeholders in a prompt.
+class Share(NamedTuple):
+    """The pictures ``start`` to ``stop`` - 1 stand in a prompt, each in ``repeat`` of its rows."""
 
-    Beam search and several return sequences repeat features after encoding. When more was encoded than the prompt
-    holds, the latest pictures are meant. None: nothing explains it.
+    start: int
+    stop: int
+    repeat: int = 1
+
+
+def share_of(visual: int, calls: Sequence[Sequence[Picture]], seen: int, batch: int) -> Share | None:
+    """Which pictures, of those that ``calls`` encoded, stand in a prompt of ``batch`` rows with ``visual`` placeholders.
+
+    All of them; beam search and several return sequences repeat features after encoding. Or those of the latest passes,
+    when earlier ones were never used. Or, where a prompt comes in chunks, those that follow the ``seen`` ones, in order.
+    None: nothing explains it, or in a batch several things could.
     """
-    total = sum(picture.columns for picture in pictures)
-    if total and visual % total == 0:
-        return 0, visual // total
-    for skip, picture in enumerate(pictures, 1):
-        total -= picture.columns
-        if total == visual:
-            return skip, 1
+    sizes = [sum(picture.columns for picture in own) for own in calls]
+    count = sum(len(own) for own in calls)
+    if seen == 0:
+        if sum(sizes) and visual % sum(sizes) == 0:
+            return Share(0, count, visual // sum(sizes))
+        for skip in range(1, len(calls)):
+            if sum(sizes[skip:]) == visual:
+                return Share(sum(len(own) for own in calls[:skip]), count)
+    if batch > 1:
+        return None
+    left = visual
+    for i, picture in enumerate([picture for own in calls for picture in own][seen:], seen):
+        left -= picture.columns
+        if left <= 0:
+            return Share(seen, i + 1) if left == 0 else None
     return None
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tokenreduce.adapters.attention import Probe
 from tokenreduce.adapters.encoder import EncoderDoor, TowerState
 from tokenreduce.adapters.family import Family
-from tokenreduce.adapters.pictures import Picture, repeats
+from tokenreduce.adapters.pictures import Picture, share_of
 from tokenreduce.kernels.attention_received import Over, attention_received
 from tokenreduce.kernels.attention_row import attention_row
 from tokenreduce.kernels.fingerprint import combine, fingerprint
@@ -71,6 +71,7 @@ class TowerTap:
                 self.blocks.setdefault(signal.layer, []).append(signal)
         self.calls: deque[TowerCall] = deque(maxlen=MAX_CALLS)
         self.taken = False
+        self.seen = 0  # pictures that earlier chunks of the prompt showed
         self.announced: dict[str, Any] = {}
         facts = family.facts()
         layout = None if facts.tower_grid is None else Layout(*facts.tower_grid)
@@ -108,6 +109,7 @@ class TowerTap:
         if self.taken:
             self.calls.clear()
             self.taken = False
+            self.seen = 0
         name, pixels = (
             ("", args[0]) if args else next((k, kwargs[k]) for k in ("pixel_values", "hidden_states") if k in kwargs)
         )
@@ -161,15 +163,20 @@ class TowerTap:
                     value = value.gather(1, state.entered[block].clamp_min(0))
                 call.values.setdefault(signal, []).append(value if call.rows else value[0])
 
-    def take(self, visual: int) -> Encoded | None:
-        """What is known of the pictures behind ``visual`` placeholder columns; None: nothing was encoded here."""
+    def take(self, visual: int, batch: int, continues: bool) -> Encoded | None:
+        """What is known of the pictures behind ``visual`` placeholders in ``batch`` rows; None: nothing was encoded here.
+
+        ``continues``: a cached prompt comes before.
+        """
         self.taken = True
         heard = [s for s in self.wanted if not isinstance(s, ImageFingerprint)]
         calls = [call for call in self.calls if all(s in call.values for s in heard)]  # others were cut short
         per_call = [self.family.pictures(call) for call in calls]
         pictures = [picture for found in per_call for picture in found]
-        explained = repeats(visual, pictures)
-        if explained is None:
+        if not continues or self.seen == len(pictures):
+            self.seen = 0
+        share = share_of(visual, per_call, self.seen, batch)
+        if share is None:
             if not pictures and not self.wanted and not any(encoder.blocks for encoder in self.encoders):
                 return None
             raise ValueError(
@@ -177,19 +184,19 @@ class TowerTap:
                 f"{len(pictures)} images of {sum(p.columns for p in pictures)} tokens since the last prompt. Pass "
                 "pixel_values to the wrapped model itself, prepared by its own processor; features encoded before "
                 "wrapping, or by another model, carry no attention statistics. An image must reach the language model "
-                "in one piece: do not set prefill_chunk_size so that it cuts an image."
+                "in one piece: do not set prefill_chunk_size so that it cuts an image, nor with several samples."
             )
-        skip, repeat = explained
+        self.seen, mine = share.stop, slice(share.start, share.stop)
         values: dict[Signal, list[Tensor]] = {}
         for signal in self.wanted:
             found = [self._per_picture(call, own, signal) for call, own in zip(calls, per_call)]
-            values[signal] = [value for part in found for value in part][skip:]
+            values[signal] = [value for part in found for value in part][mine]
         rows, first = [], 0
         for picture in pictures:
             rows.append(range(first, first + picture.rows))
             first += picture.rows
         states = [call.state for call in calls if call.state is not None]
-        return Encoded(pictures[skip:], values, rows[skip:], TowerState.joined(states) if states else None, repeat)
+        return Encoded(pictures[mine], values, rows[mine], TowerState.joined(states) if states else None, share.repeat)
 
     def _per_picture(self, call: TowerCall, pictures: list[Picture], signal: Signal) -> list[Tensor]:
         if not isinstance(signal, ImageFingerprint):

@@ -123,7 +123,7 @@ def test_no_attention_map_is_made(pair, monkeypatch):
 
 @pytest.mark.parametrize("repeat", [1, 3])
 def test_which_encoded_picture_stands_behind_which_prompt_image(repeat):
-    from tokenreduce.adapters.pictures import Picture, place, repeats
+    from tokenreduce.adapters.pictures import Picture, place, share_of
     from tokenreduce.tokens import Layout
 
     counts, pictures = [2, 0, 1, 3], [Picture(Layout(1, n), n) for n in (3, 2, 4, 1, 2, 3)]
@@ -132,10 +132,24 @@ def test_which_encoded_picture_stands_behind_which_prompt_image(repeat):
     visual = torch.zeros(len(counts) * repeat, 12, dtype=torch.bool)
     for row, own in enumerate(behind):
         visual[row * repeat : (row + 1) * repeat, 2 : 2 + sum(pictures[i].columns for i in own)] = True
-    assert repeats(int(visual.sum()), pictures) == (0, repeat)
+    assert share_of(int(visual.sum()), [pictures[:4], pictures[4:]], 0, len(visual)) == (0, 6, repeat)
     placed = place(visual, torch.zeros_like(visual), pictures, repeat)
     assert [item.behind[0] for item in placed] == [i for own in behind for _ in range(repeat) for i in own]
     assert [item.image.sample for item in placed] == [
         row * repeat + copy for row, own in enumerate(behind) for copy in range(repeat) for _ in own
     ]
     assert all(len(item.image.columns) == pictures[item.behind[0]].columns for item in placed)
+
+
+def test_which_pictures_a_chunk_of_a_prompt_shows():
+    from tokenreduce.adapters.pictures import Picture, share_of
+    from tokenreduce.tokens import Layout
+
+    old, new = [[Picture(Layout(1, n), n) for n in sizes] for sizes in ((5,), (3, 2, 4))]
+    assert share_of(9, [new], 0, 1) == (0, 3, 1)
+    assert share_of(9, [old, new], 0, 1) == (1, 4, 1)  # the older pass was never used
+    assert share_of(3, [new], 0, 1) == (0, 1, 1)
+    assert share_of(6, [new], 1, 1) == (1, 3, 1)
+    assert share_of(4, [new], 0, 1) is None  # cuts the second picture
+    assert share_of(3, [new], 0, 2) is None  # whose picture?
+    assert share_of(7, [], 0, 1) is None

@@ -71,3 +71,21 @@ def test_a_static_cache(key):
         return
     greedy, _ = reduced.write(model, inputs, *BOTH)
     assert reduced.write(model, inputs, *BOTH, **static)[0] == greedy
+
+
+@pytest.mark.parametrize("key", ["llava", "video_llava", "qwen2_vl", "qwen2_5_vl", "internvl"])
+def test_a_prompt_that_comes_in_chunks(key):
+    """Each chunk shows the pictures that follow those of the chunks before."""
+    if TRANSFORMERS < (5, 23):
+        pytest.skip("transformers before 5.23 does not run pictures in chunks rightly")
+    model = reduced.model(key)
+    case = zoo.case(key, "mixed", model)
+    inputs = zoo.alone(key, case, 1)
+    padding = int((case.inputs["attention_mask"][1] == 0).sum())
+    first, second = ([int(c) - padding for c in visual.columns] for visual in case.visuals[1])
+    size = second[0]  # the first chunk ends before the second picture
+    assert first[-1] < size <= second[-1] < 2 * size
+    whole, _ = reduced.write(model, inputs, *BOTH[:1])
+    assert reduced.write(model, inputs, *BOTH[:1], prefill_chunk_size=size)[0] == whole
+    with pytest.raises(ValueError, match=r"one piece.*prefill_chunk_size"):
+        reduced.write(model, inputs, *BOTH[:1], prefill_chunk_size=first[-1] - 2)
