@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -258,6 +259,8 @@ def test_attention_methods_ask_for_the_layer_they_describe() -> None:
     assert FastV(layer=3).plan(FACTS) == (Step("llm", layer=3, needs=(LastQueryAttention(2),)),)
     assert FastV(query="all").plan(FACTS)[0].needs == (AttentionReceived(1, "llm"),)
     assert HiPrune().plan(FACTS)[0].needs == (AttentionReceived(8), AttentionReceived(22))
+    windows = replace(FACTS, tower_depth=32, feature_block=31, full_blocks=(7, 15, 23, 31))  # Qwen2.5-VL
+    assert HiPrune().plan(windows)[0].needs == (AttentionReceived(15), AttentionReceived(31))
     assert HiPrune(object_layer=1).plan(FACTS)[0].needs == (AttentionReceived(0), AttentionReceived(22))
 
 

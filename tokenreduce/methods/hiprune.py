@@ -23,7 +23,8 @@ class HiPrune(Method):
     Attributes:
         keep: fraction of N, or count T per image.
         alpha: upper bound of the share of anchors and buffers, in [0, 1]; ``round(alpha * T / 5)`` anchors.
-        object_layer: middle block counted from 1 as in the paper; None scales 9 of 24 to the depth of the tower.
+        object_layer: middle block counted from 1 as in the paper; None scales 9 of 24 to the depth of the tower;
+            where most blocks attend within windows, the one nearest to the middle that does not (the release: 16 of 32).
         border: ``clamp`` as released (a neighbour beyond a row end is the next token in raster order, one beyond the
             grid the first or last token), or ``drop``, which skips neighbours outside the grid.
         parity: ``paper`` fills the budget exactly; ``release`` excludes chosen tokens by subtracting 1 from their
@@ -63,7 +64,7 @@ class HiPrune(Method):
     def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
         layer = self.object_layer
         if layer is None:
-            layer = max(1, round(9 / 24 * facts.tower_depth))
+            layer = default_object_layer(facts)
         if not 1 <= layer <= facts.feature_block + 1:
             raise ValueError(
                 f"object_layer={layer} is outside [1, {facts.feature_block + 1}], the vision blocks up to the one that "
@@ -84,6 +85,13 @@ class HiPrune(Method):
             parity=self.parity,
             positions=self.positions,
         )
+
+
+def default_object_layer(facts: ModelFacts) -> int:
+    """9 of the 24 blocks of CLIP-L; in a tower of windows the block nearest to the middle that sees the whole image."""
+    if facts.full_blocks:
+        return min(facts.full_blocks, key=lambda block: (abs(block + 1 - facts.tower_depth / 2), block)) + 1
+    return max(1, round(9 / 24 * facts.tower_depth))
 
 
 def select(
