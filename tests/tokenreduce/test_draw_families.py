@@ -12,7 +12,8 @@ from test_zoo_processors import processor, prompt
 import tokenreduce as tr
 from tokenreduce.draw import cell_boxes, strip, tiles_of
 
-FAMILIES = [key for key in zoo.FAMILIES if key in {row["model_type"] for row in tr.families()} or key == "paligemma2"]
+# Aya Vision's prompts need a tokenizer of its own; its tiles are held in test_draw_geometry
+FAMILIES = [key for key in zoo.FAMILIES if key != "aya_vision"]
 FILMED = (
     "llava_next_video",
     "llava_onevision",

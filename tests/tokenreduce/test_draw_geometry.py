@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_zoo_processors import tokenizer
 from transformers import (
+    AyaVisionProcessor,
     CLIPImageProcessor,
     Gemma3ImageProcessor,
     GotOcr2ImageProcessor,
@@ -230,6 +232,20 @@ def test_internvl_tiles_and_thumbnail(size):
         check(brightness, covered(cell_boxes(size, processor, layout), square))
         thumbnail = view_boxes(size, processor, layout)[-1]
         assert thumbnail == (0, 0, *size)
+
+
+@pytest.mark.parametrize("size", [*SIZES, (112, 112), (250, 250), (900, 890), (224, 112)])
+def test_tiles_of_aya_vision(size):
+    images = GotOcr2ImageProcessor(size={"height": 112, "width": 112}, max_patches=6)
+    processor = AyaVisionProcessor(images, tokenizer())
+    layout, count = Layout(4, 4), tiles_of(size, processor)
+    assert tiles_of(size, images) == 1
+    for square in squares(size):
+        pixels = images(images=[bright(size, square)], crop_to_patches=True, **PLAIN)["pixel_values"]
+        assert len(pixels) == count
+        brightness = np.concatenate([cell_means(tile, 4, 4) for tile in pixels])
+        boxes = np.concatenate([cell_boxes(size, processor, layout, tile) for tile in range(count)])
+        check(brightness, covered(boxes, square))
 
 
 @pytest.mark.parametrize("size", [*SIZES, (100, 100), (4500, 900)])

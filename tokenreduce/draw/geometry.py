@@ -13,7 +13,7 @@ import numpy as np
 
 from tokenreduce.draw.anyres import anyres
 from tokenreduce.draw.crop import cropped
-from tokenreduce.draw.tiles import pan_and_scan, split, with_thumbnail
+from tokenreduce.draw.tiles import cut, pan_and_scan, split, with_thumbnail
 from tokenreduce.draw.transforms import settings_of
 from tokenreduce.tokens import Layout
 
@@ -76,6 +76,8 @@ def seen_box(image_size: tuple[int, int], processor: Any) -> Box:
 def _parts(image_size: tuple[int, int], setting: Settings) -> list[Box]:
     if setting("do_image_splitting"):
         return split(image_size, setting)
+    if setting("tile_token"):
+        return cut(image_size, setting)
     if setting("do_pan_and_scan"):
         return pan_and_scan(image_size, setting)
     if setting("image_grid_pinpoints"):
@@ -88,7 +90,12 @@ def _settings(processor: Any, layout: Layout | None) -> Settings:
     source = video or getattr(processor, "image_processor", processor)
     if hasattr(source, "transforms"):
         source = settings_of(source.transforms)
-    setting = source.get if isinstance(source, dict) else lambda name: getattr(source, name, None)
+
+    def setting(name: str) -> Any:
+        if name == "tile_token":  # of a processor that writes a marker before every tile
+            return getattr(processor, name, None)
+        return source.get(name) if isinstance(source, dict) else getattr(source, name, None)
+
     if source is not None and all(setting(name) is None for name in ("size", "do_resize", "do_center_crop")):
         raise ValueError(
             f"processor={type(processor).__name__}, which has no settings of an image processor (size, do_resize, "

@@ -34,6 +34,23 @@ def with_thumbnail(size: tuple[int, int], layout: Layout) -> list[Box]:
     return [*grid(size, rows, columns), *grid(size, 1, 1)][: len(layout.views)]
 
 
+def cut(size: tuple[int, int], setting: Settings) -> list[Box]:
+    """Aya Vision: the same, every tile an image of its own, so that their number follows from the image alone.
+
+    Between canvases of equal proportions the larger one is taken, as long as the image fills half of it.
+    """
+    tile, least, most = setting("size"), setting("min_patches"), setting("max_patches")
+    area = entry(tile, "height") * entry(tile, "width")
+    sides = range(1, most + 1)
+    shapes = [(c, r) for c in sides for r in sides if least <= c * r <= most]
+    best, closest = (1, 1), math.inf
+    for columns, rows in sorted(shapes, key=math.prod):
+        off = abs(size[0] / size[1] - columns / rows)
+        if off < closest or (off == closest and math.prod(size) > 0.5 * area * columns * rows):
+            best, closest = (columns, rows), off
+    return grid(size, 1, 1) if best == (1, 1) else [*grid(size, best[1], best[0]), *grid(size, 1, 1)]
+
+
 def split(size: tuple[int, int], setting: Settings) -> list[Box]:
     """Idefics3, SmolVLM: the longest edge resized, both edges stretched to multiples of a tile, then the whole image."""
     edge = entry(setting("max_image_size"), "longest_edge")
