@@ -59,7 +59,7 @@ def _density(
     far = tl.zeros([ROWS], tl.float32)
     for left in range(0, m, COLUMNS):
         columns = (left + tl.arange(0, COLUMNS)).to(tl.int64)
-        distance = _distance(a, b, image, rows, columns, n, m, channels)
+        distance = distances(a, b, image, rows, columns, n, m, channels)
         seen = (columns < m)[None, :]
         far = tl.maximum(far, tl.max(tl.where(seen, distance, 0.0), axis=1))
         new = tl.topk(tl.where(seen, -distance, float("-inf")), NEAREST)
@@ -77,7 +77,7 @@ def _nearest_denser(a, b, density, out, n, m, channels, ROWS: tl.constexpr, COLU
     near = tl.full([ROWS], float("inf"), tl.float32)
     for left in range(0, m, COLUMNS):
         columns = (left + tl.arange(0, COLUMNS)).to(tl.int64)
-        distance = _distance(a, b, image, rows, columns, n, m, channels)
+        distance = distances(a, b, image, rows, columns, n, m, channels)
         other = tl.load(density + image * m + columns, mask=columns < m, other=float("-inf"))[None, :]
         denser = (other > own) | ((other == own) & (columns[None, :] < rows[:, None]))
         near = tl.minimum(near, tl.min(tl.where(denser & (columns < m)[None, :], distance, float("inf")), axis=1))
@@ -92,7 +92,7 @@ def _nearest(a, b, out, n, m, channels, ROWS: tl.constexpr, COLUMNS: tl.constexp
     place = tl.zeros([ROWS], tl.int64)
     for left in range(0, m, COLUMNS):
         columns = (left + tl.arange(0, COLUMNS)).to(tl.int64)
-        distance = tl.where((columns < m)[None, :], _distance(a, b, image, rows, columns, n, m, channels), float("inf"))
+        distance = tl.where((columns < m)[None, :], distances(a, b, image, rows, columns, n, m, channels), float("inf"))
         value, at = tl.min(distance, axis=1, return_indices=True, return_indices_tie_break_left=True)
         place = tl.where(value < near, left + at, place)
         near = tl.minimum(near, value)
@@ -100,7 +100,7 @@ def _nearest(a, b, out, n, m, channels, ROWS: tl.constexpr, COLUMNS: tl.constexp
 
 
 @triton.jit
-def _distance(a, b, image, rows, columns, n, m, channels):
+def distances(a, b, image, rows, columns, n, m, channels):
     """(rows, columns) distances of columns of ``a`` (C, n) from columns of ``b`` (C, m): exact zeros for duplicates."""
     total = tl.zeros([rows.shape[0], columns.shape[0]], tl.float32)
     a += image * channels * n + rows

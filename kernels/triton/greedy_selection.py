@@ -67,10 +67,10 @@ def _take(
     own = tl.program_id(0)
     b = tl.program_id(1).to(tl.int64)
     turn = ((step % 2) * tl.num_programs(1) + b) * blocks
-    value, j = _winner(best + turn, where + turn, blocks, BLOCKS)
+    value, j = winner(best + turn, where + turn, blocks, BLOCKS)
     live = value > tl.load(floor + b)
     if DPP:
-        _, spare = _winner(spare_best + turn, spare_where + turn, blocks, BLOCKS)
+        _, spare = winner(spare_best + turn, spare_where + turn, blocks, BLOCKS)
         j = tl.where(live, j, spare)
     tl.store(taken + b * k + step, j, mask=own == 0)
 
@@ -117,7 +117,7 @@ def _take(
 
 
 @triton.jit
-def _winner(best, where, blocks, BLOCKS: tl.constexpr):
+def winner(best, where, blocks, BLOCKS: tl.constexpr):
     """The highest block maximum and its row; of equal ones the lowest block's."""
     i = tl.arange(0, BLOCKS)
     value, at = tl.max(

@@ -23,5 +23,5 @@ def test_every_kernel_compiles_without_a_gpu(tmp_path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     made = {(line.split()[0], line.split()[2]) for line in done.stdout.splitlines()}
     # entry points are private, device functions are not
-    wanted = re.findall(r"@triton\.jit\ndef (_\w+)", "".join(path.read_text() for path in KERNELS.glob("*.py")))
+    wanted = re.findall(r"@triton\.jit.*\ndef (_\w+)", "".join(path.read_text() for path in KERNELS.glob("*.py")))
     assert made == {(name, architecture) for name in wanted for architecture in ("80", "90")}
