@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 
@@ -51,10 +52,19 @@ def write_json(path: Path, content: Any) -> None:
 
 def environment(model: nn.Module) -> dict[str, Any]:
     """Versions, hardware and attention backend that the numbers depend on."""
+    parameter = next(model.parameters())
+    return {
+        **surroundings(parameter.device),
+        "attention": getattr(model.config, "_attn_implementation", None),
+        "dtype": str(parameter.dtype).removeprefix("torch."),
+    }
+
+
+def surroundings(device: torch.device) -> dict[str, Any]:
+    """Versions and hardware that numbers measured on ``device`` depend on."""
     import torch
     import transformers
 
-    parameter = next(model.parameters())
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -69,8 +79,6 @@ def environment(model: nn.Module) -> dict[str, Any]:
         "platform": platform.platform(terse=True),
         "cpu": cpu,
         "cores": os.cpu_count(),
-        "device": torch.cuda.get_device_name(parameter.device) if parameter.is_cuda else str(parameter.device),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "threads": torch.get_num_threads(),
-        "attention": getattr(model.config, "_attn_implementation", None),
-        "dtype": str(parameter.dtype).removeprefix("torch."),
     }

@@ -10,7 +10,7 @@ from torch import Tensor
 from tokenreduce.kernels import dispatch
 from tokenreduce.kernels.attention_row import attention_row, obstacle
 
-CHUNK = 256
+CHUNK = 64
 Over = Literal["mean", "sum", "max"]
 
 

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from tokenreduce.kernels import dispatch
 
-CHUNK = 512
+CHUNK = 1024
 EPSILON = 1e-12
+STRIP = 16  # columns
 
 
 def bipartite_matching(source: Tensor, destination: Tensor, *, chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
@@ -44,7 +45,7 @@ def bipartite_matching(source: Tensor, destination: Tensor, *, chunk: int = CHUN
         for top in range(0, rows, chunk):
             here = slice(top, top + chunk)
             for left in range(0, columns, chunk):
-                value, index = (a[:, here] @ b[:, left : left + chunk].mT).max(dim=-1)
+                value, index = first_maximum(a[:, here] @ b[:, left : left + chunk].mT)
                 if left:
                     # strictly greater: of equal cosines the earlier block keeps its place
                     better = value > best[:, here]
@@ -52,6 +53,19 @@ def bipartite_matching(source: Tensor, destination: Tensor, *, chunk: int = CHUN
                     index = torch.where(better, index + left, partner[:, here])
                 best[:, here], partner[:, here] = value, index
     return best, partner
+
+
+def first_maximum(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Maximum and its first column in each row of ``x`` (..., M), as ``x.max(dim=-1)``.
+
+    On a CPU a maximum with its index costs ten times one without: whole strips first, the index within one strip only.
+    """
+    if x.device.type != "cpu" or x.shape[-1] % STRIP:
+        return tuple(x.max(dim=-1))
+    strips = x.unflatten(-1, (-1, STRIP))
+    value, strip = strips.amax(dim=-1).max(dim=-1)
+    inside = strips.gather(-2, strip[..., None, None].expand(*strip.shape, 1, STRIP)).squeeze(-2)
+    return value, inside.argmax(dim=-1) + strip * STRIP
 
 
 def unit_rows(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from tokenreduce.kernels import dispatch
 from tokenreduce.kernels.bipartite_matching import unit_rows
 
-CHUNK = 512
+CHUNK = 256
 
 
 def energy_score(

@@ -15,11 +15,12 @@ from tokenreduce.kernels import dispatch
 from tokenreduce.kernels.bipartite_matching import unit_rows
 
 POOL = 128
+SMALL = 1024  # tokens up to which the pool holds them all
 #: of the largest gain: what is left of a gain below this is rounding in float32
 RESOLUTION = 1e-6
 
 
-def max_min_selection(x: Tensor, k: int, *, pool: int = POOL) -> Tensor:
+def max_min_selection(x: Tensor, k: int, *, pool: int | None = None) -> Tensor:
     """``k`` tokens whose smallest cosine distance among each other is large, in the order they were taken.
 
     First the token farthest from its nearest neighbour, then always the one farthest from all taken so far. No token is
@@ -28,7 +29,8 @@ def max_min_selection(x: Tensor, k: int, *, pool: int = POOL) -> Tensor:
     Args:
         x: (B, N, C), any float dtype; a zero row has distance 1 to everything.
         k: tokens to take, 1 to N.
-        pool: tokens the reference looks at together; the result does not depend on it.
+        pool: tokens the reference looks at together, by default 128, or all of at most 1,024; the result does not depend on
+            it.
 
     Returns:
         (B, k) long.
@@ -38,7 +40,7 @@ def max_min_selection(x: Tensor, k: int, *, pool: int = POOL) -> Tensor:
     Source: the farthest-first traversal of Gonzalez, "Clustering to minimize the maximum intercluster distance",
         Theoretical Computer Science 38, 1985, in the form of Alvar et al., "DivPrune", CVPR 2025, arXiv 2503.02175.
     """
-    _check(x, k, pool)
+    pool = _checked(x, k, pool)
     fast = dispatch.kernel("greedy_selection", x, limit=_limit(x))
     if fast is not None:
         return fast.max_min_selection(x, k)
@@ -46,7 +48,7 @@ def max_min_selection(x: Tensor, k: int, *, pool: int = POOL) -> Tensor:
         return torch.stack([_max_min(rows, k, pool) for rows in unit_rows(x)])
 
 
-def dpp_selection(x: Tensor, relevance: Tensor, k: int, *, pool: int = POOL) -> Tensor:
+def dpp_selection(x: Tensor, relevance: Tensor, k: int, *, pool: int | None = None) -> Tensor:
     """Greedy maximum a posteriori subset of the determinantal point process L = r_i cos(x_i, x_j) r_j, in the order taken.
 
     Every step takes the token that multiplies the determinant most: the largest Schur complement d_i, starting at r_i^2.
@@ -57,7 +59,7 @@ def dpp_selection(x: Tensor, relevance: Tensor, k: int, *, pool: int = POOL) -> 
         x: (B, N, C), any float dtype.
         relevance: (B, N) float r >= 0; ones for diversity alone.
         k: tokens to take, 1 to N.
-        pool: tokens the reference looks at together; the result does not depend on it, up to rounding.
+        pool: as for ``max_min_selection``; the result does not depend on it, up to rounding.
 
     Returns:
         (B, k) long.
@@ -68,7 +70,7 @@ def dpp_selection(x: Tensor, relevance: Tensor, k: int, *, pool: int = POOL) -> 
         arXiv 1709.05135; with this L, Zhang et al., "Beyond Attention or Similarity" (CDPruner), NeurIPS 2025,
         arXiv 2506.10967.
     """
-    _check(x, k, pool)
+    pool = _checked(x, k, pool)
     if relevance.shape != x.shape[:2]:
         raise ValueError(f"relevance has shape {tuple(relevance.shape)}; allowed: {tuple(x.shape[:2])}, one per token")
     fast = dispatch.kernel("greedy_selection", x, limit=_limit(x))
@@ -79,11 +81,14 @@ def dpp_selection(x: Tensor, relevance: Tensor, k: int, *, pool: int = POOL) -> 
         return torch.stack([_dpp(rows, r, k, pool) for rows, r in zip(unit_rows(x), relevance)])
 
 
-def _check(x: Tensor, k: int, pool: int) -> None:
+def _checked(x: Tensor, k: int, pool: int | None) -> int:
     if not 1 <= k <= x.shape[1]:
         raise ValueError(f"k={k} of {x.shape[1]} tokens; allowed: 1 to {x.shape[1]}")
+    if pool is None:
+        return SMALL if x.shape[1] <= SMALL else POOL
     if pool < 1:
         raise ValueError(f"pool={pool}; allowed: an int >= 1, for example {POOL}")
+    return pool
 
 
 def _limit(x: Tensor) -> str | None:
@@ -93,13 +98,15 @@ def _limit(x: Tensor) -> str | None:
 def _max_min(x: Tensor, k: int, pool: int) -> Tensor:
     """(k,) for unit rows ``x`` (N, C)."""
     n = len(x)
+    if n <= pool:
+        return _max_min_of_few(x, k)
     taken = [_most_isolated(x, pool)]
     bound = 1 - x @ x[taken[0]]
     bound[taken[0]] = -torch.inf
     while len(taken) < k:
         top = bound.sort(descending=True, stable=True)
         rows = top.indices[:pool].sort().values
-        rest, rival = (float(top.values[pool]), int(top.indices[pool])) if n > pool else (-torch.inf, n)
+        rest, rival = float(top.values[pool]), int(top.indices[pool])
         near = x[rows]
         gain = 1 - (near @ x[taken].mT).amax(dim=1)
         gain[bound[rows] == -torch.inf] = -torch.inf
@@ -115,6 +122,20 @@ def _max_min(x: Tensor, k: int, pool: int) -> Tensor:
             gain[best] = -torch.inf
         bound[rows] = gain
     return torch.tensor(taken, device=x.device)
+
+
+def _max_min_of_few(x: Tensor, k: int) -> Tensor:
+    """As ``_max_min``, with a table of the few rows."""
+    cosine = x @ x.mT
+    itself = torch.arange(len(x), device=x.device)
+    cosine[itself, itself] = -torch.inf
+    taken = [cosine.amax(dim=1).argmin()]
+    distance, gain = 1 - cosine, x.new_full((len(x),), torch.inf)
+    while len(taken) < k:
+        torch.minimum(gain, distance[taken[-1]], out=gain)
+        gain[torch.stack(taken)] = -torch.inf
+        taken.append(gain.argmax())
+    return torch.stack(taken)
 
 
 def _most_isolated(x: Tensor, pool: int) -> int:

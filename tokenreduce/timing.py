@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from tokenreduce.stopwatch import now
 
 if TYPE_CHECKING:
     import torch
@@ -55,16 +56,16 @@ def time_prefill(
     device = next(model.parameters()).device
     clock = {"tower": 0.0}
 
-    def now() -> float:
+    def moment() -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        return time.perf_counter()
+        return now()
 
     def start(*_: Any) -> None:
-        clock["tower"] -= now()
+        clock["tower"] -= moment()
 
     def stop(*_: Any) -> None:
-        clock["tower"] += now()
+        clock["tower"] += moment()
 
     handles = [] if tower is None else [tower.register_forward_pre_hook(start), tower.register_forward_hook(stop)]
     laps: dict[str, list[Lap]] = {name: [] for name in arms}
@@ -74,9 +75,9 @@ def time_prefill(
                 for name, context in arms.items():
                     with context():
                         clock["tower"] = 0.0
-                        begin = now()
+                        begin = moment()
                         model(**inputs, use_cache=True, logits_to_keep=1)
-                        total = now() - begin
+                        total = moment() - begin
                         cost = report(model) if is_wrapped(model) else None
                     if turn:
                         laps[name].append(Lap(total, clock["tower"], cost))

@@ -1,0 +1,1 @@
+"""How fast: operations against plain formulations and the roofline, models and towers against themselves unreduced."""

@@ -1,0 +1,168 @@
+"""``tokenreduce bench models``: prefill, decoding, memory and the method's own cost, against the model unreduced."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from .clock import spread
+
+if TYPE_CHECKING:
+    import torch
+
+    from .shapes import Shape
+
+ROUNDS = 5
+DECODED = 8  # tokens that decoding is timed over
+LAYERS = {"cpu": (3, 4), "cuda": (32, 26)}  # decoder and tower layers at most, by the device
+
+
+def layers_for(shape: Shape, device: torch.device, layers: int | None, tower_layers: int | None) -> tuple[int, int]:
+    """Decoder and tower layers to build: what was asked for, else what fits the device; never more than published."""
+    most = LAYERS.get(device.type, LAYERS["cpu"])
+    return min(layers or most[0], shape.depth), min(tower_layers or most[1], shape.tower_depth)
+
+
+def methods_for(model: Any, shape: Shape, names: Sequence[str] | None) -> tuple[list[str], dict[str, str]]:
+    """Methods to measure on ``model``, and why the others are left out.
+
+    Errors: ``ValueError`` when a method asked for cannot be attached.
+    """
+    import tokenreduce as tr
+
+    media = {row["name"]: row["media"] for row in tr.methods()}
+    found, reasons = [], {}
+    for name in names or media:
+        if name not in media:
+            raise ValueError(f"--methods names {name!r}; allowed: {', '.join(media)}")
+        try:
+            if shape.media not in media[name]:
+                raise ValueError(f"it reduces {media[name]}, not a {shape.media}")
+            with tr.wrapped(model, name, keep=shape.keep):
+                found.append(name)
+        except ValueError as error:
+            if names:
+                raise ValueError(f"--methods names {name!r}, which cannot be measured here: {error}") from None
+            reasons[name] = str(error)
+    return found, reasons
+
+
+def measure(
+    model: Any,
+    inputs: dict[str, Any],
+    names: Sequence[str],
+    keep: float | int,
+    depth: int,
+    rounds: int = ROUNDS,
+    advance: Callable[[str], None] = lambda what: None,
+) -> list[dict[str, Any]]:
+    """One row per method, each measured in turn with the unreduced model; ``depth``: decoder layers as published.
+
+    Times of the decoder's layers are scaled to ``depth`` where the model has fewer: what a layer saves is multiplied, the
+    method's own cost is not.
+    """
+    import tokenreduce as tr
+    from tokenreduce.timing import speed_up, time_prefill
+
+    def arm(name: str) -> Callable[[], AbstractContextManager[Any]]:
+        return lambda: tr.wrapped(model, name, keep=keep)
+
+    layers = model.config.get_text_config().num_hidden_layers
+    rows = []
+    for name in names:
+        advance(name)
+        arms = {"unreduced": nullcontext, name: arm(name)}
+        laps = time_prefill(model, inputs, arms, rounds, tower=tower_of(model))
+        cost = laps[name][-1].report
+        assert cost is not None, "wrapped"
+        before, after = ([lap.total_s - lap.tower_s for lap in laps[arm]] for arm in arms)
+        own = [lap.report.method_ms / 1e3 for lap in laps[name] if lap.report is not None]
+        saved = [(b - a + o) * depth / layers for b, a, o in zip(before, after, own)]
+        ideal = cost.flops_unreduced / cost.flops
+        gained = speed_up(before, after)
+        full = [b * depth / layers / ((a - o) * depth / layers + o) for b, a, o in zip(before, after, own)]
+        decode = decoding(model, inputs, arms, rounds)
+        rows.append(
+            {
+                "method": name,
+                "tokens_in": cost.tokens_in[0][0],
+                "tokens": cost.tokens_kept[0][0],
+                "prefill_ms": spread([s * 1e3 for s in after]),
+                "unreduced_prefill_ms": spread([s * 1e3 for s in before]),
+                "tower_ms": spread([lap.tower_s * 1e3 for lap in laps[name]]),
+                "unreduced_tower_ms": spread([lap.tower_s * 1e3 for lap in laps["unreduced"]]),
+                "prefill_speedup": {"median": gained.median, "low": gained.low, "high": gained.high},
+                "flops_ideal": ideal,
+                "of_ideal": gained.median / ideal,
+                "of_ideal_at_full_depth": statistics.median(full) / ideal,
+                "own_ms": spread([o * 1e3 for o in own]),
+                "own_share_of_saved": statistics.median(o / s for o, s in zip(own, saved)),
+                "decode_ms_per_token": {arm: spread(decode[arm]) for arm in arms},
+                "kv_mib": cost.kv_bytes / 2**20,
+                "unreduced_kv_mib": cost.kv_bytes_unreduced / 2**20,
+                "peak_mib": peak_mib(model, inputs, arms),
+            }
+        )
+    return rows
+
+
+def tower_of(model: Any) -> Any:
+    inner = model.model
+    return inner.vision_tower if hasattr(inner, "vision_tower") else inner.visual
+
+
+def decoding(model: Any, inputs: dict[str, Any], arms: dict[str, Any], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds per token after the first, per arm and round: a long generation minus one of a single token."""
+    from .clock import seconds
+
+    found: dict[str, list[float]] = {name: [] for name in arms}
+    for _ in range(rounds):
+        for name, context in arms.items():
+            with context():
+                times = [
+                    seconds(lambda n=n: model.generate(**inputs, max_new_tokens=n, do_sample=False), model.device)
+                    for n in (1, 1 + DECODED)
+                ]
+            found[name].append((times[1] - times[0]) / DECODED * 1e3)
+    return found
+
+
+def peak_mib(model: Any, inputs: dict[str, Any], arms: dict[str, Any]) -> dict[str, float] | None:
+    """Most memory beyond the weights during one prefill, per arm; None where the device does not count it."""
+    from .clock import peak_bytes
+
+    if model.device.type != "cuda":
+        return None
+
+    def peaks() -> Iterator[tuple[str, float]]:
+        for name, context in arms.items():
+            with context():
+                yield name, peak_bytes(lambda: model(**inputs, logits_to_keep=1), model.device) / 2**20
+
+    return dict(peaks())
+
+
+def table(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the terminal shows of ``rows``."""
+    return [
+        {
+            "method": row["method"],
+            "tokens": f"{row['tokens_in']} to {row['tokens']}",
+            "prefill": f"{row['prefill_speedup']['median']:.2f}x",
+            "FLOPs": f"{row['flops_ideal']:.2f}x",
+            "of ideal": f"{row['of_ideal']:.2f}",
+            "at full depth": f"{row['of_ideal_at_full_depth']:.2f}",
+            "own cost ms": f"{row['own_ms']['median']:.1f}",
+            "of saved": f"{row['own_share_of_saved']:.1%}",
+            "decode": f"{ratio(row):.2f}x",
+        }
+        for row in rows
+    ]
+
+
+def ratio(row: dict[str, Any]) -> float:
+    """Decoding time per token, unreduced over reduced."""
+    medians = [arm["median"] for arm in row["decode_ms_per_token"].values()]
+    return medians[0] / medians[1]

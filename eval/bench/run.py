@@ -1,0 +1,98 @@
+"""From what was asked on the command line to a file of measurements and a table."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..results import surroundings, write_json
+from . import models, operations, towers
+from .shapes import SHAPES
+
+Found = tuple[dict[str, Any], list[dict[str, Any]], list[str]]
+KIND = "tokenreduce bench"  # marks the files of this command
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where and how to measure; ``advance`` is told what is measured next."""
+
+    device: torch.device
+    dtype: torch.dtype
+    rounds: int
+    advance: Callable[[str], None] = lambda what: None
+
+    def record(self, what: str, title: str, **content: Any) -> dict[str, Any]:
+        facts = surroundings(self.device)
+        return {
+            "kind": KIND,
+            "what": what,
+            "title": title,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "rounds": self.rounds,
+            "clock": "CPU time of the process" if facts["threads"] == 1 and self.device.type == "cpu" else "wall time",
+            "environment": facts,
+            **content,
+        }
+
+
+def operations_table(place: Place, only: Sequence[str] | None) -> Found:
+    """Every operation, or those of ``only``."""
+    found = operations.measure(operations.chosen(only), place.device, place.dtype, place.rounds, place.advance)
+    title = "Operations against the same mathematics written plainly"
+    return place.record("ops", title, **found), operations.table(found["rows"]), []
+
+
+def models_table(
+    place: Place,
+    shape: str,
+    names: Sequence[str] | None,
+    keep: float | int | None,
+    layers: int | None,
+    tower_layers: int | None,
+    attention: str,
+) -> Found:
+    """Methods on one shape.
+
+    Errors: ``ValueError`` for an unknown shape, a method that cannot be attached, a class that is not there.
+    """
+    if shape not in SHAPES:
+        raise ValueError(f"--shape={shape!r}; allowed: {', '.join(SHAPES)}")
+    chosen = SHAPES[shape]
+    if keep is not None:
+        chosen = dataclasses.replace(chosen, keep=keep)
+    depth, tower_depth = models.layers_for(chosen, place.device, layers, tower_layers)
+    model = chosen.build(depth, tower_depth, place.device, place.dtype, attention)
+    found, left_out = models.methods_for(model, chosen, names)
+    inputs = chosen.inputs(place.device, place.dtype)
+    rows = models.measure(model, inputs, found, chosen.keep, chosen.depth, place.rounds, place.advance)
+    title = f"{chosen.title}: {depth} of {chosen.depth} decoder layers, {tower_depth} of {chosen.tower_depth} tower layers"
+    content = place.record(
+        "models", title, shape=shape, keep=chosen.keep, attention=attention, layers=depth, tower_layers=tower_depth,
+        published_layers=chosen.depth, published_tower_layers=chosen.tower_depth, left_out=left_out, rows=rows,
+    )  # fmt: skip
+    return content, models.table(rows), [f"left out: {name}: {why}" for name, why in left_out.items()]
+
+
+def towers_table(place: Place, tower: str, batches: Sequence[int], layers: int | None) -> Found:
+    """ToMe in one tower."""
+    made = towers.build(tower, layers, place.device, place.dtype)
+    rows = towers.measure(made, tower, batches, place.rounds, place.advance)
+    return place.record("towers", "ToMe in timm", rows=rows), towers.table(rows), []
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Write ``content``; raise if a file is there that this command did not write."""
+    if path.exists():
+        try:
+            ours = json.loads(path.read_text())["kind"] == KIND
+        except (OSError, ValueError, KeyError, TypeError):
+            ours = False
+        if not ours:
+            raise ValueError(f"--json={str(path)!r} exists and is no file of tokenreduce bench; choose another name")
+    write_json(path, content)

@@ -1,0 +1,104 @@
+"""``tokenreduce bench``."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from tokenreduce.cli.app import Debug, app, print_table, teaching
+from tokenreduce.cli.arguments import budget
+from tokenreduce.cli.options import Attention, Device, Dtype
+
+
+class What(StrEnum):
+    ops = "ops"
+    models = "models"
+    towers = "towers"
+
+
+@app.command()
+@teaching
+def bench(
+    what: Annotated[What, typer.Argument(help="`ops`, `models` or `towers`.", show_default=False)],
+    only: Annotated[str | None, typer.Option(help="ops: names separated by commas. [default: all]")] = None,
+    shape: Annotated[
+        str, typer.Option(help="models: llava-1.5-7b, llava-next, qwen2.5-vl-7b, llava-ov-video or demo.")
+    ] = "llava-1.5-7b",
+    methods: Annotated[
+        str | None, typer.Option(help="models: names separated by commas. [default: all that the shape takes]")
+    ] = None,
+    keep: Annotated[str | None, typer.Option(help="models: budget. [default: the shape's]")] = None,
+    tower: Annotated[str, typer.Option(help="towers: vit-b-16 or vit-l-16-384.")] = "vit-b-16",
+    batch: Annotated[str, typer.Option(help="towers: batch sizes separated by commas.")] = "1,8",
+    layers: Annotated[
+        int | None, typer.Option(min=2, help="Decoder layers, or blocks of a tower. [default: by device; all]")
+    ] = None,
+    tower_layers: Annotated[int | None, typer.Option(min=3, help="models: tower layers. [default: by device]")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds after a round of warm-up.")] = 5,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads; with 1, the time of this process alone counts.")
+    ] = None,
+    device: Device = "auto",
+    dtype: Annotated[Dtype, typer.Option(metavar="<dtype>", help="[default: float32 on a CPU, else bfloat16]")] = Dtype.auto,
+    attn: Attention = "sdpa",
+    json: Annotated[Path | None, typer.Option(help="Write the measurements here; replaces its own file only.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Measure speed: operations, whole models, vision towers; always against the unreduced or plain form in turns.
+
+    `ops` compares every operation with the same mathematics written plainly and with what the device can do at most.
+    `models` builds a model at its true widths with random weights, and as many layers as memory allows. `towers` runs ToMe
+    in vision transformers of timm.
+
+    **Examples**
+
+    - `tokenreduce bench ops --only bipartite_matching,energy_score --threads 1`
+
+    - `tokenreduce bench models --shape llava-1.5-7b --methods fastervlm,hiprune --keep 64 --json llava.json`
+
+    - `tokenreduce bench towers --tower vit-l-16-384 --layers 6 --batch 4`
+    """
+    import torch
+
+    from tokenreduce.loading import pick_device, quiet
+
+    if json is not None and not json.parent.is_dir():
+        raise ValueError(f"--json={str(json)!r}: the folder {str(json.parent)!r} does not exist; make it first")
+    quiet()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    place = pick_device(device)
+    name = dtype.value if dtype is not Dtype.auto else "float32" if place.type == "cpu" else "bfloat16"
+    console = Console()
+    with console.status("building") as status:
+        from tokenreduce.eval.bench import run
+
+        run_at = run.Place(place, getattr(torch, name), rounds, status.update)
+        if what is What.ops:
+            content, rows, notes = run.operations_table(run_at, _names(only))
+        elif what is What.models:
+            kept = None if keep is None else budget(keep, "--keep")
+            content, rows, notes = run.models_table(run_at, shape, _names(methods), kept, layers, tower_layers, attn)
+        else:
+            content, rows, notes = run.towers_table(run_at, tower, _sizes(batch), layers)
+    for note in notes:
+        console.print(note, markup=False, highlight=False)
+    print_table(rows, content["title"])
+    if json is not None:
+        run.write(json, content)
+        console.print(f"wrote {json}", markup=False)
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _sizes(text: str) -> list[int]:
+    sizes = [int(part) if part.isdigit() else 0 for part in _names(text) or ()]
+    if not sizes or not all(sizes):
+        raise ValueError(f"--batch={text!r}; allowed: whole numbers from 1, separated by commas, such as 1,8")
+    return sizes
