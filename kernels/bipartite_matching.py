@@ -61,7 +61,8 @@ def first_maximum(x: Tensor) -> tuple[Tensor, Tensor]:
     On a CPU a maximum with its index costs ten times one without: whole strips first, the index within one strip only.
     """
     if x.device.type != "cpu" or x.shape[-1] % STRIP:
-        return tuple(x.max(dim=-1))
+        value, index = x.max(dim=-1)
+        return value, index
     strips = x.unflatten(-1, (-1, STRIP))
     value, strip = strips.amax(dim=-1).max(dim=-1)
     inside = strips.gather(-2, strip[..., None, None].expand(*strip.shape, 1, STRIP)).squeeze(-2)

@@ -42,12 +42,16 @@ class LargestTensor(TorchDispatchMode):
 
 
 def seconds(call: Callable[[], Any], device: torch.device) -> float:
-    """Seconds of one call, the device waited for."""
-    _wait(device)
-    start = now()
+    """Seconds of one call."""
+    start = moment(device)
     call()
+    return moment(device) - start
+
+
+def moment(device: torch.device) -> float:
+    """Seconds from some point on, once the device has done its work."""
     _wait(device)
-    return now() - start
+    return now()
 
 
 def take_turns(arms: Mapping[str, Callable[[], Any]], rounds: int, device: torch.device) -> dict[str, list[float]]:

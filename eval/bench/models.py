@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from .clock import spread
+from .clock import moment, peak_bytes, spread
+from .shapes import DEMO
 
 if TYPE_CHECKING:
     import torch
@@ -15,12 +17,14 @@ if TYPE_CHECKING:
     from .shapes import Shape
 
 ROUNDS = 5
-DECODED = 8  # tokens that decoding is timed over
+DECODED = 16  # tokens that decoding is timed over
 LAYERS = {"cpu": (3, 4), "cuda": (32, 26)}  # decoder and tower layers at most, by the device
 
 
 def layers_for(shape: Shape, device: torch.device, layers: int | None, tower_layers: int | None) -> tuple[int, int]:
     """Decoder and tower layers to build: what was asked for, else what fits the device; never more than published."""
+    if shape.model == DEMO:
+        return shape.depth, shape.tower_depth
     most = LAYERS.get(device.type, LAYERS["cpu"])
     return min(layers or most[0], shape.depth), min(tower_layers or most[1], shape.tower_depth)
 
@@ -114,25 +118,28 @@ def tower_of(model: Any) -> Any:
 
 
 def decoding(model: Any, inputs: dict[str, Any], arms: dict[str, Any], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds per token after the first, per arm and round: a long generation minus one of a single token."""
-    from .clock import seconds
+    """Milliseconds per token after the first, per arm and round: the median time from one forward pass to the next."""
+    ends: list[float] = []
 
+    def note(*_: Any) -> None:
+        ends.append(moment(model.device))
+
+    handle = model.register_forward_hook(note)
     found: dict[str, list[float]] = {name: [] for name in arms}
-    for _ in range(rounds):
-        for name, context in arms.items():
-            with context():
-                times = [
-                    seconds(lambda n=n: model.generate(**inputs, max_new_tokens=n, do_sample=False), model.device)
-                    for n in (1, 1 + DECODED)
-                ]
-            found[name].append((times[1] - times[0]) / DECODED * 1e3)
+    try:
+        for _ in range(rounds):
+            for name, context in arms.items():
+                ends.clear()
+                with context():
+                    model.generate(**inputs, min_new_tokens=1 + DECODED, max_new_tokens=1 + DECODED, do_sample=False)
+                found[name].append(statistics.median(b - a for a, b in itertools.pairwise(ends)) * 1e3)
+    finally:
+        handle.remove()
     return found
 
 
 def peak_mib(model: Any, inputs: dict[str, Any], arms: dict[str, Any]) -> dict[str, float] | None:
     """Most memory beyond the weights during one prefill, per arm; None where the device does not count it."""
-    from .clock import peak_bytes
-
     if model.device.type != "cuda":
         return None
 

@@ -71,7 +71,9 @@ def models_table(
     found, left_out = models.methods_for(model, chosen, names)
     inputs = chosen.inputs(place.device, place.dtype)
     rows = models.measure(model, inputs, found, chosen.keep, chosen.depth, place.rounds, place.advance)
-    title = f"{chosen.title}: {depth} of {chosen.depth} decoder layers, {tower_depth} of {chosen.tower_depth} tower layers"
+    title = (
+        f"{chosen.title}: {depth} of {chosen.depth} decoder layers, {tower_depth} of {chosen.tower_depth} tower layers"
+    )
     content = place.record(
         "models", title, shape=shape, keep=chosen.keep, attention=attention, layers=depth, tower_layers=tower_depth,
         published_layers=chosen.depth, published_tower_layers=chosen.tower_depth, left_out=left_out, rows=rows,

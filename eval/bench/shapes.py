@@ -50,7 +50,8 @@ class Shape:
         import tokenreduce as tr
 
         if self.model == DEMO:
-            return demo.load(dtype)[0].to(device).eval()
+            whole: Any = demo.load(dtype)[0]
+            return whole.to(device).eval()
 
         cls = getattr(transformers, self.model, None)
         known = [row["model_type"] for row in tr.families()]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ def build(name: str, layers: int | None, device: torch.device, dtype: torch.dtyp
     if name not in TOWERS:
         raise ValueError(f"--tower={name!r}; allowed: {', '.join(TOWERS)}")
     torch.manual_seed(0)
-    more = {} if layers is None else {"depth": layers}
+    more: dict[str, Any] = {} if layers is None else {"depth": layers}
     return timm.create_model(TOWERS[name][0], pretrained=False, **more).eval().to(device, dtype)
 
 
@@ -54,7 +55,7 @@ def measure(
 
     _, side, r = TOWERS[name]
     parameter = next(tower.parameters())
-    arms = {
+    arms: dict[str, Callable[[], AbstractContextManager[Any]]] = {
         "unreduced": nullcontext,
         "tome": lambda: tr.wrapped(tower, tr.ToMe(r=r)),
         "tome, plain attention": lambda: tr.wrapped(tower, tr.ToMe(r=r, proportional=False)),
@@ -68,7 +69,7 @@ def measure(
             for turn in range(rounds + 1):
                 for arm, context in arms.items():
                     with context():
-                        lap = seconds(lambda pixels=pixels: tower(pixels), parameter.device)
+                        lap = seconds(partial(tower, pixels), parameter.device)
                     if turn:
                         laps[arm].append(lap)
         ideal = flops(tower, 0) / flops(tower, r)

@@ -43,7 +43,9 @@ def bench(
         int | None, typer.Option(min=1, help="CPU threads; with 1, the time of this process alone counts.")
     ] = None,
     device: Device = "auto",
-    dtype: Annotated[Dtype, typer.Option(metavar="<dtype>", help="[default: float32 on a CPU, else bfloat16]")] = Dtype.auto,
+    dtype: Annotated[
+        Dtype, typer.Option(metavar="<dtype>", help="[default: float32 on a CPU, else bfloat16]")
+    ] = Dtype.auto,
     attn: Attention = "sdpa",
     json: Annotated[Path | None, typer.Option(help="Write the measurements here; replaces its own file only.")] = None,
     debug: Debug = False,

@@ -1,0 +1,134 @@
+"""tokenreduce bench: every operation equals its plain form, rows hold what they say, wrong requests are refused."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from tokenreduce.cli import app
+from tokenreduce.eval.bench import clock, models, operations, run, shapes, towers
+
+CPU = torch.device("cpu")
+SMALL = {
+    "temporal_similarity": {"T": 5, "N": 9},
+    "temporal_segmentation": {"T": 20, "N": 9},
+    "greedy_selection": {"B": 2, "N": 40, "K": 9},
+}
+
+
+def bench(*arguments: str) -> tuple[int, str]:
+    found = CliRunner().invoke(app, ["bench", *arguments])
+    return found.exit_code, " ".join(found.output.split())
+
+
+@pytest.mark.parametrize("name", operations.OPERATIONS)
+def test_operations_equal_their_plain_forms(name) -> None:
+    module = importlib.import_module(f"tokenreduce.eval.bench.ops.{name}")
+    assert operations.cases(name, CPU)
+    for more in ({}, {"DPP": 1}) if name == "greedy_selection" else ({},):
+        case = module.case({**SMALL.get(name, {"B": 2, "N": 40}), **more}, CPU, torch.float32)
+        assert case.difference(case.ours(), case.plain()) <= case.tolerance
+        assert case.bytes > 0
+
+
+def test_an_operation_that_is_wrong_is_not_timed(monkeypatch) -> None:
+    module = importlib.import_module("tokenreduce.eval.bench.ops.energy_score")
+    monkeypatch.setattr(module, "SIZES", [{"B": 1, "N": 8}])
+    monkeypatch.setattr(module, "energy_score", lambda x, margin: torch.ones(x.shape[:2]))
+    with pytest.raises(RuntimeError, match="energy_score at B=1 N=8 differs from the plain formulation"):
+        operations.measure(["energy_score"], CPU, torch.float32, rounds=1)
+
+
+def test_arms_take_turns() -> None:
+    order: list[str] = []
+    laps = clock.take_turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3, CPU)
+    assert {name: len(times) for name, times in laps.items()} == {"a": 3, "b": 3}
+    changes = sum(one != other for one, other in itertools.pairwise(order))
+    assert changes >= 7  # warm-up, sizing, three rounds
+
+
+def test_peak_is_the_largest_tensor_on_a_cpu() -> None:
+    assert clock.peak_bytes(lambda: torch.ones(3, 5) + 1, CPU) == 60
+    assert clock.peak_bytes(lambda: torch.ones(4, 2).sort(dim=0), CPU) == 64
+
+
+def test_flops_of_a_tower_are_those_of_its_blocks() -> None:
+    tower = towers.build("vit-b-16", 2, CPU, torch.float32)
+    n, width = 197, 768
+    weights = (
+        2 * n * sum(p.numel() for name, p in tower.blocks.named_parameters() if name.endswith("weight") and p.ndim == 2)
+    )
+    assert towers.flops(tower, 0) == weights + 2 * 4 * n * n * width
+    assert towers.flops(tower, 13) < towers.flops(tower, 0)
+
+
+def test_models_and_the_file(tmp_path) -> None:
+    out = tmp_path / "demo.json"
+    arguments = ("models", "--shape", "demo", "--methods", "fastervlm,random", "--keep", "36", "--rounds", "1")
+    code, text = bench(*arguments, "--json", str(out))
+    assert code == 0, text
+    content = json.loads(out.read_text())
+    assert [row["method"] for row in content["rows"]] == ["fastervlm", "random"]
+    for row in content["rows"]:
+        assert (row["tokens_in"], row["tokens"]) == (144, 36)
+        assert row["flops_ideal"] > 1
+        assert row["kv_mib"] < row["unreduced_kv_mib"]
+        assert min(arm["low"] for arm in row["decode_ms_per_token"].values()) > 0
+    assert content["environment"]["torch"] == torch.__version__
+    assert bench(*arguments, "--json", str(out))[0] == 0  # its own file
+    out.write_text("{}")
+    code, text = bench(*arguments, "--json", str(out))
+    assert code == 2
+    assert "is no file of tokenreduce bench" in text
+    assert out.read_text() == "{}"
+
+
+@pytest.mark.parametrize("name", [name for name in shapes.SHAPES if name != "demo"])
+def test_shapes_are_as_published_and_fit_their_prompts(name) -> None:
+    """At the published depth but without weights: the parameters of a 7B model, and one placeholder per visual token."""
+    shape = shapes.SHAPES[name]
+    with torch.device("meta"):
+        model = shape.build(shape.depth, shape.tower_depth, torch.device("meta"), torch.float32, "sdpa")
+    layers = model.get_decoder().layers
+    assert len(layers) == shape.depth
+    assert 6e9 < sum(p.numel() for p in layers.parameters()) < 7e9
+    ids = shape.inputs(CPU, torch.float32)["input_ids"]
+    assert int((ids == (shapes.IMAGE if shape.media == "image" else shapes.VIDEO)).sum()) == shape.tokens
+    assert models.layers_for(shape, CPU, None, None) == (3, 4)
+    assert models.layers_for(shape, CPU, 99, 99) == (shape.depth, shape.tower_depth)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("ops", "--only", "attention"), "--only='attention' is no operation; allowed: attention_received,"),
+        (("models", "--shape", "gpt"), "--shape='gpt'; allowed: demo, llava-1.5-7b,"),
+        (("models", "--shape", "demo", "--methods", "fastest"), "--methods names 'fastest'; allowed: "),
+        (("models", "--shape", "demo", "--methods", "holitom"), "it reduces video, not a image"),
+        (("towers", "--tower", "vit-s"), "--tower='vit-s'; allowed: vit-b-16, vit-l-16-384"),
+        (("towers", "--batch", "1,x"), "--batch='1,x'; allowed: whole numbers"),
+        (("ops", "--json", "/nowhere/x.json"), "the folder '/nowhere' does not exist"),
+    ],
+)
+def test_wrong_requests_are_refused(arguments, words) -> None:
+    code, text = bench(*arguments)
+    assert code == 2
+    assert words in text
+
+
+def test_a_class_that_is_not_there_is_explained(monkeypatch) -> None:
+    monkeypatch.delattr("transformers.LlavaNextForConditionalGeneration")
+    with pytest.raises(ValueError, match=r"transformers .* has no LlavaNextForConditionalGeneration"):
+        run.models_table(run.Place(CPU, torch.float32, 1), "llava-next", None, None, None, None, "sdpa")
+
+
+def test_towers_are_measured_in_turns() -> None:
+    tower = towers.build("vit-b-16", 2, CPU, torch.float32)
+    rows = towers.measure(tower, "vit-b-16", [1], rounds=1)
+    assert [row["arm"] for row in rows] == ["tome", "tome, plain attention"]
+    assert all(row["flops_ideal"] > 1 and row["of_ideal"] > 0 for row in rows)
