@@ -129,7 +129,10 @@ class Meter:
 
 
 def unreduced(model: Any, ids: Any, mask: Any) -> list[dict[str, Any]]:
-    """The same numbers for a bare model, counted from its prompts ``ids`` (B, L) and ``mask`` (B, L)."""
+    """The same numbers for a bare model, counted from its prompts ``ids`` (B, L) and ``mask`` (B, L).
+
+    Tokens are placeholders here; where a family also puts newline tokens into these, they count, which no method reduces.
+    """
     if ids is None:
         return []
     kinds = [getattr(model.config, f"{kind}_token_id", None) for kind in ("image", "video")]
