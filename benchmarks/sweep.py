@@ -21,7 +21,7 @@ from tokenreduce.eval.results import write_json
 from tokenreduce.eval.sweep import Grid, Store
 
 RESULTS = Path(__file__).parent / "results/sweep.json"
-GRID = {
+GRID: dict[str, Any] = {
     "model": "demo",
     "tasks": ["tr_demo_images", "tr_demo_video"],
     "methods": ["fastervlm", "fastv", "hiprune", "mustdrop", "pitome", "tome", "pool", "uniform"],
@@ -29,6 +29,7 @@ GRID = {
     "limit": 30,
 }
 KILLS = 20
+CLI_LIMIT = 6  # questions per task
 TIMES = ("ttft_ms", "generate_ms", "method_ms")
 
 
@@ -85,35 +86,35 @@ def ray(out: Path) -> dict[str, Any]:
 
 
 def cli(out: Path) -> dict[str, Any]:
-    """The same cells through ``python -m lmms_eval --config``: one list of runs, one process."""
+    """The same cells through ``python -m lmms_eval --config``: a list of runs, each with all tasks, a few questions each."""
     cells, runs = Grid.of(GRID).cells, []
-    for cell in cells:
-        method = "".join(f",tr_method={m.name},tr_keep={m.keep}" for m in cell.recipe.methods)
-        run = {
-            "model": "tokenreduce",
-            "model_args": f"pretrained=demo{method}",
-            "tasks": cell.task,
-            "limit": cell.limit,
-        }
-        run |= {"include_path": str(TASKS), "log_samples": True, "output_path": str(out / "cli" / cell.key)}
+    places = {cell.key: out / "cli" / f"{cell.recipe.name}-{cell.recipe.keep}" for cell in cells}
+    for place, recipe in {places[cell.key]: cell.recipe for cell in cells}.items():
+        method = "".join(f",tr_method={m.name},tr_keep={m.keep}" for m in recipe.methods)
+        run = {"model": "tokenreduce", "model_args": f"pretrained=demo{method}", "tasks": ",".join(GRID["tasks"])}
+        run |= {"include_path": str(TASKS), "log_samples": True, "limit": CLI_LIMIT, "output_path": str(place)}
         runs.append(run)
     (out / "cli.yaml").write_text(json.dumps(runs))
     start = time.time()
-    log = (out / "cli.log").open("w")
-    subprocess.run(
-        [sys.executable, "-m", "lmms_eval", "--config", str(out / "cli.yaml")], check=True, stdout=log, stderr=log
-    )
+    with (out / "cli.log").open("w") as log:
+        lmms_eval = [sys.executable, "-m", "lmms_eval", "--config", str(out / "cli.yaml")]
+        subprocess.run(lmms_eval, check=True, stdout=log, stderr=log)
     expected, different = answers(out / "plain"), []
     for cell in cells:
-        (samples,) = (out / "cli" / cell.key).glob("**/*_samples_*.jsonl")
-        (measured,) = (out / "cli" / cell.key).glob("*_tokenreduce.json")
+        (samples,) = places[cell.key].glob(f"**/*_samples_{cell.task}.jsonl")
+        (measured,) = places[cell.key].glob("*_tokenreduce.json")
         rows = [json.loads(line) for line in samples.read_text().splitlines()]
-        replies = {row["doc_id"]: (row["filtered_resps"], row["exact_match"]) for row in rows}
-        kept = {row["doc_id"]: row["tokens_kept"] for row in json.loads(measured.read_text())["samples"]}
-        for row in expected[cell.key][2]:
-            if (replies[row["doc_id"]], kept[row["doc_id"]]) != ((row["reply"], row["score"]), row["tokens_kept"]):
-                different.append(f"{cell}: question {row['doc_id']}")
-    return {"runs": len(runs), "seconds": round(time.time() - start, 1), "different_answers": different}
+        kept = {(s["task"], s["doc_id"]): s["tokens_kept"] for s in json.loads(measured.read_text())["samples"]}
+        found = {r["doc_id"]: (r["filtered_resps"], r["exact_match"], kept[cell.task, r["doc_id"]]) for r in rows}
+        own = expected[cell.key][2][:CLI_LIMIT]
+        if found != {row["doc_id"]: (row["reply"], row["score"], row["tokens_kept"]) for row in own}:
+            different.append(str(cell))
+    return {
+        "cells": len(cells),
+        "questions_each": CLI_LIMIT,
+        "seconds": round(time.time() - start, 1),
+        "different_cells": different,
+    }
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 import os
 import time
 from collections import Counter
@@ -154,7 +155,9 @@ class Reduced:
         file = self.settings.log
         folder = output_path(requests)
         if file is None and folder is not None:
-            file = folder / f"{time.strftime('%Y%m%d_%H%M%S')}_{os.getpid()}_tokenreduce.json"
+            stem = f"{time.strftime('%Y%m%d_%H%M%S')}_{os.getpid()}"
+            names = (folder / f"{stem}{'' if n == 1 else f'-{n}'}_tokenreduce.json" for n in itertools.count(1))
+            file = next(name for name in names if not name.exists())
         if file is not None and self.rank == 0:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_json(file, self.measured)
