@@ -18,6 +18,9 @@ def manifests() -> list[ModelManifest]:
     """What the entry point group ``lmms_eval.models`` asks for; nothing heavy is imported before the model is used."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
+    from .failures import watch
+
+    watch()
     module = f"{__name__}.model"
     return [ModelManifest("tokenreduce", simple_class_path=f"{module}.Simple", chat_class_path=f"{module}.Chat")]
 

@@ -43,10 +43,21 @@ def loud() -> Iterator[None]:
 _expected: dict[Path, float] = {}  # output path: when its evaluation started
 
 
+def watch() -> None:
+    """Where lmms-eval's command line was asked for ``--model tokenreduce``: see at its end that there was an evaluation."""
+    if (
+        "lmms" in sys.argv[0]
+        and any(a in ("tokenreduce", "--model=tokenreduce") for a in sys.argv)
+        and "list" not in sys.argv
+    ):
+        atexit.register(_check_evaluated)
+
+
 def expect_results(requests: Sequence[Any]) -> None:
     """When the process ends, see that lmms-eval wrote its results of ``requests``; else say so and exit with 1."""
     from .model import output_path
 
+    atexit.unregister(_check_evaluated)
     folder = output_path(requests)
     if folder is None or not under_command_line() or int(os.environ.get("RANK", "0")):
         return
@@ -58,10 +69,14 @@ def expect_results(requests: Sequence[Any]) -> None:
 def _check_results() -> None:
     for folder, start in _expected.items():
         if not any(file.stat().st_mtime >= start for file in folder.glob("**/*_results.json")):
-            print(
-                f"tokenreduce: lmms-eval wrote no results into {str(folder)!r}; see its messages above",
-                file=sys.stderr,
-                flush=True,
-            )
-            sys.stdout.flush()
-            os._exit(1)
+            _leave(f"lmms-eval wrote no results into {str(folder)!r}")
+
+
+def _check_evaluated() -> None:
+    _leave("lmms-eval ended without an evaluation")
+
+
+def _leave(why: str) -> None:
+    print(f"tokenreduce: {why}; see its messages above", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(1)

@@ -114,6 +114,18 @@ class Reduced:
             self._conclude(requests, [unwrap_generation_output(a)[0] for a in answers], meter)
         return answers
 
+    def loglikelihood(self, requests: Sequence[Instance]) -> list[Any]:
+        """The base model's, on the reduced model; nothing is measured."""
+        with loud():
+            expect_results(requests)
+            return super().loglikelihood(requests)  # type: ignore[misc]
+
+    def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[Any]:
+        """The base model's, on the reduced model; nothing is measured."""
+        with loud():
+            expect_results(requests)
+            return super().generate_until_multi_round(requests)  # type: ignore[misc]
+
     def _conclude(self, requests: Sequence[Instance], answers: list[Any], meter: Meter) -> None:
         empty = sum(not str(a).strip() for a in answers)
         if meter.errors:

@@ -56,7 +56,7 @@ def curves(rows: Sequence[Row], style: dict[str, dict[str, Any]]) -> go.Figure:
             x=[p[0] for p in front], y=[p[1] for p in front], name="not beaten", row=1, col=column, **about
         )
         for method in dict.fromkeys(row.method for row in points):
-            own = sorted((row for row in points if row.method == method), key=lambda r: getattr(r, axis))
+            own = sorted((row for row in points if row.method == method), key=lambda r: r.equivalent_tokens or 0.0)
             figure.add_trace(_curve(own, axis, style[method], column == 1), row=1, col=column)
         figure.update_xaxes(title=title, rangemode="tozero", tickformat=".0%", row=1, col=column)
     figure.update_yaxes(title=rows[0].metric or "score", row=1, col=1)

@@ -86,8 +86,9 @@ def _head(rows: Sequence[Row], cells: Sequence[dict[str, Any]]) -> str:
         f"<p class=note>{len(rows)} cells ({escape(states)}), {' or '.join(map(str, asked))} questions each. "
         f"{escape(told)}. On {escape('; '.join(' '.join(dict.fromkeys(p)) for p in sorted(places)))}.<br>Intervals cover 95 % of "
         f"{RESAMPLES} bootstrap samples of the questions; differences to random and ratios to the unreduced model are paired by "
-        "question. Time to the first token includes the vision tower; median of rounds in which the reduced and the unreduced "
-        "model took turns on the same prompts.</p>"
+        "question. Where all questions agree an interval has no width, and yet n questions cannot see shares below about 3/n. "
+        "Time to the first token includes the vision tower; median, lowest and highest of rounds in which the reduced and the "
+        "unreduced model took turns on the same prompts.</p>"
     )
 
 

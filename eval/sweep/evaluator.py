@@ -67,6 +67,7 @@ class Evaluator:
 
         from ..harness.paired import first_token
 
+        self.lm.measured = {}
         results = simple_evaluate(
             model=self.lm,
             tasks=[cell.task],
@@ -75,6 +76,10 @@ class Evaluator:
             batch_size=cell.batch_size,
             bootstrap_iters=0,
         )
+        if not self.lm.measured:
+            raise ValueError(
+                f"task {cell.task} does not generate once per question; only output_type: generate_until is measured"
+            )
         measured, sketches = self.lm.measured, self.lm.sketches
         self.lm.use(Recipe())
         return {

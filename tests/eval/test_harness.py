@@ -17,6 +17,8 @@ from tokenreduce.eval.recipe import Recipe
 
 pytest.importorskip("lmms_eval", reason="lmms-eval is not installed; pip install 'tokenreduce[eval]'")
 
+from lmms_eval.api.instance import Instance
+
 LIMIT = 6
 
 
@@ -119,6 +121,17 @@ def test_answers_that_are_all_empty_fail(evaluate, lm, monkeypatch):
         evaluate(lm)
 
 
+@pytest.mark.parametrize("kind", ["loglikelihood", "generate_until_multi_round"])
+def test_other_kinds_of_requests_run_on_the_reduced_model(lm, monkeypatch, kind):
+    base = type(lm).__mro__[2]
+    monkeypatch.setattr(base, kind, lambda self, requests: [tr.is_wrapped(self.model) for _ in requests])
+    lm.use(Recipe.of("uniform", 4))
+    assert getattr(lm, kind)([]) == []
+    request = Instance(kind, ("?", 0, "t", "test"), 0, {"task": "t", "doc_id": 0, "repeats": 1})
+    assert getattr(lm, kind)([request]) == [True]
+    lm.use(Recipe())
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -141,6 +154,13 @@ def test_command_line_of_lmms_eval_fails_with_exit_code_1(tmp_path):
     done = cli("--tasks", "tr_demo_images", "--limit", "2", cwd=tmp_path, model_args="pretrained=demo,tr_method=hiprun")
     assert done.returncode == 1
     assert "Did you mean 'hiprune'" in done.stderr
+
+
+@pytest.mark.long
+def test_unknown_task_fails_too(tmp_path):
+    done = cli("--tasks", "tr_demo_image", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "lmms-eval ended without an evaluation" in done.stderr
 
 
 @pytest.mark.long
