@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from tokenreduce.kernels.fingerprint import combine
 from tokenreduce.method import Method
 from tokenreduce.tokens import Layout, Reduction, VisualTokens
 
@@ -51,11 +52,15 @@ def reduce_parts(method: Method, tokens: VisualTokens, parts: Parts, of: Tensor,
     if method.keep is not None:
         shares = allot(method.budget.count(tokens.num_tokens), sizes)
     at = of.sort(dim=1, stable=True).indices.split(list(sizes), dim=1)  # current tokens of each part, ascending
-    asked = [
-        _ask(method, _part(tokens, layout, index, local), share)
-        for (layout, _), index, share in zip(parts, at, shares, strict=True)
-    ]
-    return _joined(asked, at, tokens)
+    alike: dict[tuple[Layout, int, int | None], list[int]] = {}
+    for p, (layout, _) in enumerate(parts):
+        alike.setdefault((layout, sizes[p], shares[p]), []).append(p)
+    asked: dict[int, Reduction] = {}
+    for (layout, _, share), own in alike.items():  # parts of a kind are asked about together
+        index = torch.stack([at[p] for p in own], dim=1)
+        plan = _ask(method, _part(tokens, layout, index, local, own), share)
+        asked |= {p: _of_part(plan, i, len(own)) for i, p in enumerate(own)}
+    return _joined([asked[p] for p in range(len(parts))], at, tokens)
 
 
 def _places(parts: Parts, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -68,17 +73,40 @@ def _places(parts: Parts, device: torch.device) -> tuple[Tensor, Tensor]:
     return owner.to(device), local.to(device)
 
 
-def _part(tokens: VisualTokens, layout: Layout, index: Tensor, local: Tensor) -> VisualTokens:
-    source = tokens.source.gather(1, index)
+def _part(tokens: VisualTokens, layout: Layout, index: Tensor, local: Tensor, own: list[int]) -> VisualTokens:
+    """The tokens ``index`` (B, P, n) of the P parts ``own``, each part a picture of its own: B * P of them."""
+    count = index.shape[1]
+
+    def of(x: Tensor) -> Tensor:
+        flat = index.flatten(1)
+        return (x.gather(1, flat) if x.ndim == 2 else _rows(x, flat)).unflatten(1, index.shape[1:]).flatten(0, 1)
+
+    def signal(x: Tensor) -> Tensor:
+        if x.ndim > 1:
+            return of(x)
+        number = torch.tensor(own, device=x.device)
+        return combine(torch.stack([x.repeat_interleave(count), number.repeat(len(x))], dim=1))
+
+    source = of(tokens.source)
     return replace(
         tokens,
-        features=_rows(tokens.features, index),
+        features=of(tokens.features),
         layout=layout,
         source=torch.where(source < 0, source, local[source.clamp_min(0)]),
-        size=tokens.size.gather(1, index),
-        role=tokens.role.gather(1, index),
-        signals={s: v if v.ndim < 2 else v.gather(1, index) for s, v in tokens.signals.items()},
+        size=of(tokens.size),
+        role=of(tokens.role),
+        signals={name: signal(value) for name, value in tokens.signals.items()},
     )
+
+
+def _of_part(plan: Reduction, i: int, count: int) -> Reduction:
+    """What ``plan``, for ``count`` parts of every picture, says of part i."""
+
+    def of(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x[i::count]
+
+    names = ("source", "assign", "weight", "features", "role", "score", "valid")
+    return replace(plan, **{name: of(getattr(plan, name)) for name in names})
 
 
 def _ask(method: Method, tokens: VisualTokens, share: int | None) -> Reduction:
