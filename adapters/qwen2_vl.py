@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -15,7 +15,7 @@ from tokenreduce.tokens import Layout
 
 
 class Qwen2VL(Family):
-    model_types = ("qwen2_vl",)
+    model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl",)
     remarks = "dynamic resolution, M-RoPE; a frame is a temporal patch"
     packs = True
 

@@ -102,11 +102,8 @@ def _part(tokens: VisualTokens, layout: Layout, index: Tensor, local: Tensor, ow
 def _of_part(plan: Reduction, i: int, count: int) -> Reduction:
     """What ``plan``, for ``count`` parts of every picture, says of part i."""
 
-    def of(x: Tensor | None) -> Tensor | None:
-        return None if x is None else x[i::count]
-
-    names = ("source", "assign", "weight", "features", "role", "score", "valid")
-    return replace(plan, **{name: of(getattr(plan, name)) for name in names})
+    given = {name: x[i::count] for name, x in vars(plan).items() if isinstance(x, Tensor)}
+    return replace(plan, **given)
 
 
 def _ask(method: Method, tokens: VisualTokens, share: int | None) -> Reduction:
