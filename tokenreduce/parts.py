@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -102,7 +103,7 @@ def _part(tokens: VisualTokens, layout: Layout, index: Tensor, local: Tensor, ow
 def _of_part(plan: Reduction, i: int, count: int) -> Reduction:
     """What ``plan``, for ``count`` parts of every picture, says of part i."""
 
-    given = {name: x[i::count] for name, x in vars(plan).items() if isinstance(x, Tensor)}
+    given: dict[str, Any] = {name: x[i::count] for name, x in vars(plan).items() if isinstance(x, Tensor)}
     return replace(plan, **given)
 
 

@@ -87,9 +87,7 @@ def test_a_part_may_lose_everything_and_another_nothing():
 
 def test_tiles_of_one_image_draw_differently():
     tiles = Layout(8, 8, views=(Layout(4, 4),) * 4)
-    plan, _ = ask(
-        tr.methods.random.Random(keep=32), shown(tiles, signals={ImageFingerprint(): torch.tensor([3, 9])})
-    )
+    plan, _ = ask(tr.methods.random.Random(keep=32), shown(tiles, signals={ImageFingerprint(): torch.tensor([3, 9])}))
     drawn = {tuple(n % 16 for n in plan.source[0].tolist() if n // 16 == v) for v in range(4)}
     assert len(drawn) == 4
     assert all(len(own) == 8 for own in drawn)
