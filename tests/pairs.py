@@ -1,0 +1,237 @@
+"""Every method on every family: a pair keeps the contracts, or refuses and says why. What the matrix tests and the docs show."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import reduced
+import torch
+import zoo
+
+import tokenreduce as tr
+from tokenreduce.adapters.family import Family, families, family_of
+from tokenreduce.method import Method, registry
+
+#: for models this small: a window that divides grids of 4 x 4, and a budget that five layers can meet
+SMALL: dict[str, dict[str, Any]] = {"mustdrop": {"window": 2, "keep": 0.75}}
+#: what the refusals themselves name as a way out, least change first
+OTHERWISE: dict[str, list[dict[str, Any]]] = {
+    "fastervlm": [{"score": "global_mean"}],
+    "mustdrop": [
+        {"score": "global_mean"},
+        {"merge": False},
+        {"score": "global_mean", "trim_cache": False},
+        {"merge": False, "score": "global_mean"},
+        {"merge": False, "score": "global_mean", "trim_cache": False},
+    ],
+}
+TOLERANCE = 1e-4  # float32; a batch rounds otherwise than its samples, and now and then a norm makes much of it
+ADVICE = ("allowed", "use ", "pass ", "give ", "offers", "choose")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a method fares with one kind of prompt: whether it works, ``with_`` which parameters where the defaults do not,
+    ``why`` they do not, and whether it ``reduces`` anything at all.
+    """
+
+    works: bool
+    with_: tuple[tuple[str, Any], ...] = ()
+    why: str = ""
+    reduces: bool = True
+
+
+def made(name: str, **changes: Any) -> Method:
+    return registry()[name](**{"keep": 0.5, **SMALL.get(name, {}), **changes})
+
+
+def kinds(key: str) -> list[str]:
+    """The kinds of prompts a pair is tried with: images, and videos where the family takes them."""
+    return ["mixed", *[kind for kind in ("videos", "video") if kind in zoo.kinds(key)][:1]]
+
+
+@cache
+def verdict(key: str, name: str, kind: str) -> Verdict:
+    first = ""
+    for changes in ({}, *OTHERWISE.get(name, ())):
+        why = refusal(key, made(name, **changes), kind)
+        if not why:
+            return Verdict(True, tuple(changes.items()), first, keeps_the_contracts(key, name, changes, kind))
+        first = first or why
+    return Verdict(False, why=first)
+
+
+def refusal(key: str, method: Method, kind: str) -> str:
+    """The error that wrapping, or the first prompt, answers with; empty when there is none. It must teach."""
+    model = reduced.model(key)
+    with torch.no_grad():
+        model(**zoo.inputs(key, kind, model))  # transformers installs hooks of its own in the first forward pass
+    before = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
+    why = ""
+    try:
+        with tr.wrapped(model, method), torch.no_grad():
+            model(**zoo.inputs(key, kind, model))
+    except ValueError as error:
+        why = str(error)
+        assert any(word in why for word in ADVICE), why
+    assert before == [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
+    return why
+
+
+def keeps_the_contracts(key: str, name: str, changes: dict[str, Any], kind: str) -> bool:
+    """Assert contracts 1, 2, 4 and 5; returns whether anything was reduced."""
+    model, method = reduced.model(key), made(name, **changes)
+    case = zoo.case(key, kind, model)
+    with torch.no_grad():
+        plain = model(**case.inputs).logits
+    whole, _ = reduced.forward(model, case.inputs, made(name, **{**changes, "keep": 1.0}))
+    assert torch.equal(whole.logits, plain)
+
+    with tr.wrapped(model, method), torch.no_grad():
+        together = model(**case.inputs).logits
+        trace, report = tr.trace(model), tr.report(model)
+        written = model.generate(**case.inputs, max_new_tokens=3, do_sample=False)[:, -3:].tolist()
+        for b, real in enumerate(case.inputs["attention_mask"].bool()):
+            alone = zoo.alone(key, case, b)
+            torch.testing.assert_close(together[b][real], model(**alone).logits[0], atol=TOLERANCE, rtol=0)
+            assert model.generate(**alone, max_new_tokens=3, do_sample=False)[0, -3:].tolist() == written[b]
+    counts(method, trace, report, model.get_decoder().config.num_hidden_layers)
+    return report.tokens_kept != report.tokens_in or report.flops < report.flops_unreduced
+
+
+def counts(method: Method, trace: tr.Trace, report: tr.Report, depth: int) -> None:
+    """Exactly the budget for every picture the method is for, in source order; nothing else is touched."""
+    for image in trace.images:
+        n, medium = image.tokens_in, "video" if image.layout.frames > 1 else "image"
+        held = [image.kept(layer) for layer in range(depth)]
+        lengths = [len(kept) for kept in held]
+        if medium not in method.media:
+            assert lengths == [n] * depth
+            continue
+        if method.name == "mustdrop":  # an average over layers, in the counting of its paper
+            assert math.isclose(sum([*lengths[1:], lengths[-1]]) / depth, method.keep * n, abs_tol=0.7)
+        elif (
+            "encoder" in method.stages
+        ):  # every view by itself; padding that is cut off afterwards may take tokens along
+            whole = [view.height * view.width * view.frames for view in image.layout.views or [image.layout]]
+            assert 0 < lengths[0] <= sum(map(method.budget.count, whole))
+            assert lengths[0] == sum(map(method.budget.count, whole)) or n < sum(whole)
+        else:
+            assert lengths[0 if "llm" not in method.stages or method.name == "holitom" else -1] == method.budget.count(
+                n
+            )
+        for kept in held:
+            assert kept.tolist() == sorted(kept.tolist())
+        for layer, (seats, kept) in enumerate((image.seats(layer), held[layer]) for layer in range(depth)):
+            assert set(seats.tolist()) <= set(image.columns.tolist())
+            assert len(seats) == len(kept), layer
+
+
+# ---------------------------------------------------------------------- tables
+
+
+@dataclass
+class Notes:
+    """Refusals by number, each said once."""
+
+    said: list[str]
+
+    def number(self, why: str) -> str:
+        if why not in self.said:
+            self.said.append(why)
+        return f"[[{self.said.index(why) + 1}]](#refusals)"
+
+
+def cell(key: str, name: str, notes: Notes) -> str:
+    found = {kind: verdict(key, name, kind) for kind in kinds(key)}
+    images, videos = found["mixed"], found.get("videos", found.get("video"))
+    parts = []
+    for medium, one in (("images", images), ("videos", videos)):
+        if one is None:
+            continue
+        if not one.works:
+            parts.append((medium, f"refuses {notes.number(short(key, name, one.why))}"))
+        elif not one.reduces:
+            parts.append((medium, "passes them through"))
+        else:
+            options = ", ".join(f"{k}={v!r}" for k, v in one.with_)
+            note = f"`{options}` {notes.number(short(key, name, one.why))}" if options else "works"
+            parts.append((medium, note))
+    same = len({text for _, text in parts}) == 1
+    return parts[0][1] if same else "; ".join(f"{medium}: {text}" for medium, text in parts)
+
+
+def short(key: str, name: str, why: str) -> str:
+    """The first clause of a refusal, in words that hold for every family and method."""
+    kind = reduced.model(key).config.model_type
+    why = why.replace(f"a {kind} model", "such a model").replace(f"this {kind} model", "such a model")
+    return why.partition("; ")[0].removeprefix(f"method={name!r} ")
+
+
+def row(key: str, notes: Notes) -> list[str]:
+    return [f"`{key}`", *(cell(key, name, notes) for name in registry())]
+
+
+def facts_row(key: str) -> list[str]:
+    """What a reader of the table of families wants to know, read off the model and a prompt."""
+    model = reduced.model(key)
+    family = family_of(model)
+    facts = family.facts()
+    images = seen(key, "mixed")
+    tower = model.config.vision_config.model_type + (", [CLS]" if facts.has_cls else "")
+    kinds_of = {(layout.views and "views of a picture") or "one grid" for layout in images}
+    tiles = len(images) > sum(len(own) for own in zoo.case(key, "mixed", model).visuals)
+    pictures = "tiles, each an image" if tiles else " or ".join(sorted(kinds_of))
+    axes = 3 if "mrope_section" in model.get_decoder().config.rope_parameters else 1
+    positions = f"{axes} axes" if axes > 1 else "1 axis"
+    if type(family).two_way is not Family.two_way:
+        positions += ", both ways"
+    videos = "-"
+    if "video" in zoo.kinds(key):
+        layouts = seen(key, "video")
+        videos = "one picture of T frames" if layouts[0].frames > 1 else "frames are images"
+        videos += pooling(family, facts, layouts[0])
+    types = ", ".join(f"`{t}`" for t, cls in families().items() if cls is type(family))
+    return [f"`{key}`", types, tower, pictures + pooling(family, facts, images[0]), positions, videos, family.remarks]
+
+
+def seen(key: str, kind: str) -> list[tr.Layout]:
+    model = reduced.model(key)
+    _, trace = reduced.forward(model, zoo.inputs(key, kind, model), tr.Uniform(keep=0.5))
+    return [image.layout for image in trace.images]
+
+
+def pooling(family: Any, facts: tr.ModelFacts, layout: tr.Layout) -> str:
+    """How many patches of the tower make a token."""
+    view = layout.views[0] if layout.views else layout
+    patches = family.unit**2 if family.packs else math.prod(facts.tower_grid) // (view.height * view.width)
+    return f", {patches} patches a token" if patches > 1 else ""
+
+
+HEAD = """# Families and methods
+
+Made by `python docs/make_families.py` from running every pair on small random models of the real classes: prompts with several
+pictures of different size, a sample without any, and videos where the family takes them. A pair *works* when a full budget
+changes no bit, the budget is filled exactly for every picture and in source order, text is untouched, a padded batch equals its
+samples one by one, and so do the tokens it writes. Otherwise it *refuses*, before anything is attached or at the call, with an
+error that says why (the number) and what to do instead. A cell that shows parameters works with these where the defaults are
+refused. Layers that hold a sliding window cannot be trimmed by MustDrop, whose `window` must also divide the grid of patches.
+"""
+
+
+def page() -> str:
+    notes = Notes([])
+    facts = table(
+        ["family", "`config.model_type`", "tower", "pictures", "positions", "videos", "remarks"],
+        [facts_row(key) for key in reduced.FAMILIES],
+    )
+    pairs = table(["family", *registry()], [row(key, notes) for key in reduced.FAMILIES])
+    said = "\n".join(f"{i}. {why}" for i, why in enumerate(notes.said, 1))
+    return f"{HEAD}\n## Families\n\n{facts}\n\n## Methods\n\n{pairs}\n\n## Refusals\n\n{said}\n"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
