@@ -20,6 +20,8 @@ SMALL: dict[str, dict[str, Any]] = {"mustdrop": {"window": 2, "keep": 0.75}}
 #: what the refusals themselves name as a way out, least change first
 OTHERWISE: dict[str, list[dict[str, Any]]] = {
     "fastervlm": [{"score": "global_mean"}],
+    "tome": [{"at": "projector"}],
+    "pitome": [{"at": "projector"}],
     "mustdrop": [
         {"score": "global_mean"},
         {"merge": False},
@@ -113,8 +115,8 @@ def counts(method: Method, trace: tr.Trace, report: tr.Report, depth: int) -> No
             continue
         if method.name == "mustdrop":  # an average over layers, in the counting of its paper
             assert math.isclose(sum([*lengths[1:], lengths[-1]]) / depth, method.keep * n, abs_tol=0.7)
-        elif (
-            "encoder" in method.stages
+        elif any(
+            passed.stage == "encoder" for passed in image.stages
         ):  # every view by itself; padding that is cut off afterwards may take tokens along
             whole = [view.height * view.width * view.frames for view in image.layout.views or [image.layout]]
             assert 0 < lengths[0] <= sum(map(method.budget.count, whole))

@@ -14,6 +14,7 @@ from tokenreduce.adapters.family import family_of
 from tokenreduce.signals import AttentionReceived, ClsAttention, LastQueryAttention, TextAttention
 
 CLS = ("clip_vision_model", "internvl_vision")
+EACH = ("smolvlm", "idefics3", "aya_vision")  # each tile is an image of its own
 ANYRES = ("llava_next", "llava_next_video", "llava_onevision")
 
 
@@ -42,9 +43,9 @@ def raster(key: str, case: zoo.Case, values: dict[str, torch.Tensor]) -> list[to
             grids = rows.view(r, 1, s, s)
             if key == "llava_onevision":
                 grids = F.interpolate(grids, size=-(-s // 2), mode="bilinear")
-            elif key in ("internvl", "smolvlm", "idefics3", "gemma3", "llava_next_video"):
+            elif key in (*EACH, "internvl", "gemma3", "llava_next_video"):
                 grids = F.avg_pool2d(grids, 2)
-            if key in ("smolvlm", "idefics3") or (key == "internvl" and visual.modality == "video"):
+            if key in EACH or (key == "internvl" and visual.modality == "video"):
                 found += list(grids.flatten(1))  # tiles and frames are images of their own
             else:
                 found.append(grids.flatten())
