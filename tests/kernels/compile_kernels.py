@@ -1,6 +1,6 @@
 """Compile every kernel for GPUs that need not be here: PTX and machine code for two generations, nothing is launched.
 
-python tests/kernels/compile_kernels.py [float16 ...]
+python tests/kernels/compile_kernels.py [80 | 90] [float16 ...]
 
 Runs in a process of its own, without Triton's interpreter: a stand-in driver names the target, and every launch becomes a
 compilation for the tensors it was given. Prints a line per kernel, dtype and target.
@@ -91,9 +91,11 @@ def calls(dtype: torch.dtype) -> None:
 
 def main() -> None:
     JITFunction.__getitem__ = lambda kernel, grid: compiled(kernel, grid)  # type: ignore[method-assign]
-    for capability in TARGETS:
+    targets = [int(a) for a in sys.argv[1:] if a.isdigit()] or TARGETS
+    dtypes = [a for a in sys.argv[1:] if not a.isdigit()] or ("float32", "float16", "bfloat16")
+    for capability in targets:
         driver.set_active(Elsewhere(capability))
-        for name in sys.argv[1:] or ("float32", "float16", "bfloat16"):
+        for name in dtypes:
             calls(getattr(torch, name))
     print("compiled", triton.__version__, file=sys.stderr)
 

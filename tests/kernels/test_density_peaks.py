@@ -111,8 +111,8 @@ def test_bad_numbers_are_refused(clusters, k, words) -> None:
     [
         ((1, 1, 2, 1, 3), torch.float32),
         ((2, 9, 3, 9, 1), torch.float16),
-        ((1, 75, 5, 6, 7), torch.float32),
-        ((2, 33, 33, 1, 32), torch.bfloat16),
+        ((1, 37, 5, 6, 7), torch.float32),
+        ((1, 17, 33, 1, 9), torch.bfloat16),
     ],
     ids=str,
 )
@@ -128,7 +128,7 @@ def test_kernel_equals_the_reference(size, dtype, on_kernel) -> None:
 
 def test_kernel_with_duplicates_and_ties(on_kernel) -> None:
     """Small whole numbers and four channels: squares and their sums are exact, and so are ties."""
-    x = torch.randint(0, 2, (2, 37, 4)).float()
+    x = torch.randint(0, 2, (1, 37, 4)).float()
     expected, found = density_peaks(x, 5, 3), on_kernel(density_peaks, x, 5, 3)
     assert torch.equal(found.centre, expected.centre)
     assert torch.equal(found.assign, expected.assign)

@@ -13,7 +13,7 @@ from tokenreduce.kernels.greedy_selection import dpp_selection, max_min_selectio
 
 GOLDEN = Path(__file__).parent / "golden"
 # B, N, C, k
-SIZES = [(1, 1, 3, 1), (2, 2, 3, 2), (2, 17, 5, 17), (3, 37, 24, 1), (1, 70, 33, 40)]
+SIZES = [(1, 1, 3, 1), (2, 2, 3, 2), (2, 9, 5, 9), (3, 37, 24, 1), (1, 70, 33, 9)]
 
 
 @pytest.fixture(params=["reference", "small pool", "kernel"])
