@@ -141,10 +141,10 @@ def _joined(asked: list[Reduction], at: Sequence[Tensor], tokens: VisualTokens) 
         summary = plan.source < 0
         source = torch.where(summary, plan.source, index.gather(1, plan.source.clamp_min(0)) if k else plan.source)
         last = index[:, -1:] if index.shape[1] else index.new_zeros(batch, 1)
-        place = torch.where(summary, 2 * last + 1, 2 * source).sort(dim=1).values  # rows keep the order of their plan
         real = torch.ones_like(summary) if plan.valid is None else plan.valid
+        place = torch.where(real, torch.where(summary, 2 * last + 1, 2 * source), 2 * n + 2)
         sources.append(source)
-        places.append(torch.where(real, place, 2 * n + 2))
+        places.append(place.sort(dim=1).values)  # rows keep the order of their plan
         exists.append(real)
         if explicit:
             features.append(plan.carry(_rows(tokens.features, index)) if plan.features is None else plan.features)

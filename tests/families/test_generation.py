@@ -13,14 +13,17 @@ import tokenreduce as tr
 BOTH = (tr.HiPrune(keep=0.6), tr.FastV(keep=0.5, layer=1))
 
 
-def moving(key: str) -> str:
+def moving(key: str, rows: int = 1) -> str:
+    """The kind of prompt that exercises most of a family, to be written on in so many rows per sample."""
+    if rows > 1 and TRANSFORMERS < (5, 18):  # pictures were repeated one by one then, not sample by sample
+        return "equal"
     return "videos" if "videos" in zoo.kinds(key) else "mixed"
 
 
 @pytest.mark.parametrize("key", reduced.FAMILIES)
 def test_beams_equal_beams_one_by_one(key):
     model = reduced.model(key)
-    case = zoo.case(key, moving(key), model)
+    case = zoo.case(key, moving(key, 3), model)
     together, trace = reduced.write(model, case.inputs, *BOTH, num_beams=3)
     for b, tokens in enumerate(together):
         alone, own = reduced.write(model, zoo.alone(key, case, b), *BOTH, num_beams=3)
@@ -34,7 +37,7 @@ def test_beams_equal_beams_one_by_one(key):
 def test_sampling(key):
     """From the single likeliest token it is greedy; with a seed it can be repeated; rows of a sample share what was kept."""
     model = reduced.model(key)
-    inputs = zoo.inputs(key, moving(key), model)
+    inputs = zoo.inputs(key, moving(key, 2), model)
     greedy, _ = reduced.write(model, inputs, *BOTH)
     sampled, trace = reduced.write(model, inputs, *BOTH, do_sample=True, top_k=1, num_return_sequences=2)
     assert sampled == [row for row in greedy for _ in range(2)]
