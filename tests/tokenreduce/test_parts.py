@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import tokenreduce as tr
 from tokenreduce.parts import allot, part_of, reduce_parts
 from tokenreduce.signals import AttentionReceived, ClsAttention, ImageFingerprint
-from tokenreduce.tokens import Layout, VisualTokens, group_mean
+from tokenreduce.tokens import Layout, Reduction, VisualTokens, group_mean, top_k
 
 # a base view, and tiles of which two cells were cut off, in stitched order
 TILES = Layout(
@@ -91,3 +91,31 @@ def test_tiles_of_one_image_draw_differently():
     drawn = {tuple(n % 16 for n in plan.source[0].tolist() if n // 16 == v) for v in range(4)}
     assert len(drawn) == 4
     assert all(len(own) == 8 for own in drawn)
+
+
+def test_counts_of_parts_may_depend_on_the_data():
+    class Above(tr.Method, register=False):
+        name = "above"
+
+        def plan(self, facts):
+            return ()
+
+        def reduce(self, tokens):
+            kept = tokens.features[..., 0] > 0
+            count = kept.sum(dim=1)
+            return Reduction(
+                source=top_k(kept.float(), int(count.max())),
+                assign=torch.where(kept, kept.cumsum(dim=1) - 1, -1),
+                valid=torch.arange(int(count.max())) < count[:, None],
+                in_order=True,
+            )
+
+    tiles = Layout(8, 8, views=(Layout(4, 4),) * 4)
+    tokens = shown(tiles, batch=3)
+    plan, _ = ask(Above(keep=0.5), tokens)
+    assert plan.valid is not None
+    for b in range(3):
+        expected = (tokens.features[b, :, 0] > 0).nonzero()[:, 0]
+        assert torch.equal(plan.source[b][plan.valid[b]], expected)
+        assert plan.valid[b][: len(expected)].all()
+        assert torch.equal(plan.assign[b][expected], torch.arange(len(expected)))
