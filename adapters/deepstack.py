@@ -7,9 +7,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tokenreduce.adapters.packing import Packing, scatter
-from tokenreduce.groups import ImageGroup
-
 if TYPE_CHECKING:
     from tokenreduce.adapters.plan import Plan
 
@@ -20,15 +17,6 @@ def spread(deep: list[Tensor], visual: Tensor, embeds: Tensor) -> Tensor:
     whole = embeds.new_zeros(batch, length, width * len(deep))
     whole[visual.to(embeds.device)] = torch.cat([x.to(embeds) for x in deep], dim=-1)
     return whole
-
-
-def write(beside: Tensor, packing: Packing, groups: list[ImageGroup]) -> Tensor:
-    """``beside`` (B, W, E) with the companions of new or moved tokens written to their slots."""
-    for group in groups:
-        if group.moved and group.companions is not None:
-            slots = packing.slot[group.samples[:, None], group.seats]
-            beside = scatter(beside, slots, group.samples, group.companions)
-    return beside
 
 
 def hand_over(plan: Plan, kwargs: dict[str, Any]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from tokenreduce.groups import ImageGroup
 
 
 class Packing:
@@ -67,6 +69,15 @@ def gather(x: Tensor, index: Tensor) -> Tensor:
 def scatter(x: Tensor, index: Tensor, rows: Tensor, values: Tensor) -> Tensor:
     """``x`` (B, N, ...) with ``values`` (M, K, ...) written at rows ``rows`` (M,) and columns ``index`` (M, K)."""
     return x.index_put((rows[:, None].expand_as(index), index), values.to(x.dtype))
+
+
+def write(x: Tensor, packing: Packing, groups: list[ImageGroup], what: Literal["features", "companions"]) -> Tensor:
+    """``x`` (B, W, D) with what new or moved tokens of ``groups`` hold written to their slots."""
+    for group in groups:
+        held = getattr(group, what)
+        if group.moved and held is not None:
+            x = scatter(x, packing.slot[group.samples[:, None], group.seats], group.samples, held)
+    return x
 
 
 def real_columns(mask: Any, embeds: Tensor, past: int, *, continues: bool) -> tuple[Tensor, Tensor | None, list[int]]:

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from tokenreduce.adapters import deepstack
 from tokenreduce.adapters.cache import DecodeState, keep_columns, physical_length
 from tokenreduce.adapters.masks import ends_of, layer_mask
-from tokenreduce.adapters.packing import Packing, gather, scatter
+from tokenreduce.adapters.packing import Packing, gather, scatter, write
 from tokenreduce.groups import ImageGroup
 from tokenreduce.kernels.fingerprint import combine
 from tokenreduce.pipeline import Pipeline
@@ -168,9 +167,9 @@ class Plan:
             with self.pipeline.stopwatch(hidden.device):
                 packing = self.packings[layer] if again else self.repack(layer, groups)
                 slots = before.slot.gather(1, packing.order)
-                hidden = write(gather(hidden, slots), packing, groups)
+                hidden = write(gather(hidden, slots), packing, groups, "features")
                 if beside is not None:
-                    self.beside[layer] = deepstack.write(gather(beside, slots), packing, groups)
+                    self.beside[layer] = write(gather(beside, slots), packing, groups, "companions")
                 if not again:
                     self._follow(layer, start, before.slot.gather(1, carried(packing, groups)), groups)
         if not again:
@@ -352,15 +351,6 @@ def carried(packing: Packing, groups: list[ImageGroup]) -> Tensor:
     for group in groups:
         columns = scatter(columns, group.seats, group.samples, group.place)
     return columns.gather(1, packing.order)
-
-
-def write(hidden: Tensor, packing: Packing, groups: list[ImageGroup]) -> Tensor:
-    """``hidden`` (B, W, D) with the features of new or moved tokens written to their slots."""
-    for group in groups:
-        if group.moved and group.features is not None:
-            slots = packing.slot[group.samples[:, None], group.seats]
-            hidden = scatter(hidden, slots, group.samples, group.features)
-    return hidden
 
 
 def layer_type(config: Any, layer: int) -> str:
