@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tokenreduce.kernels.attention_received import attention_received
 from tokenreduce.kernels.attention_row import attention_row
+from tokenreduce.kernels.dispatch import backend
 
 # Inputs of any dtype are raised to float32 before the first product, so only float32's own rounding is left.
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
@@ -49,6 +51,20 @@ def test_equals_the_map(size, heads, dtype, attention_map) -> None:
     found = attention_row(query, key, scale, heads=heads)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected.float(), **CLOSE)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_soft_capped_logits(size) -> None:
+    """As Gemma 2 caps them; the kernel leaves such calls to the reference, and says so."""
+    query, key, scale = draw(size)
+    shared = key.repeat_interleave(size[1] // size[2], dim=1)
+    logits = (query @ shared.transpose(-1, -2)) * scale
+    capped = (torch.tanh(logits / 1.5) * 1.5).softmax(dim=-1)
+    torch.testing.assert_close(attention_row(query, key, scale, softcap=1.5), capped.mean(dim=1), **CLOSE)
+    received = attention_received(query, key, scale, softcap=1.5)
+    torch.testing.assert_close(received, capped.mean(dim=(1, 2)), **CLOSE)
+    with backend("triton"), pytest.raises(ValueError, match=r"soft-capped|installed|interpreter"):
+        attention_row(query, key, scale, softcap=1.5)
 
 
 @pytest.mark.parametrize("per_row", [False, True])
