@@ -132,6 +132,8 @@ class DecoderDoor:
             # without pictures a placeholder is only a token, such as one proposed by prompt lookup
             visual, video = self.family.placeholders(self.call.input_ids, self.call.inputs_embeds)
         shown = int(visual.sum())
+        if state is None and length == 1:
+            return None  # a step after a prompt that was not reduced
         past = int(cache.get_seq_length()) if isinstance(cache, Cache) else 0
         encoded = self.tap.take(shown, batch, continues=past > 0) if shown else None
         images = self._locate(visual, video, encoded)
@@ -141,9 +143,6 @@ class DecoderDoor:
                 "reduced. Pass input_ids and pixel_values to let the wrapped model encode its images itself.",
                 stacklevel=2,
             )
-        if state is None and not images and length == 1:
-            return None
-
         mask = self.call.arguments.get("attention_mask")
         if not isinstance(mask, Tensor) or mask.ndim != 2:
             mask = kwargs.get("attention_mask")
