@@ -16,12 +16,13 @@ from tokenreduce.adapters.encoder import TowerState
 from tokenreduce.adapters.family import Family
 from tokenreduce.adapters.layers import KEY, LayerDoor, Listener
 from tokenreduce.adapters.merged import merged_group
-from tokenreduce.adapters.packing import Packing, gather, real_columns, write
+from tokenreduce.adapters.packing import Packing, real_columns, write
 from tokenreduce.adapters.pictures import Placed, as_tiles, as_videos, place
 from tokenreduce.adapters.plan import Plan, carried, layer_type
 from tokenreduce.adapters.tower import Encoded, TowerTap
 from tokenreduce.cost import DecoderShape, Report
 from tokenreduce.groups import ImageGroup, group_images
+from tokenreduce.kernels.rows import take_rows
 from tokenreduce.pipeline import Pipeline, acts
 from tokenreduce.provenance import Trace
 from tokenreduce.tokens import PositionPolicy, Reduction
@@ -273,10 +274,10 @@ class DecoderDoor:
             for name, value in kwargs.items():
                 aligned = isinstance(value, Tensor) and value.shape[:2] == (batch, length)
                 if aligned and name not in ("inputs_embeds", "attention_mask", "position_ids"):
-                    kwargs[name] = gather(value, packing.order)
-            embeds = kwargs["inputs_embeds"] = write(gather(embeds, packing.order), packing, plan.groups, "features")
+                    kwargs[name] = take_rows(value, packing.order)
+            embeds = kwargs["inputs_embeds"] = write(take_rows(embeds, packing.order), packing, plan.groups, "features")
             if plan.beside:
-                plan.beside[0] = write(gather(plan.beside[0], packing.order), packing, plan.groups, "companions")
+                plan.beside[0] = write(take_rows(plan.beside[0], packing.order), packing, plan.groups, "companions")
         if plan.beside:
             deepstack.hand_over(plan, kwargs)
         plan.positions = positions

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tokenreduce.adapters.blocks import Block
 from tokenreduce.groups import Passage
+from tokenreduce.kernels.rows import take_rows
 from tokenreduce.method import Method, Step
 from tokenreduce.pipeline import Pipeline
 from tokenreduce.signals import Keys
@@ -111,7 +112,7 @@ class EncoderDoor:
         self.expand = expand
         self.state: TowerState | None = None
         self.keys: Tensor | None = None
-        self.pending: list[tuple[Method, Reduction]] = []
+        self.pending: list[Reduction] = []
         self.done: Callable[[TowerState], None] | None = None
 
     def attach(self, handles: list[Any], done: Callable[[TowerState], None] | None = None) -> None:
@@ -133,8 +134,8 @@ class EncoderDoor:
                 handles.append(block.norm2.register_forward_pre_hook(hook.shorten))
                 handles.append(block.mlp.register_forward_hook(hook.spread))
 
-    def reduce(self, index: int, x: Tensor, steps: list[tuple[Method, Step]]) -> list[tuple[Method, Reduction]]:
-        """Ask the methods of a block, one after the other; returns their reductions."""
+    def reduce(self, index: int, x: Tensor, steps: list[tuple[Method, Step]]) -> tuple[Tensor, list[Reduction]]:
+        """Ask the methods of a block, one after the other; returns what becomes of ``x`` and their reductions."""
         state = self.state
         assert state is not None
         done = []
@@ -164,8 +165,8 @@ class EncoderDoor:
                     continue
                 state.apply(reduction, index, method.name)
                 x = reduction.carry(x)
-            done.append((method, reduction))
-        return done
+            done.append(reduction)
+        return x, done
 
     @staticmethod
     def full_width(state: TowerState, states: Any) -> Any:
@@ -222,24 +223,22 @@ class BlockHooks:
         steps = self.steps("middle")
         if not steps:
             return None
-        x = args[0]
-        self.door.pending = self.door.reduce(self.index, x, steps)
-        for _, reduction in self.door.pending:
-            x = reduction.carry(x)
+        x, self.door.pending = self.door.reduce(self.index, args[0], steps)
         return (x, *args[1:])
 
     def spread(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        for _, reduction in reversed(self.door.pending):
-            output = _rows(output, reduction.assign)
+        with self.door.pipeline.stopwatch(output.device):
+            for reduction in reversed(self.door.pending):
+                output = _rows(output, reduction.assign)
         return output
 
     def leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         x = output[0] if isinstance(output, tuple) else output
-        for _, reduction in self.door.pending:
-            x = reduction.carry(x)
+        with self.door.pipeline.stopwatch(x.device):
+            for reduction in self.door.pending:
+                x = reduction.carry(x)
         self.door.pending = []
-        for _, reduction in self.door.reduce(self.index, x, self.steps("after")):
-            x = reduction.carry(x)
+        x, _ = self.door.reduce(self.index, x, self.steps("after"))
         state = self.door.state
         if self.index == len(self.door.blocks) - 1 and state is not None:
             if self.door.expand and state.touched:
@@ -251,4 +250,4 @@ class BlockHooks:
 
 def _rows(x: Tensor, index: Tensor) -> Tensor:
     """Rows ``index`` (B, K) of ``x`` (B, N, D); -1, a token that is gone, gives the first row."""
-    return x.gather(1, index.clamp_min(0).unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+    return take_rows(x, index.clamp_min(0))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tokenreduce.groups import ImageGroup
+from tokenreduce.kernels.rows import take_rows
 
 
 class Packing:
@@ -55,15 +56,7 @@ class Packing:
 
     def fill(self, hidden: Tensor) -> Tensor:
         """(B, W, D) back to (B, L, D): a dead column repeats the last living one before it."""
-        return gather(hidden, self.slot)
-
-
-def gather(x: Tensor, index: Tensor) -> Tensor:
-    """Rows ``index`` (B, K) of ``x`` (B | 1, N, ...) along dim 1."""
-    x = x.expand(index.shape[0], *x.shape[1:])
-    for _ in range(x.ndim - 2):
-        index = index.unsqueeze(-1)
-    return x.gather(1, index.expand(-1, -1, *x.shape[2:]))
+        return take_rows(hidden, self.slot)
 
 
 def scatter(x: Tensor, index: Tensor, rows: Tensor, values: Tensor) -> Tensor:

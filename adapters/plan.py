@@ -12,9 +12,10 @@ from transformers.cache_utils import Cache
 
 from tokenreduce.adapters.cache import DecodeState, keep_columns, physical_length
 from tokenreduce.adapters.masks import ends_of, layer_mask
-from tokenreduce.adapters.packing import Packing, gather, scatter, write
+from tokenreduce.adapters.packing import Packing, scatter, write
 from tokenreduce.groups import ImageGroup
 from tokenreduce.kernels.fingerprint import combine
+from tokenreduce.kernels.rows import take_rows
 from tokenreduce.pipeline import Pipeline
 from tokenreduce.signals import Signal
 from tokenreduce.tokens import Reduction, Stage, group_mean
@@ -167,9 +168,9 @@ class Plan:
             with self.pipeline.stopwatch(hidden.device):
                 packing = self.packings[layer] if again else self.repack(layer, groups)
                 slots = before.slot.gather(1, packing.order)
-                hidden = write(gather(hidden, slots), packing, groups, "features")
+                hidden = write(take_rows(hidden, slots), packing, groups, "features")
                 if beside is not None:
-                    self.beside[layer] = write(gather(beside, slots), packing, groups, "companions")
+                    self.beside[layer] = write(take_rows(beside, slots), packing, groups, "companions")
                 if not again:
                     self._follow(layer, start, before.slot.gather(1, carried(packing, groups)), groups)
         if not again:
@@ -363,5 +364,5 @@ def layer_type(config: Any, layer: int) -> str:
 def _rotary_rows(table: Tensor, slots: Tensor) -> Tensor:
     """Rows ``slots`` (B, W) along dim -2 of a rotary table (B | 1, L, d) or, before 5.17 in Qwen2-VL, (3, B, L, d)."""
     if table.ndim == 3:
-        return gather(table, slots)
-    return torch.stack([gather(axis, slots) for axis in table])
+        return take_rows(table, slots)
+    return torch.stack([take_rows(axis, slots) for axis in table])

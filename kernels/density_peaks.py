@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tokenreduce.kernels import dispatch
+from tokenreduce.kernels.rows import take_rows
 
 CHUNK = 256
 #: of the squared lengths of two vectors: what cancellation leaves of their squared distance in float64
@@ -74,7 +75,7 @@ def density_peaks(x: Tensor, clusters: int, neighbours: int, *, chunk: int = CHU
         score = density + torch.minimum(delta, farthest[:, None]).log()
         order = score.sort(dim=1, descending=True, stable=True).indices
         centre = order[:, :clusters].sort(dim=1).values
-        assign = nearest(x, x.gather(1, centre.unsqueeze(-1).expand(-1, -1, channels)))
+        assign = nearest(x, take_rows(x, centre))
     own = torch.arange(clusters, device=x.device).expand_as(centre)
     return Peaks(centre, score, assign.scatter(1, centre, own))
 

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from tokenreduce.kernels import dispatch
-from tokenreduce.kernels.bipartite_matching import unit_rows
+from tokenreduce.kernels.rows import unit_rows
 
 POOL = 128
-SMALL = 1024  # tokens up to which the pool holds them all
+SMALL = 1024  # tokens up to which the pool holds them all; more where they have more channels than there are tokens
+STRIP = 480  # rows of a table that are multiplied at once
 #: of the largest gain: what is left of a gain below this is rounding in float32
 RESOLUTION = 1e-6
 
@@ -29,8 +30,8 @@ def max_min_selection(x: Tensor, k: int, *, pool: int | None = None) -> Tensor:
     Args:
         x: (B, N, C), any float dtype; a zero row has distance 1 to everything.
         k: tokens to take, 1 to N.
-        pool: tokens the reference looks at together, by default 128, or all of at most 1,024; the result does not depend on
-            it.
+        pool: tokens the reference looks at together, by default 128, or all where their table is no larger than ``x`` or
+            1,024 x 1,024; the result does not depend on it.
 
     Returns:
         (B, k) long.
@@ -45,7 +46,7 @@ def max_min_selection(x: Tensor, k: int, *, pool: int | None = None) -> Tensor:
     if fast is not None:
         return fast.max_min_selection(x, k)
     with torch.autocast(x.device.type, enabled=False):
-        return torch.stack([_max_min(rows, k, pool) for rows in unit_rows(x)])
+        return torch.stack([_max_min(unit_rows(rows), k, pool) for rows in x])
 
 
 def dpp_selection(x: Tensor, relevance: Tensor, k: int, *, pool: int | None = None) -> Tensor:
@@ -78,14 +79,14 @@ def dpp_selection(x: Tensor, relevance: Tensor, k: int, *, pool: int | None = No
         return fast.dpp_selection(x, relevance, k, RESOLUTION)
     with torch.autocast(x.device.type, enabled=False):
         relevance = relevance.detach().float()
-        return torch.stack([_dpp(rows, r, k, pool) for rows, r in zip(unit_rows(x), relevance)])
+        return torch.stack([_dpp(unit_rows(rows), r, k, pool) for rows, r in zip(x, relevance)])
 
 
 def _checked(x: Tensor, k: int, pool: int | None) -> int:
     if not 1 <= k <= x.shape[1]:
         raise ValueError(f"k={k} of {x.shape[1]} tokens; allowed: 1 to {x.shape[1]}")
     if pool is None:
-        return SMALL if x.shape[1] <= SMALL else POOL
+        return POOL if x.shape[1] > max(SMALL, x.shape[2]) else x.shape[1]
     if pool < 1:
         raise ValueError(f"pool={pool}; allowed: an int >= 1, for example {POOL}")
     return pool
@@ -125,17 +126,26 @@ def _max_min(x: Tensor, k: int, pool: int) -> Tensor:
 
 
 def _max_min_of_few(x: Tensor, k: int) -> Tensor:
-    """As ``_max_min``, with a table of the few rows."""
-    cosine = x @ x.mT
-    itself = torch.arange(len(x), device=x.device)
-    cosine[itself, itself] = -torch.inf
-    taken = [cosine.amax(dim=1).argmin()]
-    distance, gain = 1 - cosine, x.new_full((len(x),), torch.inf)
+    """As ``_max_min``, with a table of all distances."""
+    distance = 1 - _cosines(x)
+    distance.fill_diagonal_(torch.inf)
+    taken = [distance.amin(dim=1).argmax()]
+    distance.fill_diagonal_(-torch.inf)
+    gain = distance[taken[0]].clone()
     while len(taken) < k:
-        torch.minimum(gain, distance[taken[-1]], out=gain)
-        gain[torch.stack(taken)] = -torch.inf
         taken.append(gain.argmax())
+        torch.minimum(gain, distance[taken[-1]], out=gain)
     return torch.stack(taken)
+
+
+def _cosines(x: Tensor) -> Tensor:
+    """(N, N) products of unit rows ``x`` (N, C); each pair is multiplied once."""
+    table = x.new_empty(len(x), len(x))
+    for top in range(0, len(x), STRIP):
+        here, below = slice(top, top + STRIP), slice(top + STRIP, None)
+        table[here, top:] = x[here] @ x[top:].mT
+        table[below, here] = table[here, below].mT
+    return table
 
 
 def _most_isolated(x: Tensor, pool: int) -> int:
@@ -168,7 +178,8 @@ def _most_isolated(x: Tensor, pool: int) -> int:
 def _dpp(x: Tensor, relevance: Tensor, k: int, pool: int) -> Tensor:
     """(k,) for unit rows ``x`` (N, C) and relevance (N,)."""
     n = len(x)
-    bound = relevance.square() * (x != 0).any(dim=1)
+    exists = torch.linalg.vector_norm(x, dim=1) > 0
+    bound = relevance.square() * exists
     floor = RESOLUTION * float(bound.max())
     taken: list[int] = []
     triangle = x.new_zeros(k, k)  # the Cholesky factor of L at what was taken
@@ -180,15 +191,15 @@ def _dpp(x: Tensor, relevance: Tensor, k: int, pool: int) -> Tensor:
             by_relevance = left.sort(descending=True, stable=True).indices
             return torch.tensor(taken + by_relevance[: k - len(taken)].tolist(), device=x.device)
         rows = top.indices[:pool].sort().values
-        near, r = x[rows], relevance[rows]
+        near, r = x[rows] if n > pool else x, relevance[rows]
         t = len(taken)
         share = x.new_zeros(k, len(rows))  # the factor's columns of the pool
         if t:
             across = (x[taken] @ near.mT) * relevance[taken][:, None] * r
             share[:t] = torch.linalg.solve_triangular(triangle[:t, :t], across, upper=False)
         gain = torch.where(bound[rows] == -torch.inf, -torch.inf, bound.new_zeros(()) + r.square())
-        gain = gain * (near != 0).any(dim=1) - share[:t].square().sum(dim=0)
-        similar = (near @ near.mT) * r[:, None] * r
+        gain = gain * exists[rows] - share[:t].square().sum(dim=0)
+        similar = _cosines(near).mul_(r[:, None]).mul_(r)
         place = rows.tolist()
         while t < k:
             best = int(gain.argmax())

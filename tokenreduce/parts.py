@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tokenreduce.kernels.fingerprint import combine
+from tokenreduce.kernels.rows import take_rows
 from tokenreduce.method import Method
 from tokenreduce.tokens import Layout, Reduction, VisualTokens
 
@@ -80,7 +81,7 @@ def _part(tokens: VisualTokens, layout: Layout, index: Tensor, local: Tensor, ow
 
     def of(x: Tensor) -> Tensor:
         flat = index.flatten(1)
-        return (x.gather(1, flat) if x.ndim == 2 else _rows(x, flat)).unflatten(1, index.shape[1:]).flatten(0, 1)
+        return take_rows(x, flat).unflatten(1, index.shape[1:]).flatten(0, 1)
 
     def signal(x: Tensor) -> Tensor:
         if x.ndim > 1:
@@ -147,7 +148,7 @@ def _joined(asked: list[Reduction], at: Sequence[Tensor], tokens: VisualTokens) 
         places.append(place.sort(dim=1).values)  # rows keep the order of their plan
         exists.append(real)
         if explicit:
-            features.append(plan.carry(_rows(tokens.features, index)) if plan.features is None else plan.features)
+            features.append(plan.carry(take_rows(tokens.features, index)) if plan.features is None else plan.features)
         first += k
     order = torch.cat(places, dim=1).argsort(dim=1, stable=True)
     back = order.argsort(dim=1)
@@ -157,7 +158,7 @@ def _joined(asked: list[Reduction], at: Sequence[Tensor], tokens: VisualTokens) 
         assign=torch.where(assign < 0, assign, back.gather(1, assign.clamp_min(0))) if first else assign,
         merges=not explicit and any(plan.merges for plan in asked),
         weight=weight if any(plan.weight is not None for plan in asked) else None,
-        features=_rows(torch.cat(features, dim=1), order) if explicit else None,
+        features=take_rows(torch.cat(features, dim=1), order) if explicit else None,
         positions=asked[0].positions,
         role=role if names else None,
         role_names=names,
@@ -165,7 +166,3 @@ def _joined(asked: list[Reduction], at: Sequence[Tensor], tokens: VisualTokens) 
         valid=torch.cat(exists, dim=1).gather(1, order) if ragged else None,
         in_order=all(plan.in_order for plan in asked),
     )
-
-
-def _rows(x: Tensor, index: Tensor) -> Tensor:
-    return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))

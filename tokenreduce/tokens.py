@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tokenreduce.kernels.group_mean import group_mean
+from tokenreduce.kernels.rows import take_rows
 
 if TYPE_CHECKING:
     from tokenreduce.signals import Signal
@@ -248,7 +249,7 @@ class Reduction:
         """The rows (B, K, D) that the input rows ``x`` (B, N, D) become: selected or averaged."""
         if self.merges:
             return group_mean(x, self.assign, self.num_kept, self.weight)
-        return x.gather(1, self.source.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+        return take_rows(x, self.source)
 
     @property
     def num_kept(self) -> int:
@@ -263,7 +264,7 @@ class Reduction:
         """The rows (B, K, E) of values ``x`` (B, N, E) that share the tokens' fate but not their features."""
         if self.merges:
             return self.carry(x)
-        own = x.gather(1, self.source.clamp_min(0).unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+        own = take_rows(x, self.source.clamp_min(0))
         if self.features is None:
             return own
         return torch.where((self.source < 0)[..., None], group_mean(x, self.assign, self.num_kept), own)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tokenreduce.kernels.bipartite_matching import bipartite_matching
+from tokenreduce.kernels.rows import BLOCK
 
 # Inputs of any dtype are raised to float32 before the first product, so only float32's own rounding is left.
 CLOSE = {"rtol": 0, "atol": 2e-6}
@@ -127,7 +128,13 @@ def test_no_table_is_made(meter) -> None:
     source, destination = draw((1, 300, 300, 4))
     with meter:
         bipartite_matching(source, destination, chunk=32)
-    assert 0 < meter.largest <= max(32 * 32, source.numel())
+    assert 0 < meter.largest <= 32 * 300
+
+
+def test_blocks_are_bounded_by_themselves(meter) -> None:
+    with meter:
+        bipartite_matching(*draw((2, 2000, 1500, 4)))
+    assert 0 < meter.largest <= BLOCK
 
 
 def test_inputs_are_left_alone_and_no_graph_is_kept() -> None:

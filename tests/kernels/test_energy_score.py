@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tokenreduce.kernels.energy_score import energy_score
+from tokenreduce.kernels.rows import BLOCK
 
 # float32 throughout; means of up to 577 values of size 1
 CLOSE = {"rtol": 1e-5, "atol": 2e-6}
@@ -109,7 +110,14 @@ def test_no_table_is_made(meter) -> None:
     metric = draw((1, 300, 4))
     with meter:
         energy_score(metric, 0.5, chunk=32)
-    assert 0 < meter.largest <= max(32 * 32, metric.numel())
+    assert 0 < meter.largest <= 32 * 300
+
+
+def test_blocks_are_bounded_by_themselves(meter) -> None:
+    metric = draw((2, 2000, 4))
+    with meter:
+        energy_score(metric, 0.5)
+    assert 0 < meter.largest <= BLOCK
 
 
 def test_inputs_are_left_alone_and_no_graph_is_kept() -> None:

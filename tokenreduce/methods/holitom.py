@@ -14,6 +14,7 @@ from torch import Tensor
 from tokenreduce.kernels.bipartite_matching import bipartite_matching
 from tokenreduce.kernels.density_peaks import density_peaks
 from tokenreduce.kernels.group_mean import group_mean
+from tokenreduce.kernels.rows import take_rows
 from tokenreduce.kernels.temporal_segmentation import MAX_WINDOW, TemporalSegmenter, temporal_segmentation
 from tokenreduce.kernels.temporal_similarity import temporal_similarity
 from tokenreduce.method import Method, ModelFacts, Step, choice, in_range
@@ -262,15 +263,12 @@ def fold(features: Tensor, score: Tensor, k: int) -> Reduction:
     Folding in source order, h <- (h + h_source) / 2, gives the last of m sources the weight 1/2, the one before 1/4, ...,
     and 2^-m to the kept token: one weighted mean.
     """
-    batch, n, channels = features.shape
+    batch, n, _ = features.shape
     keep = top_k(score, k).sort(dim=1).values
     dropped = torch.ones(batch, n, device=score.device).scatter_(1, keep, 0.0)
     rest = top_k(dropped, n - k)  # ascending
 
-    def rows(index: Tensor) -> Tensor:
-        return features.gather(1, index.unsqueeze(-1).expand(-1, -1, channels))
-
-    _, target = bipartite_matching(rows(rest), rows(keep))
+    _, target = bipartite_matching(take_rows(features, rest), take_rows(features, keep))
     folded = torch.zeros_like(keep).scatter_add_(1, target, torch.ones_like(target))
     by_target, order = target.sort(dim=1, stable=True)
     later = folded.cumsum(dim=1).gather(1, by_target) - torch.arange(n - k, device=score.device)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokenreduce.kernels.bipartite_matching import bipartite_matching
 from tokenreduce.kernels.energy_score import energy_score
+from tokenreduce.kernels.rows import take_rows
 from tokenreduce.method import Method, ModelFacts, Step, choice, in_range
 from tokenreduce.methods.tome import (
     OutputOrder,
@@ -22,7 +23,6 @@ from tokenreduce.methods.tome import (
     needs_encoder,
     ordered,
     patches_kept,
-    rows_of,
     schedule,
 )
 from tokenreduce.signals import Keys
@@ -328,7 +328,7 @@ def by_energy(metric: Tensor, margin: float, alpha: float = 1.0, prefix: int = 0
 
 
 def _join_nearest(metric: Tensor, a: Tensor, b: Tensor, alone: Tensor) -> Pairs:
-    score, partner = bipartite_matching(rows_of(metric, a), rows_of(metric, b))
+    score, partner = bipartite_matching(take_rows(metric, a), take_rows(metric, b))
     return Pairs(alone=alone, hubs=b, leaving=a, joined=b.gather(1, partner), score=score)
 
 

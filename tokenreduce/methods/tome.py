@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tokenreduce.kernels.bipartite_matching import bipartite_matching
 from tokenreduce.kernels.compaction import compact
+from tokenreduce.kernels.rows import take_rows
 from tokenreduce.method import Method, ModelFacts, Step, choice, in_range
 from tokenreduce.signals import Keys
 from tokenreduce.tokens import Budget, Reduction, VisualTokens
@@ -173,7 +174,7 @@ def match(metric: Tensor, r: int, prefix: int = 0) -> Pairs:
 
 def best_pairs(metric: Tensor, a: Tensor, b: Tensor, r: int) -> Pairs:
     """The best partner in ``b`` (B, M) of each of ``a`` (B, A), rows of ``metric`` (B, N, C); the ``r`` best pairs merge."""
-    best, partner = bipartite_matching(rows_of(metric, a), rows_of(metric, b))
+    best, partner = bipartite_matching(take_rows(metric, a), take_rows(metric, b))
     score, order = best.sort(dim=1, descending=True, stable=True)
     a = a.gather(1, order)
     joined = b.gather(1, partner.gather(1, order[:, :r]))
@@ -224,11 +225,6 @@ def needs_encoder(name: str, facts: ModelFacts) -> None:
 def unmerge(x: Tensor, assign: Tensor) -> Tensor:
     """Copy the rows ``x`` (B, K, D) back to the N places they stand for, ``assign`` (B, N); a dropped place (-1) is zero."""
     return compact(x, assign)
-
-
-def rows_of(x: Tensor, index: Tensor) -> Tensor:
-    """Rows ``index`` (B, K) of ``x`` (B, N, D)."""
-    return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
 def schedule(r: int | list[int] | tuple[int, float], depth: int) -> list[int]:

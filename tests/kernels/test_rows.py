@@ -1,0 +1,38 @@
+"""Rows chosen, against a gather of single numbers; blocks of rows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tokenreduce.kernels.rows import BLOCK, LOWEST, row_blocks, take_rows
+
+
+@pytest.mark.parametrize("shape", [(3, 7, 5), (1, 7, 5), (3, 7), (2, 4, 3, 5)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.long, torch.bool])
+def test_rows_are_those_that_a_gather_finds(shape, dtype) -> None:
+    x = torch.randint(0, 100, shape).to(dtype)
+    index = torch.randint(shape[1], (3 if shape[0] == 1 else shape[0], 9))  # one table serves several images
+    expected = torch.stack([x[min(b, len(x) - 1)][row] for b, row in enumerate(index)])
+    assert torch.equal(take_rows(x, index), expected)
+
+
+def test_rows_of_a_view_and_their_gradient() -> None:
+    x = torch.randn(2, 6, 8, requires_grad=True)
+    index = torch.tensor([[0, 2, 2], [1, 0, 1]])
+    take_rows(x[:, ::2], index).sum().backward()
+    assert torch.equal(x.grad[:, ::2, 0], torch.tensor([[1.0, 0, 2], [1, 2, 0]]))
+    assert not x.grad[:, 1::2].any()
+
+
+def test_an_index_out_of_range_is_an_error() -> None:
+    with pytest.raises((IndexError, RuntimeError)):
+        take_rows(torch.zeros(1, 4, 2), torch.tensor([[4]]))
+
+
+@pytest.mark.parametrize("columns", [0, 1, 577, BLOCK, 10 * BLOCK])
+def test_blocks_cover_all_rows_once(columns) -> None:
+    rows = [row for block in row_blocks(1000, columns) for row in range(1000)[block]]
+    assert rows == list(range(1000))
+    assert all((b.stop - b.start) * columns <= max(BLOCK, LOWEST * columns) for b in row_blocks(1000, columns))
+    assert [b.stop - b.start for b in row_blocks(10, columns, chunk=4)] == [4, 4, 2]
