@@ -23,7 +23,8 @@ def take_rows(x: Tensor, index: Tensor) -> Tensor:
         return x.expand(len(index), *x.shape[1:]).gather(1, one_by_one)
     batch, n = x.shape[:2]
     if batch > 1:
-        index = index + torch.arange(0, batch * n, n)[:, None]
+        inside = (index >= 0) & (index < n)  # a row of a neighbour's is as wrong as none
+        index = torch.where(inside, index + torch.arange(0, batch * n, n)[:, None], batch * n)
         x = x.flatten(0, 1)[None]
     return x[0].index_select(0, index.flatten()).unflatten(0, index.shape)
 

@@ -25,9 +25,13 @@ def test_rows_of_a_view_and_their_gradient() -> None:
     assert not x.grad[:, 1::2].any()
 
 
-def test_an_index_out_of_range_is_an_error() -> None:
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("wrong", [4, -1])
+def test_an_index_out_of_range_is_an_error(batch, wrong) -> None:
+    index = torch.zeros(batch, 2, dtype=torch.long)
+    index[0 if wrong > 0 else -1, 1] = wrong
     with pytest.raises((IndexError, RuntimeError)):
-        take_rows(torch.zeros(1, 4, 2), torch.tensor([[4]]))
+        take_rows(torch.zeros(batch, 4, 2), index)
 
 
 @pytest.mark.parametrize("columns", [0, 1, 577, BLOCK, 10 * BLOCK])
