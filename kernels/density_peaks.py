@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -9,9 +10,9 @@ import torch
 from torch import Tensor
 
 from tokenreduce.kernels import dispatch
-from tokenreduce.kernels.rows import take_rows
+from tokenreduce.kernels.rows import row_blocks, take_rows
 
-CHUNK = 256
+SMALL = 1024  # tokens up to which the table of distances is made once, whole
 #: of the squared lengths of two vectors: what cancellation leaves of their squared distance in float64
 RESOLUTION = 1e-12
 
@@ -30,7 +31,7 @@ class Peaks(NamedTuple):
     assign: Tensor
 
 
-def density_peaks(x: Tensor, clusters: int, neighbours: int, *, chunk: int = CHUNK) -> Peaks:
+def density_peaks(x: Tensor, clusters: int, neighbours: int, *, chunk: int | None = None) -> Peaks:
     """The ``clusters`` tokens that are dense and far from anything denser; every other token joins the nearest.
 
     With d[i, j] = |x_i - x_j| / sqrt(C): log density of i = minus the mean of the squared distances to its k nearest
@@ -38,14 +39,14 @@ def density_peaks(x: Tensor, clusters: int, neighbours: int, *, chunk: int = CHU
     distance in the set; centres are the highest density * delta. Of equal densities the lower index counts as denser; of
     equal scores and of equally near centres the lower index wins. Densities stay logarithms, so that none underflows.
     Distances come from float64 products around the mean of the set, those within rounding of 0 being 0, so that duplicates
-    have none; they are made in each of two passes over blocks of ``chunk`` x N. Memory is O(B * chunk * N + B * N * k). Not
-    differentiable.
+    have none; of more than 1,024 tokens they are made anew in each of two passes over blocks of rows, and memory is
+    O(B * chunk * N + B * N * k). Not differentiable.
 
     Args:
         x: (B, N, C), any float dtype.
         clusters: M, 1 to N.
         neighbours: k >= 1; more than N counts as N.
-        chunk: rows per block.
+        chunk: rows per block; None: as many as stay in the cache, or all of up to 1,024.
 
     Errors: ``ValueError`` for a number of clusters or neighbours outside its range.
 
@@ -65,51 +66,66 @@ def density_peaks(x: Tensor, clusters: int, neighbours: int, *, chunk: int = CHU
         if fast is not None:
             x = x.detach().float() / channels**0.5
             density, farthest = fast.density(x, k)
-            delta, nearest = fast.nearest_denser(x, density), fast.nearest
+            delta, nearest = fast.nearest_denser(x, density), partial(fast.nearest, x)
         else:
             x = x.detach().double()
             x = (x - x.mean(dim=1, keepdim=True)) / channels**0.5
-            blocks = [slice(start, min(start + chunk, n)) for start in range(0, n, chunk)]
-            density, farthest = _density(x, k, blocks)
-            delta, nearest = _nearest_denser(x, density, blocks), partial(_nearest, blocks=blocks)
+            table = Table(x, n if chunk is None and n <= SMALL else chunk)
+            density, farthest = _density(table, k)
+            delta, nearest = _nearest_denser(table, density), table.nearest
         score = density + torch.minimum(delta, farthest[:, None]).log()
         order = score.sort(dim=1, descending=True, stable=True).indices
         centre = order[:, :clusters].sort(dim=1).values
-        assign = nearest(x, take_rows(x, centre))
+        assign = nearest(take_rows(x, centre))
     own = torch.arange(clusters, device=x.device).expand_as(centre)
     return Peaks(centre, score, assign.scatter(1, centre, own))
 
 
-def _density(x: Tensor, k: int, blocks: list[slice]) -> tuple[Tensor, Tensor]:
+class Table:
+    """Distances of vectors ``x`` (B, N, C) float64 by blocks of rows, kept where one block is all of them.
+
+    They come from products, of which cancellation leaves the small ones right to 3 digits.
+    """
+
+    def __init__(self, x: Tensor, chunk: int | None) -> None:
+        self.x = x
+        self.square = x.square().sum(dim=-1)
+        self.slices = list(row_blocks(x.shape[1], x.shape[1], chunk))
+        self.kept = self._distance(self.slices[0], x, self.square) if len(self.slices) == 1 else None
+
+    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Rows, and their distances (B, A, N) float32 to all."""
+        for rows in self.slices:
+            yield rows, self._distance(rows, self.x, self.square) if self.kept is None else self.kept
+
+    def nearest(self, peaks: Tensor) -> Tensor:
+        """(B, N) long, the first of the nearest of ``peaks`` (B, M, C)."""
+        square = peaks.square().sum(dim=-1)
+        return torch.cat([self._distance(rows, peaks, square).argmin(dim=-1) for rows in self.slices], dim=1)
+
+    def _distance(self, rows: slice, to: Tensor, to_square: Tensor) -> Tensor:
+        scale = self.square[:, rows, None] + to_square[:, None]
+        square = torch.baddbmm(scale, self.x[:, rows], to.mT, alpha=-2)
+        return square.where(square > RESOLUTION * scale, 0.0).float().sqrt_()
+
+
+def _density(table: Table, k: int) -> tuple[Tensor, Tensor]:
     """Log density (B, N) and the largest distance (B,) of each set."""
-    density = x.new_empty(x.shape[:2], dtype=torch.float32)
-    farthest = x.new_zeros(len(x), dtype=torch.float32)
-    for rows in blocks:
-        distance = _distance(x[:, rows], x)
+    density = table.x.new_empty(table.x.shape[:2], dtype=torch.float32)
+    farthest = table.x.new_zeros(len(table.x), dtype=torch.float32)
+    for rows, distance in table.blocks():
         nearest = distance.topk(k, dim=-1, largest=False).values
         density[:, rows] = -nearest.square().mean(dim=-1)
         farthest = torch.maximum(farthest, distance.amax(dim=(1, 2)))
     return density, farthest
 
 
-def _nearest_denser(x: Tensor, density: Tensor, blocks: list[slice]) -> Tensor:
+def _nearest_denser(table: Table, density: Tensor) -> Tensor:
     """(B, N) distance to the nearest denser token, inf where there is none."""
     delta = torch.empty_like(density)
-    index = torch.arange(x.shape[1], device=x.device)
-    for rows in blocks:
+    index = torch.arange(density.shape[1], device=density.device)
+    for rows, distance in table.blocks():
         own, other = density[:, rows, None], density[:, None]
         denser = (other > own) | ((other == own) & (index < index[rows, None]))
-        delta[:, rows] = _distance(x[:, rows], x).masked_fill_(~denser, torch.inf).amin(dim=-1)
+        delta[:, rows] = torch.where(denser, distance, torch.inf).amin(dim=-1)
     return delta
-
-
-def _nearest(x: Tensor, peaks: Tensor, blocks: list[slice]) -> Tensor:
-    """(B, N) long, the first of the nearest of ``peaks`` (B, M, C)."""
-    return torch.cat([_distance(x[:, rows], peaks).argmin(dim=-1) for rows in blocks], dim=1)
-
-
-def _distance(a: Tensor, b: Tensor) -> Tensor:
-    """(B, A, M) distances: from products in float64, of which cancellation leaves the small ones right to 3 digits."""
-    near, far = a.square().sum(dim=-1)[..., None], b.square().sum(dim=-1)[:, None]
-    square = torch.baddbmm(near + far, a, b.mT, alpha=-2)
-    return square.where(square > RESOLUTION * (near + far), 0.0).float().sqrt_()

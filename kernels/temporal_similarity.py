@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tokenreduce.kernels import dispatch
 
-CHUNK = 8
+EPSILON = 1e-8  # as in torch's cosine similarity
 
 
-def temporal_similarity(x: Tensor, *, chunk: int = CHUNK) -> Tensor:
+def temporal_similarity(x: Tensor) -> Tensor:
     """Cosine of the tokens at the same place of adjacent frames.
 
-    Computed in float32 in blocks of ``chunk`` frames; a zero vector has cosine 0 with everything. Not differentiable.
+    Computed in float32, two frames at a time; a zero vector has cosine 0 with everything. Not differentiable.
 
     Args:
         x: (T, N, C) tokens of T >= 1 frames.
@@ -29,8 +28,12 @@ def temporal_similarity(x: Tensor, *, chunk: int = CHUNK) -> Tensor:
     if fast is not None:
         return fast.temporal_similarity(x)
     with torch.autocast(x.device.type, enabled=False):
+        before = x[0].float()
+        length = torch.linalg.vector_norm(before, dim=-1).clamp_min(EPSILON)
         found = []
-        for start in range(0, len(x) - 1, chunk):
-            frames = x[start : start + chunk + 1].float()
-            found.append(F.cosine_similarity(frames[:-1], frames[1:], dim=-1))
-    return torch.cat(found)
+        for frame in x[1:]:
+            now = frame.float()
+            now_length = torch.linalg.vector_norm(now, dim=-1).clamp_min(EPSILON)
+            found.append((before * now).sum(dim=-1) / (length * now_length))
+            before, length = now, now_length
+    return torch.stack(found)

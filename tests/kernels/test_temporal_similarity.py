@@ -8,13 +8,12 @@ import torch
 from tokenreduce.kernels.temporal_similarity import temporal_similarity
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 8, 100])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("frames", [1, 2, 9, 17])
-def test_equals_the_cosine(frames, dtype, chunk) -> None:
+def test_equals_the_cosine(frames, dtype) -> None:
     x = torch.randn(frames, 5, 7).to(dtype)
     x[0, 2] = 0
-    found = temporal_similarity(x, chunk=chunk)
+    found = temporal_similarity(x)
     assert found.shape == (frames - 1, 5)
     assert found.dtype == torch.float32
     for t in range(frames - 1):
@@ -27,8 +26,8 @@ def test_equals_the_cosine(frames, dtype, chunk) -> None:
 def test_memory_does_not_grow_with_the_video(meter) -> None:
     x = torch.randn(64, 6, 32)
     with meter:
-        temporal_similarity(x, chunk=4)
-    assert 0 < meter.largest <= 5 * 6 * 32
+        temporal_similarity(x)
+    assert 0 < meter.largest <= 63 * 6  # the result; two frames are 384
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
