@@ -1,17 +1,18 @@
-"""Transformer blocks of vision encoders: where attention and MLP sit, how keys are heard, how a size bias gets in.
+"""Transformer blocks of vision encoders: where attention and MLP sit, how keys are heard, how a bias for every key gets in.
 
 One small class per kind of block; nothing of a block's forward is repeated here.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
+
+from tokenreduce.adapters.attention import Bias, KeyBias, masked
 
 Handle = Any
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -27,8 +28,6 @@ class Block:
 
     norm2_name: ClassVar[str] = "norm2"
     attention_name: ClassVar[str] = "attn"
-    mask_name: ClassVar[str] = "attn_mask"
-    mask_place: ClassVar[int | None] = None  # position of the mask among positional arguments, if ever passed so
 
     def __init__(self, module: Any) -> None:
         self.module = module
@@ -53,20 +52,13 @@ class Block:
         """Call ``heard`` with (B, N, H * d) keys, after the projection bias, every time the attention runs."""
         raise NotImplementedError
 
-    def with_bias(self, args: tuple[Any, ...], kwargs: dict[str, Any], bias: Tensor) -> Arguments:
-        """Arguments of the attention with ``bias`` (B, N) added to the logits of every key."""
-        mask = bias[:, None, None, :]
-        if self.mask_place is not None and len(args) > self.mask_place:
-            mask = _sum(args[self.mask_place], mask)
-            return (*args[: self.mask_place], mask, *args[self.mask_place + 1 :]), kwargs
-        return args, {**kwargs, self.mask_name: _sum(kwargs.get(self.mask_name), mask)}
+    def bias_keys(self, bias: Bias) -> Handle:
+        """Add ``bias()``, (B, N) or None, to the logits of every key, every time the attention runs."""
+        return self.attention.register_forward_pre_hook(partial(_add_to_mask, bias), with_kwargs=True)
 
 
 class TransformersBlock(Block):
-    """Blocks of transformers: separate projections, ``attention_mask``."""
-
-    mask_name = "attention_mask"
-    mask_place = 1
+    """Blocks of transformers: separate projections, an attention function chosen by the config."""
 
     def __init__(self, module: Any) -> None:
         super().__init__(module)
@@ -82,23 +74,17 @@ class TransformersBlock(Block):
         heads = next((n for n in found if n), None)
         return heads or self.attention.config.num_attention_heads
 
+    @property
+    def core(self) -> Any:
+        """The module that projects the keys and calls the attention function; ``attention`` may be a shell around it."""
+        return next(m for m in self.attention.modules() if hasattr(m, "k_proj") or hasattr(m, "key"))
+
     def listen_keys(self, heard: Callable[[Tensor], None]) -> Handle:
-        keys = next(m for n, m in self.attention.named_modules() if n.rpartition(".")[2] in ("k_proj", "key"))
+        keys = getattr(self.core, "k_proj", None) or self.core.key
         return keys.register_forward_hook(partial(_whole_output, heard))
 
-    def with_bias(self, args: tuple[Any, ...], kwargs: dict[str, Any], bias: Tensor) -> Arguments:
-        if "attention_mask" not in inspect.signature(self.attention.forward).parameters:
-            raise ValueError(
-                f"proportional attention needs an attention mask, which {type(self.attention).__name__} of this version of "
-                "transformers does not take; update transformers (5.18 or newer) or pass proportional=False"
-            )
-        name = self.attention.config._attn_implementation
-        if "flash" in name:
-            raise ValueError(
-                f"proportional attention adds a bias to the attention logits, which {name!r} does not take; put the "
-                "tower on sdpa (model.set_attn_implementation({'vision_config': 'sdpa'})) or pass proportional=False"
-            )
-        return super().with_bias(args, kwargs, bias)
+    def bias_keys(self, bias: Bias) -> Handle:
+        return KeyBias(self.core, bias)
 
 
 class TimmBlock(Block):
@@ -126,10 +112,8 @@ class OpenClipBlock(Block):
     def listen_keys(self, heard: Callable[[Tensor], None]) -> Handle:
         return self.attention.register_forward_pre_hook(partial(_in_projection, heard))
 
-    def with_bias(self, args: tuple[Any, ...], kwargs: dict[str, Any], bias: Tensor) -> Arguments:
-        batch, n = bias.shape
-        mask = bias[:, None, None, :].expand(batch, self.heads, n, n).reshape(batch * self.heads, n, n)
-        return args, {**kwargs, "attn_mask": _sum(kwargs.get("attn_mask"), mask)}
+    def bias_keys(self, bias: Bias) -> Handle:
+        return self.attention.register_forward_pre_hook(partial(_add_to_key_mask, bias), with_kwargs=True)
 
 
 # Hooks are partials of functions, not closures: a deep copy of the model then speaks to the copy of the listener.
@@ -154,9 +138,14 @@ def _in_projection(heard: Callable[[Tensor], None], module: Any, args: tuple[Any
     heard(F.linear(args[1], module.in_proj_weight[width : 2 * width], module.in_proj_bias[width : 2 * width]))
 
 
-def _sum(mask: Any, bias: Tensor) -> Tensor:
-    if mask is None:
-        return bias
-    if mask.dtype.is_floating_point:
-        return mask + bias
-    return bias.masked_fill(~mask, float("-inf"))
+def _add_to_mask(bias: Bias, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+    row = bias()
+    if row is None:
+        return None
+    return args, {**kwargs, "attn_mask": masked(kwargs.get("attn_mask"), row.to(args[0].dtype))}
+
+
+def _add_to_key_mask(bias: Bias, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+    """``key_padding_mask`` of nn.MultiheadAttention may be a float; its ``attn_mask`` would be (B * H, N, N)."""
+    row = bias()
+    return None if row is None else (args, {**kwargs, "key_padding_mask": row.to(args[0].dtype)})

@@ -127,7 +127,7 @@ class EncoderDoor:
             # before the hooks by which transformers records hidden states
             handles.append(block.module.register_forward_hook(hook.leave, prepend=True))
             if any(step.proportional for step in steps):
-                handles.append(block.attention.register_forward_pre_hook(hook.bias, with_kwargs=True))
+                handles.append(block.bias_keys(hook.bias))
             if any(isinstance(need, Keys) for step in steps for need in step.needs):
                 handles.append(block.listen_keys(hook.hear))
             if any(step.when == "middle" for step in steps):
@@ -212,12 +212,9 @@ class BlockHooks:
         batch, n, width = keys.shape
         self.door.keys = keys.reshape(batch, n, self.block.heads, width // self.block.heads).float().mean(dim=2)
 
-    def bias(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def bias(self) -> Tensor | None:
         state = self.door.state
-        if state is None or not state.touched:
-            return None
-        x = args[0] if args else next(iter(kwargs.values()))
-        return self.block.with_bias(args, kwargs, state.size.log().to(x.dtype))
+        return state.size.log() if state is not None and state.touched else None
 
     def shorten(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
         steps = self.steps("middle")

@@ -87,6 +87,9 @@ def attend(block, x, bias, rope):
             b = torch.cat([a.q_bias, a.k_bias, a.v_bias])
         q, k, v = nn.functional.linear(x, a.qkv.weight, b).chunk(3, -1)
         out = a.proj
+    elif hasattr(a, "attention"):  # dinov2 before transformers 5.18
+        q, k, v = (getattr(a.attention, name)(x) for name in ("query", "key", "value"))
+        out = a.output.dense
     else:
         q, k, v = a.q_proj(x), a.k_proj(x), a.v_proj(x)
         out = next(getattr(a, n) for n in ("out_proj", "proj", "o_proj", "dense") if hasattr(a, n))

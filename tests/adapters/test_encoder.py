@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 from encoder_oracle import explicit
-from models import TRANSFORMERS, llava, prompt, vision
+from models import llava, prompt, vision
 from oracle import positions_of, run
 from probe_methods import MergePairs
 from torch import nn
@@ -86,13 +86,7 @@ ALONE = {
     **{f"timm-{n}": (lambda n=n: timm_model(n)) for n in TIMM},
     **{
         f"transformers-{n}": (lambda n=n: transformers_model(n))
-        for n in (
-            "clip",
-            "siglip",
-            "vit",
-            "deit",
-            *(("dinov2", "dinov2_with_registers") if TRANSFORMERS >= (5, 18) else ()),
-        )
+        for n in ("clip", "siglip", "vit", "deit", "dinov2", "dinov2_with_registers")
     },
 }
 

@@ -98,7 +98,7 @@ def test_only_the_listened_modules_are_touched_and_nothing_else_changes(pair):
     with torch.no_grad():
         expected = tower(inputs["pixel_values"]).last_hidden_state
     with tr.wrapped(model, "hiprune", keep=4), torch.no_grad():
-        touched = [n for n, m in model.named_modules() if hasattr(m, "_tokenreduce_probe")]
+        touched = [n for n, m in model.named_modules() if hasattr(m, "_tokenreduce_front")]
         assert touched == [f"model.vision_tower.encoder.layers.{i}.self_attn" for i in (1, 2)]
         assert torch.equal(tower(inputs["pixel_values"]).last_hidden_state, expected)
 
