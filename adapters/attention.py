@@ -59,7 +59,9 @@ def _fronted(
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     name = front.config._attn_implementation or "eager"
     bias = front.bias() if front.bias is not None else None
-    seen = attention_mask if bias is None else masked(attention_mask, bias)
+    seen = attention_mask
+    if bias is not None:  # kernels that take no bias have masks of other forms, or none
+        seen = masked(seen if isinstance(seen, Tensor) and seen.ndim == 4 else None, bias)
     for listener in front.listeners:
         listener(module, query, key, seen, scale, kwargs.get("cu_seq_lens_q"))
     width = value.shape[-1]
