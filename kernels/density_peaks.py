@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -66,7 +65,7 @@ def density_peaks(x: Tensor, clusters: int, neighbours: int, *, chunk: int | Non
         if fast is not None:
             x = x.detach().float() / channels**0.5
             density, farthest = fast.density(x, k)
-            delta, nearest = fast.nearest_denser(x, density), partial(fast.nearest, x)
+            delta, nearest = fast.nearest_denser(x, density), lambda peaks: fast.nearest(x, take_rows(x, peaks))
         else:
             x = x.detach().double()
             x = (x - x.mean(dim=1, keepdim=True)) / channels**0.5
@@ -76,7 +75,7 @@ def density_peaks(x: Tensor, clusters: int, neighbours: int, *, chunk: int | Non
         score = density + torch.minimum(delta, farthest[:, None]).log()
         order = score.sort(dim=1, descending=True, stable=True).indices
         centre = order[:, :clusters].sort(dim=1).values
-        assign = nearest(take_rows(x, centre))
+        assign = nearest(centre)
     own = torch.arange(clusters, device=x.device).expand_as(centre)
     return Peaks(centre, score, assign.scatter(1, centre, own))
 
@@ -98,9 +97,11 @@ class Table:
         for rows in self.slices:
             yield rows, self._distance(rows, self.x, self.square) if self.kept is None else self.kept
 
-    def nearest(self, peaks: Tensor) -> Tensor:
-        """(B, N) long, the first of the nearest of ``peaks`` (B, M, C)."""
-        square = peaks.square().sum(dim=-1)
+    def nearest(self, centre: Tensor) -> Tensor:
+        """(B, N) long, the first of the nearest of the vectors ``centre`` (B, M)."""
+        if self.kept is not None:
+            return self.kept.mT.gather(1, centre[..., None].expand(-1, -1, self.kept.shape[1])).argmin(dim=1)
+        peaks, square = take_rows(self.x, centre), self.square.gather(1, centre)
         return torch.cat([self._distance(rows, peaks, square).argmin(dim=-1) for rows in self.slices], dim=1)
 
     def _distance(self, rows: slice, to: Tensor, to_square: Tensor) -> Tensor:

@@ -31,6 +31,9 @@ def group_mean(features: Tensor, assign: Tensor, k: int, weight: Tensor | None =
     last = batch * k
     first = torch.arange(0, last, k, device=assign.device)[:, None]
     group, member = torch.where(assign >= 0, assign + first, last).flatten().sort(stable=True)
+    if assign.device.type == "cpu" and not torch.compiler.is_compiling():
+        members = int((assign >= 0).sum())  # what belongs to none comes last and need not be read
+        group, member = group[:members], member[:members]
     start = torch.searchsorted(group, torch.arange(last + 1, device=assign.device))
     weight = torch.ones_like(assign, dtype=torch.float32) if weight is None else weight.float()
     share = weight.flatten()[member]

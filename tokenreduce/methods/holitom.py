@@ -172,7 +172,7 @@ class HoliTom(Method):
         sources = []
         if clusters:
             static = still.nonzero().flatten()
-            mean = x[:, static].float().mean(dim=0)
+            mean = x.mean(dim=0, dtype=torch.float32)[static]
             k = min(self.neighbours, clusters) if self.reference_k else self.neighbours
             centre, _, group = density_peaks(mean[None], clusters, k)
             assign[:, static] = group[0]
