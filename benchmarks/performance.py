@@ -112,6 +112,7 @@ def models(rows: list[dict[str, Any]]) -> str:
         [
             {
                 "method": f"`{row['method']}`",
+                "batch": str(row["batch"]),
                 "visual tokens": f"{row['tokens_in']} to {row['tokens']}",
                 "prefill": spread(row["prefill_speedup"]),
                 "FLOPs": f"{row['flops_ideal']:.2f}x",

@@ -44,7 +44,7 @@ def methods_for(model: Any, shape: Shape, names: Sequence[str] | None) -> tuple[
             raise ValueError(f"--methods names {name!r}; allowed: {', '.join(media)}")
         try:
             if shape.media not in media[name]:
-                raise ValueError(f"it reduces {media[name]}, not a {shape.media}")
+                raise ValueError(f"it reduces {media[name]}, not {shape.media}")
             with tr.wrapped(model, name, keep=shape.keep):
                 found.append(name)
         except ValueError as error:
@@ -74,10 +74,10 @@ def measure(
     def arm(name: str) -> Callable[[], AbstractContextManager[Any]]:
         return lambda: tr.wrapped(model, name, keep=keep)
 
-    layers = model.config.get_text_config().num_hidden_layers
+    layers, batch = model.config.get_text_config().num_hidden_layers, len(inputs["input_ids"])
     rows = []
     for name in names:
-        advance(name)
+        advance(f"{name}, batch {batch}")
         arms = {"unreduced": nullcontext, name: arm(name)}
         laps = time_prefill(model, inputs, arms, rounds, tower=tower_of(model), decoder=model.get_decoder())
         cost = laps[name][-1].report
@@ -91,6 +91,7 @@ def measure(
         rows.append(
             {
                 "method": name,
+                "batch": batch,
                 "tokens_in": cost.tokens_in[0][0],
                 "tokens": cost.tokens_kept[0][0],
                 "prefill_ms": spread([s * 1e3 for s in after]),
@@ -158,6 +159,7 @@ def table(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
         {
             "method": row["method"],
+            "batch": row["batch"],
             "tokens": f"{row['tokens_in']} to {row['tokens']}",
             "prefill": f"{row['prefill_speedup']['median']:.2f}x",
             "FLOPs": f"{row['flops_ideal']:.2f}x",

@@ -53,6 +53,7 @@ def models_table(
     shape: str,
     names: Sequence[str] | None,
     keep: float | int | None,
+    batches: Sequence[int],
     layers: int | None,
     tower_layers: int | None,
     attention: str,
@@ -69,8 +70,10 @@ def models_table(
     depth, tower_depth = models.layers_for(chosen, place.device, layers, tower_layers)
     model = chosen.build(depth, tower_depth, place.device, place.dtype, attention)
     found, left_out = models.methods_for(model, chosen, names)
-    inputs = chosen.inputs(place.device, place.dtype)
-    rows = models.measure(model, inputs, found, chosen.keep, chosen.depth, place.rounds, place.advance)
+    rows = []
+    for batch in batches:
+        inputs = chosen.inputs(place.device, place.dtype, batch)
+        rows += models.measure(model, inputs, found, chosen.keep, chosen.depth, place.rounds, place.advance)
     title = (
         f"{chosen.title}: {depth} of {chosen.depth} decoder layers, {tower_depth} of {chosen.tower_depth} tower layers"
     )

@@ -74,13 +74,15 @@ class Shape:
         model.generation_config.pad_token_id = 0
         return model
 
-    def inputs(self, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-        """One prompt: a few words, the picture or video, the question."""
+    def inputs(self, device: torch.device, dtype: torch.dtype, batch: int = 1) -> dict[str, Tensor]:
+        """``batch`` prompts of the same words, each with a picture or video of its own: a few words, it, the question."""
         torch.manual_seed(0)
         place = self.image_id if self.media == "image" else VIDEO
         words = torch.randint(WORDS, self.vocabulary, (TEXT,)).tolist()
-        ids = torch.tensor([[1, *words[:8], START, *[place] * self.tokens, *words[8:]]])
-        made = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **self.pixels()}
+        ids = torch.tensor([[1, *words[:8], START, *[place] * self.tokens, *words[8:]]] * batch)
+        seen = [self.pixels() for _ in range(batch)]
+        pixels = {name: torch.cat([one[name] for one in seen]) for name in seen[0]}
+        made = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **pixels}
         if "mm_token_type_ids" in made:
             made["mm_token_type_ids"] = (ids == IMAGE).long() + 2 * (ids == VIDEO).long()
         return {name: (x.to(dtype) if x.is_floating_point() else x).to(device) for name, x in made.items()}

@@ -18,6 +18,7 @@ CPU = torch.device("cpu")
 SMALL = {
     "temporal_similarity": {"T": 5, "N": 9},
     "temporal_segmentation": {"T": 20, "N": 9},
+    "holitom": {"T": 12, "N": 30},
     "greedy_selection": {"B": 2, "N": 40, "K": 9},
 }
 
@@ -71,10 +72,13 @@ def test_flops_of_a_tower_are_those_of_its_blocks() -> None:
 def test_models_and_the_file(tmp_path) -> None:
     out = tmp_path / "demo.json"
     arguments = ("models", "--shape", "demo", "--methods", "fastervlm,random", "--keep", "36", "--rounds", "1")
+    arguments += ("--batch", "1,2")
     code, text = bench(*arguments, "--json", str(out))
     assert code == 0, text
     content = json.loads(out.read_text())
-    assert [row["method"] for row in content["rows"]] == ["fastervlm", "random"]
+    assert [(row["batch"], row["method"]) for row in content["rows"]] == [
+        (batch, name) for batch in (1, 2) for name in ("fastervlm", "random")
+    ]
     for row in content["rows"]:
         assert (row["tokens_in"], row["tokens"]) == (144, 36)
         assert row["flops_ideal"] > 1
@@ -98,8 +102,9 @@ def test_shapes_are_as_published_and_fit_their_prompts(name) -> None:
     layers = model.get_decoder().layers
     assert len(layers) == shape.depth
     assert 6e9 < sum(p.numel() for p in layers.parameters()) < 7e9
-    ids = shape.inputs(CPU, torch.float32)["input_ids"]
-    assert int((ids == (shapes.IMAGE if shape.media == "image" else shapes.VIDEO)).sum()) == shape.tokens
+    ids = shape.inputs(CPU, torch.float32, batch=2)["input_ids"]
+    assert len(ids) == 2
+    assert int((ids == (shapes.IMAGE if shape.media == "image" else shapes.VIDEO)).sum()) == 2 * shape.tokens
     assert models.layers_for(shape, CPU, None, None) == (3, 4)
     assert models.layers_for(shape, CPU, 99, 99) == (shape.depth, shape.tower_depth)
 
@@ -110,7 +115,7 @@ def test_shapes_are_as_published_and_fit_their_prompts(name) -> None:
         (("ops", "--only", "attention"), "--only='attention' is no operation; allowed: attention_received,"),
         (("models", "--shape", "gpt"), "--shape='gpt'; allowed: demo, llava-1.5-7b,"),
         (("models", "--shape", "demo", "--methods", "fastest"), "--methods names 'fastest'; allowed: "),
-        (("models", "--shape", "demo", "--methods", "holitom"), "it reduces video, not a image"),
+        (("models", "--shape", "demo", "--methods", "holitom"), "it reduces video, not image"),
         (("towers", "--tower", "vit-s"), "--tower='vit-s'; allowed: vit-b-16, vit-l-16-384"),
         (("towers", "--batch", "1,x"), "--batch='1,x'; allowed: whole numbers"),
         (("ops", "--json", "/nowhere/x.json"), "the folder '/nowhere' does not exist"),
@@ -126,7 +131,7 @@ def test_a_class_that_is_not_there_is_explained(monkeypatch) -> None:
     absent = dataclasses.replace(shapes.SHAPES["llava-next"], model="LlavaOfTomorrow")
     monkeypatch.setitem(shapes.SHAPES, "llava-next", absent)
     with pytest.raises(ValueError, match=r"transformers .* has no LlavaOfTomorrow"):
-        run.models_table(run.Place(CPU, torch.float32, 1), "llava-next", None, None, None, None, "sdpa")
+        run.models_table(run.Place(CPU, torch.float32, 1), "llava-next", None, None, (1,), None, None, "sdpa")
 
 
 def test_towers_are_measured_in_turns() -> None:

@@ -33,7 +33,9 @@ def bench(
     ] = None,
     keep: Annotated[str | None, typer.Option(help="models: budget. [default: the shape's]")] = None,
     tower: Annotated[str, typer.Option(help="towers: vit-b-16 or vit-l-16-384.")] = "vit-b-16",
-    batch: Annotated[str, typer.Option(help="towers: batch sizes separated by commas.")] = "1,8",
+    batch: Annotated[
+        str | None, typer.Option(help="models, towers: batch sizes separated by commas. [default: 1; 1,8]")
+    ] = None,
     layers: Annotated[
         int | None, typer.Option(min=2, help="Decoder layers, or blocks of a tower. [default: by device; all]")
     ] = None,
@@ -84,9 +86,11 @@ def bench(
             content, rows, notes = run.operations_table(run_at, _names(only))
         elif what is What.models:
             kept = None if keep is None else budget(keep, "--keep")
-            content, rows, notes = run.models_table(run_at, shape, _names(methods), kept, layers, tower_layers, attn)
+            content, rows, notes = run.models_table(
+                run_at, shape, _names(methods), kept, _sizes(batch or "1"), layers, tower_layers, attn
+            )
         else:
-            content, rows, notes = run.towers_table(run_at, tower, _sizes(batch), layers)
+            content, rows, notes = run.towers_table(run_at, tower, _sizes(batch or "1,8"), layers)
     for note in notes:
         console.print(note, markup=False, highlight=False)
     print_table(rows, content["title"])
