@@ -82,6 +82,7 @@ def test_models_and_the_file(tmp_path) -> None:
     for row in content["rows"]:
         assert (row["tokens_in"], row["tokens"]) == (144, 36)
         assert row["flops_ideal"] > 1
+        assert row["of_products"] * row["products_speedup"]["median"] == pytest.approx(row["prefill_speedup"]["median"])
         assert row["kv_mib"] < row["unreduced_kv_mib"]
         assert min(arm["low"] for arm in row["decode_ms_per_token"].values()) > 0
     assert content["environment"]["torch"] == torch.__version__
