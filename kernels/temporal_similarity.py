@@ -30,10 +30,11 @@ def temporal_similarity(x: Tensor) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):
         before = x[0].float()
         length = torch.linalg.vector_norm(before, dim=-1).clamp_min(EPSILON)
-        found = []
+        product, found = torch.empty_like(before), []
         for frame in x[1:]:
             now = frame.float()
             now_length = torch.linalg.vector_norm(now, dim=-1).clamp_min(EPSILON)
-            found.append((before * now).sum(dim=-1) / (length * now_length))
+            torch.mul(before, now, out=product)
+            found.append(product.sum(dim=-1) / (length * now_length))
             before, length = now, now_length
     return torch.stack(found)
