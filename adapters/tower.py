@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -74,6 +75,12 @@ class TowerTap:
         self.seen = 0  # pictures that earlier chunks of the prompt showed
         self.announced: dict[str, Any] = {}
         facts = family.facts()
+        for signal in self.wanted:
+            if isinstance(signal, ClsAttention) and not facts.has_cls:
+                raise ValueError(
+                    f"{signal} is asked for, but the vision tower of a {facts.family} model has no [CLS] token; ask for "
+                    f"AttentionReceived({signal.block}) instead"
+                )
         layout = None if facts.tower_grid is None else Layout(*facts.tower_grid)
         merges = bool(pipeline.layers("encoder"))
         self.encoders = [
@@ -90,7 +97,10 @@ class TowerTap:
         for t, tower in enumerate(self.family.towers):
             handles.append(tower.register_forward_pre_hook(Begin(self, t), with_kwargs=True))
             for block in self.blocks:
-                handles.append(Probe(self.family.tower_attention(block, t), Hear(self, t, block)))
+                attention, hear = self.family.tower_attention(block, t), Hear(self, t, block)
+                handles.append(Probe(attention, hear))
+                if self.family.packs:
+                    handles.append(attention.register_forward_hook(hear.whole, always_call=True))
             if self.encoders[t].blocks:
                 self.encoders[t].attach(handles)
                 handles.append(tower.register_forward_hook(self.end))
@@ -138,11 +148,6 @@ class TowerTap:
     def listen(
         self, tower: int, block: int, query: Tensor, key: Tensor, mask: Any, scale: float, cuts: Tensor | None
     ) -> None:
-        if cuts is not None:  # a packed sequence in one call
-            lengths = cuts.diff().tolist()
-            for q, k in zip(query.split(lengths, dim=2), key.split(lengths, dim=2)):
-                self.listen(tower, block, q, k, mask, scale, None)
-            return
         bias, visible = None, None
         if isinstance(mask, Tensor) and mask.ndim == 4:
             row = mask[:, 0, 0]  # what patches of the first query see, as all others do
@@ -157,7 +162,7 @@ class TowerTap:
                     # windows of a packed picture differ in size: sums over their queries can be compared, means cannot
                     over: Over = "mean" if call.rows else "sum"
                     value = attention_received(
-                        query, key, scale, bias=bias, visible=visible, query_mask=visible, over=over
+                        query, key, scale, bias=bias, visible=visible, query_mask=visible, cuts=cuts, over=over
                     )
                 if state is not None:
                     value = value.gather(1, state.entered[block].clamp_min(0))
@@ -218,14 +223,35 @@ class Begin:
 
 
 class Hear:
-    """Listener at one block of one tower."""
+    """Listener at one block of one tower.
+
+    Without flash attention a tower that packs pictures calls its attention once per segment; the segments wait until the
+    module is done, and are listened to together.
+    """
 
     def __init__(self, tap: TowerTap, tower: int, block: int) -> None:
         self.tap = tap
         self.tower = tower
         self.block = block
+        self.segments: list[tuple[Tensor, Tensor, float]] = []
 
     def __call__(
         self, module: nn.Module, query: Tensor, key: Tensor, mask: Any, scale: float, cuts: Tensor | None
     ) -> None:
-        self.tap.listen(self.tower, self.block, query, key, mask, scale, cuts)
+        if self.tap.family.packs and cuts is None:
+            self.segments.append((query, key, scale))
+        else:
+            self.tap.listen(self.tower, self.block, query, key, mask, scale, cuts)
+
+    @torch.no_grad()
+    def whole(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Hook after the attention module; ``output`` is None where it raised."""
+        segments, self.segments = self.segments, []
+        if not segments or output is None:
+            return
+        queries, keys, scales = zip(*segments)
+        with self.tap.stopwatch(queries[0].device):
+            borders = torch.tensor([0, *accumulate(query.shape[2] for query in queries)])
+            cuts = borders.to(queries[0].device, non_blocking=True)
+            query, key = torch.cat(queries, dim=2), torch.cat(keys, dim=2)
+        self.tap.listen(self.tower, self.block, query, key, None, scales[0], cuts)

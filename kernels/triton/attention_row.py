@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tokenreduce.kernels.triton.common import addressable, block, dot, parts, tile, upcast
+from tokenreduce.kernels.triton.common import addressable, block, dot, parts, share, tile, upcast, whole
 
 HIDDEN = tl.constexpr(torch.finfo(torch.float32).min)  # logit of a key that a row may not see, as in the reference
 ROWS = 32
@@ -25,7 +25,8 @@ class Attention:
 
     Attributes:
         query: (B, H, Q, d); ``key``: (B, H_kv, N, d).
-        visible: (B, N) or (B, Q, N) bool; ``bias``: (B, N) float; ``place``: (B, Q) long; None where there is none.
+        visible: (B, N) or (B, Q, N) bool; ``bias``: (B, N) float; ``place``: (B, Q) long; ``spans``: (N, 2), the first key
+            that each query of a packed sequence sees and the one after the last; None where there is none.
     """
 
     query: Tensor
@@ -36,6 +37,7 @@ class Attention:
     causal: bool = False
     place: Tensor | None = None
     window: int | None = None
+    spans: Tensor | None = None
 
     def __post_init__(self) -> None:
         self.query, self.key = addressable(self.query), addressable(self.key)
@@ -44,7 +46,8 @@ class Attention:
         visible = nothing if self.visible is None else self.visible.contiguous()
         bias = nothing if self.bias is None else self.bias.detach().float().contiguous()
         place = nothing if self.place is None else self.place.contiguous()
-        self.tensors = (self.query, self.key, visible, bias, place)
+        spans = nothing if self.spans is None else self.spans.contiguous()
+        self.tensors = (self.query, self.key, visible, bias, place, spans)
         self.numbers = (
             self.rows, self.n, self.dim, self.scale, self.heads, self.heads // self.key.shape[1],
             self.n if self.window is None else self.window, *self.query.stride()[:3], *self.key.stride()[:3],
@@ -54,6 +57,7 @@ class Attention:
             "BIASED": self.bias is not None,
             "CAUSAL": self.causal,
             "PLACED": self.place is not None,
+            "PACKED": self.spans is not None,
             "DIM": block(self.dim, 16, 256),
             "ROWS": ROWS,
             "COLUMNS": block(self.n, 16, 64),
@@ -64,16 +68,17 @@ class Attention:
         """The highest logit of every row, and one over the mass of its exponentials, (B, H, Q) float32 each."""
         rows, blocks = triton.cdiv(self.rows, ROWS), triton.cdiv(self.n, self.constants["COLUMNS"])
         device = self.query.device
-        cut = parts(rows * self.batch * self.heads, blocks, device)
+        cut = whole(blocks, parts(rows * self.batch * self.heads, blocks, device))
         top, mass = (torch.empty(cut, self.batch, self.heads, self.rows, device=device) for _ in range(2))
-        width = triton.cdiv(blocks, cut) * self.constants["COLUMNS"]
         with torch.cuda.device_of(self.query):
-            _statistics[(rows, self.batch * self.heads, triton.cdiv(self.n, width))](
-                *self.tensors, top, mass, width, *self.numbers, **self.constants
-            )
-        cut = triton.cdiv(self.n, width)
-        highest = top[:cut].amax(dim=0)
-        return highest, 1 / (mass[:cut] * (top[:cut] - highest).exp()).sum(dim=0)
+            _statistics[(rows, self.batch * self.heads, cut)](*self.tensors, top, mass, *self.numbers, **self.constants)
+        highest = top.amax(dim=0)
+        mass = (mass * (top - highest).exp()).sum(dim=0)
+        if (
+            self.causal and self.bias is None
+        ):  # a row that sees nothing spreads evenly, over the blocks left out as well
+            mass = mass.masked_fill(highest == HIDDEN.value, self.n)
+        return highest, 1 / mass
 
 
 def attention_row(
@@ -90,12 +95,13 @@ def attention_row(
 
 @triton.jit
 def logits(
-    query, key, visible, bias, place, b, h, rows, columns, rows_n, n, dim, scale, group, window,
+    query, key, visible, bias, place, spans, b, h, rows, columns, rows_n, n, dim, scale, group, window,
     query_b, query_h, query_row, key_b, key_h, key_row,
-    VISIBLE: tl.constexpr, BIASED: tl.constexpr, CAUSAL: tl.constexpr, PLACED: tl.constexpr, DIM: tl.constexpr,
-    UPCAST: tl.constexpr,
+    VISIBLE: tl.constexpr, BIASED: tl.constexpr, CAUSAL: tl.constexpr, PLACED: tl.constexpr, PACKED: tl.constexpr,
+    DIM: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """(rows, columns) logits of head ``h`` of image ``b``; -inf outside the matrix, the lowest number where not seen."""
+    """(rows, columns) logits of head ``h`` of image ``b``; the lowest number where not seen, -inf outside the matrix or
+    outside the row's segment."""
     h = tl.cast(h, tl.int64)
     q = tile(query + b * query_b + h * query_h, rows, rows_n, query_row, 0, dim, DIM)
     k = tile(key + b * key_b + (h // group) * key_h, columns, n, key_row, 0, dim, DIM)
@@ -110,32 +116,60 @@ def logits(
         seen = tl.load(visible + (b * rows_n + rows[:, None]) * n + columns[None, :], mask=inside, other=0)
         value = tl.where(seen != 0, value, HIDDEN)
     if CAUSAL:
-        last = rows + (n - rows_n)
-        if PLACED:
-            last = tl.load(place + b * rows_n + rows, mask=rows < rows_n, other=0)
-        past = last[:, None] - columns[None, :]
+        past = position(place, b, rows, rows_n, n, PLACED)[:, None] - columns[None, :]
         value = tl.where((past >= 0) & (past < window), value, HIDDEN)
+    if PACKED:
+        first = tl.load(spans + 2 * rows, mask=rows < rows_n, other=0)
+        end = tl.load(spans + 2 * rows + 1, mask=rows < rows_n, other=0)
+        own = (columns[None, :] >= first[:, None]) & (columns[None, :] < end[:, None])
+        value = tl.where(own, value, float("-inf"))
     return tl.where((columns < n)[None, :], value, float("-inf"))
 
 
 @triton.jit
+def position(place, b, rows, rows_n, n, PLACED: tl.constexpr):
+    """The key that each row sits at: the last that it sees where attention is causal."""
+    if PLACED:
+        return tl.load(place + b * rows_n + rows, mask=rows < rows_n, other=0).to(tl.int64)
+    else:
+        return rows + (n - rows_n)
+
+
+@triton.jit
+def segments(spans, first, n, STEP: tl.constexpr):
+    """First token and end of the segments that tokens ``first`` to ``first`` + STEP belong to."""
+    last = tl.minimum(first + STEP, n) - 1
+    return tl.load(spans + 2 * first).to(tl.int64), tl.load(spans + 2 * last + 1).to(tl.int64)
+
+
+@triton.jit
 def _statistics(
-    query, key, visible, bias, place, top, mass, width, rows_n, n, dim, scale, heads, group, window,
+    query, key, visible, bias, place, spans, top, mass, rows_n, n, dim, scale, heads, group, window,
     query_b, query_h, query_row, key_b, key_h, key_row,
-    VISIBLE: tl.constexpr, BIASED: tl.constexpr, CAUSAL: tl.constexpr, PLACED: tl.constexpr, DIM: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, UPCAST: tl.constexpr,
+    VISIBLE: tl.constexpr, BIASED: tl.constexpr, CAUSAL: tl.constexpr, PLACED: tl.constexpr, PACKED: tl.constexpr,
+    DIM: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     b = (tl.program_id(1) // heads).to(tl.int64)
     h = (tl.program_id(1) % heads).to(tl.int64)
     part = tl.program_id(2).to(tl.int64)
-    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    highest = tl.full([ROWS], float("-inf"), tl.float32)
+    above = tl.program_id(0).to(tl.int64) * ROWS
+    rows = above + tl.arange(0, ROWS)
+    highest = tl.full([ROWS], HIDDEN, tl.float32)
     total = tl.zeros([ROWS], tl.float32)
-    for left in range(part * width, tl.minimum((part + 1) * width, n), COLUMNS):
+    if PACKED:
+        low, high = segments(spans, above, rows_n, ROWS)
+        start, stop = share(low, high, COLUMNS)
+    else:
+        start, stop = share(0, n, COLUMNS)
+    if CAUSAL and not BIASED:  # blocks that no row sees
+        last = position(place, b, rows, rows_n, n, PLACED)
+        stop = tl.minimum(stop, tl.max(last) + 1)
+        start += tl.maximum(tl.min(last) - window + 1 - start, 0) // COLUMNS * COLUMNS
+    for left in range(start, stop, COLUMNS):
         columns = left + tl.arange(0, COLUMNS)
         value = logits(
-            query, key, visible, bias, place, b, h, rows, columns, rows_n, n, dim, scale, group, window,
-            query_b, query_h, query_row, key_b, key_h, key_row, VISIBLE, BIASED, CAUSAL, PLACED, DIM, UPCAST,
+            query, key, visible, bias, place, spans, b, h, rows, columns, rows_n, n, dim, scale, group, window,
+            query_b, query_h, query_row, key_b, key_h, key_row, VISIBLE, BIASED, CAUSAL, PLACED, PACKED, DIM, UPCAST,
         )  # fmt: skip
         new = tl.maximum(highest, tl.max(value, axis=1))
         total = total * tl.exp(highest - new) + tl.sum(tl.exp(value - new[:, None]), axis=1)
@@ -147,10 +181,10 @@ def _statistics(
 
 @triton.jit
 def _weights(
-    query, key, visible, bias, place, top, inverse, out, rows_n, n, dim, scale, heads, group, window,
+    query, key, visible, bias, place, spans, top, inverse, out, rows_n, n, dim, scale, heads, group, window,
     query_b, query_h, query_row, key_b, key_h, key_row,
     LARGEST: tl.constexpr, VISIBLE: tl.constexpr, BIASED: tl.constexpr, CAUSAL: tl.constexpr, PLACED: tl.constexpr,
-    DIM: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, UPCAST: tl.constexpr,
+    PACKED: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(2).to(tl.int64)
     rows = tl.program_id(1).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -158,8 +192,8 @@ def _weights(
     total = tl.zeros([ROWS, COLUMNS], tl.float32)
     for h in range(0, heads):
         value = logits(
-            query, key, visible, bias, place, b, h, rows, columns, rows_n, n, dim, scale, group, window,
-            query_b, query_h, query_row, key_b, key_h, key_row, VISIBLE, BIASED, CAUSAL, PLACED, DIM, UPCAST,
+            query, key, visible, bias, place, spans, b, h, rows, columns, rows_n, n, dim, scale, group, window,
+            query_b, query_h, query_row, key_b, key_h, key_row, VISIBLE, BIASED, CAUSAL, PLACED, PACKED, DIM, UPCAST,
         )  # fmt: skip
         weight = normalised(value, top, inverse, (b * heads + h) * rows_n, rows, rows_n)
         total = tl.maximum(total, weight) if LARGEST else total + weight

@@ -38,6 +38,11 @@ def parts(programs: int, blocks: int, device: torch.device) -> int:
     return max(1, min(blocks, PARTS * _multiprocessors(device.index) // programs))
 
 
+def whole(blocks: int, cut: int) -> int:
+    """At most ``cut`` equal parts of ``blocks`` blocks, none of them empty."""
+    return triton.cdiv(blocks, triton.cdiv(blocks, cut))
+
+
 @cache
 def _multiprocessors(index: int | None) -> int:
     return torch.cuda.get_device_properties(index).multi_processor_count
@@ -68,6 +73,14 @@ def _inverse_norm(x, out, n, channels, batch_stride, row_stride, ROWS: tl.conste
         value = tile(x + b * batch_stride, rows, n, row_stride, start, channels, STEP).to(tl.float32)
         total += tl.sum(value * value, axis=1)
     tl.store(out + b * n + rows, 1.0 / tl.maximum(tl.sqrt(total), EPSILON), mask=rows < n)
+
+
+@triton.jit
+def share(low, high, STEP: tl.constexpr):
+    """Start and stop of this program's part, along the last axis of the grid, of the blocks of STEP from low to high."""
+    width = tl.cdiv(tl.cdiv(high - low, STEP), tl.num_programs(2)) * STEP
+    start = low + tl.program_id(2).to(tl.int64) * width
+    return start, tl.minimum(start + width, high)
 
 
 @triton.jit

@@ -84,9 +84,15 @@ def calls(dtype: torch.dtype) -> None:
     attention_row(query[:, :, :1], key, 0.1, visible=None, bias=None, largest=False)
     attention_row(query, key, 0.1, visible=visible[:, None].expand(-1, 130, -1), bias=bias, largest=True)
     plain = {"visible": None, "bias": None, "causal": False, "place": None, "window": None, "query_mask": None}
+    plain["spans"] = None
     attention_received(query, key, 0.1, **plain, largest=False)
-    masked = {"visible": visible, "bias": bias, "causal": True, "place": place, "window": 9, "query_mask": visible}
-    attention_received(query, key, 0.1, **masked, largest=True)
+    masked = {**plain, "visible": visible, "causal": True, "place": place, "window": 9, "query_mask": visible}
+    for more in ({}, {"bias": bias}, {"place": None}):
+        attention_received(query, key, 0.1, **{**masked, **more}, largest=True)
+    spans = torch.tensor([0, 70]).repeat_interleave(torch.tensor([70, 60]))
+    spans = torch.stack([spans, torch.where(spans == 0, 70, 130)], dim=1)
+    for kind in (torch.int32, torch.int64):
+        attention_received(query[:1], key[:1], 0.1, **{**plain, "spans": spans.to(kind)}, largest=False)
 
 
 def main() -> None:
