@@ -1,4 +1,6 @@
-"""Kernel of ``attention_received``: a program owns some keys, walks all queries and heads, and adds up what arrives."""
+"""Kernel of ``attention_received``: a program owns some keys, walks the queries that may see them, head by head, and adds
+up what arrives.
+"""
 
 from __future__ import annotations
 

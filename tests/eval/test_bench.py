@@ -32,7 +32,8 @@ def bench(*arguments: str) -> tuple[int, str]:
 def test_operations_equal_their_plain_forms(name) -> None:
     module = importlib.import_module(f"tokenreduce.eval.bench.ops.{name}")
     assert operations.cases(name, CPU)
-    for more in ({}, {"DPP": 1}) if name == "greedy_selection" else ({},):
+    variants = {"greedy_selection": ({}, {"DPP": 1}), "attention_received": ({}, {"S": 3, "L": 5})}
+    for more in variants.get(name, ({},)):
         case = module.case({**SMALL.get(name, {"B": 2, "N": 40}), **more}, CPU, torch.float32)
         assert case.difference(case.ours(), case.plain()) <= case.tolerance
         assert case.bytes > 0

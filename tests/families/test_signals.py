@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import reduced
 import torch
 import torch.nn.functional as F
 import zoo
-from eager_maps import TOLERANCE, anyres, maps, shown
+from eager_maps import TOLERANCE, anyres, maps, shown, spy
+from transformers.modeling_utils import AttentionInterface
 from zoo.llava import best_tiles
 
+import tokenreduce as tr
+from tokenreduce.adapters import tower
 from tokenreduce.adapters.family import family_of
 from tokenreduce.signals import AttentionReceived, ClsAttention, LastQueryAttention, TextAttention
 
@@ -109,6 +114,66 @@ def test_signals_of_the_tower(key, kind):
             assert len(found) == len(expected)
             for own, want in zip(found, expected):
                 torch.testing.assert_close(own[signal], want, atol=TOLERANCE, rtol=0)
+
+
+def block_diagonal(module, query, key, value, attention_mask, cu_seq_lens_q, scaling, **kwargs):
+    """Attention of a packed sequence in one call, as flash attention is called."""
+    calls.append(len(cu_seq_lens_q) - 1)
+    segment = torch.searchsorted(cu_seq_lens_q, torch.arange(query.shape[2], dtype=torch.int32), right=True)
+    own = segment[:, None] == segment
+    return F.scaled_dot_product_attention(query, key, value, own, scale=scaling).transpose(1, 2), None
+
+
+calls: list[int] = []
+
+
+@pytest.mark.parametrize("block", [0, 1])
+@pytest.mark.parametrize("key", [key for key in reduced.FAMILIES if key.startswith("qwen")])
+def test_a_packed_tower_in_one_call_equals_one_call_per_segment(key, block):
+    """Both reach the operation as one packed sequence."""
+    signal = AttentionReceived(block)
+    model = zoo.build(key)
+    inputs = zoo.inputs(key, "mixed", model)
+    together, received = [], tower.attention_received
+
+    def watched(query, key, scale, **kwargs):
+        together.append(kwargs["cuts"].tolist())
+        return received(query, key, scale, **kwargs)
+
+    with mock.patch.object(tower, "attention_received", watched):
+        expected, _ = shown(model, inputs, (signal,))
+        AttentionInterface.register("flash_standin", block_diagonal)
+        family = family_of(model)
+        for i in range(len(family.layers())):
+            config = family.tower_attention(i).config
+            config._attn_implementation_internal = "flash_standin"
+        calls.clear()
+        found, _ = shown(model, inputs, (signal,))
+    assert len(together) == 2
+    assert together[0] == together[1]
+    assert calls[block] == len(together[0]) - 1 > 1
+    for own, want in zip(found, expected, strict=True):
+        torch.testing.assert_close(own[signal], want[signal], atol=TOLERANCE, rtol=0)
+
+
+def test_segments_of_a_pass_that_failed_are_forgotten():
+    model = zoo.build("qwen2_5_vl")
+    inputs = zoo.inputs("qwen2_5_vl", "mixed", model)
+    attention = family_of(model).tower_attention(0)
+    method, _ = spy((AttentionReceived(0),))
+    with tr.wrapped(model, method), torch.no_grad():
+        expected = model(**inputs).logits
+        with mock.patch.object(attention.proj, "forward", side_effect=RuntimeError("out of memory")):
+            for _ in range(2):
+                with pytest.raises(RuntimeError, match="out of memory"):
+                    model(**inputs)
+        assert torch.equal(model(**inputs).logits, expected)
+
+
+@pytest.mark.parametrize("key", ["qwen2_vl", "gemma3"])
+def test_a_tower_without_cls_is_not_asked_for_its_attention(key):
+    with pytest.raises(ValueError, match=r"has no \[CLS\] token; ask for AttentionReceived\(1\)"):
+        tr.wrap(zoo.build(key), spy((ClsAttention(1),))[0])
 
 
 def statistic(signal, weights: torch.Tensor) -> torch.Tensor:

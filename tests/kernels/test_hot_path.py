@@ -43,12 +43,22 @@ def index(n: int, *shape: int) -> Tensor:
     return torch.randint(n, shape, generator=torch.Generator().manual_seed(n))
 
 
+def borders(n: int) -> Tensor:
+    """Segments of 64 tokens, and what is left."""
+    return torch.tensor([*range(0, n, 64), n], dtype=torch.int32)
+
+
+def packed(query: Tensor, key: Tensor, cuts: Tensor, mask: Tensor) -> Tensor:
+    return attention_received(query, key, 0.25, cuts=cuts, query_mask=mask)
+
+
 #: operation and arguments for n tokens
 CALLS: dict[str, Callable[[int], tuple[Any, ...]]] = {
     "bipartite_matching": lambda n: (bipartite_matching, draw(2, n, 16), draw(2, n - 1, 16)),
     "energy_score": lambda n: (energy_score, draw(2, n, 16), 0.4),
     "attention_row": lambda n: (attention_row, draw(2, 4, 1, 16), draw(2, 2, n, 16), 0.25),
     "attention_received": lambda n: (attention_received, draw(2, 4, n, 16), draw(2, 2, n, 16), 0.25),
+    "packed": lambda n: (packed, draw(1, 4, n, 16), draw(1, 2, n, 16), borders(n), index(2, 1, n) > 0),
     "max_min_selection": lambda n: (max_min_selection, draw(2, n, 16), 5),
     "dpp_selection": lambda n: (dpp_selection, draw(2, n, 16), draw(2, n).abs(), 5),
     "density_peaks": lambda n: (density_peaks, draw(2, n, 16), 5, 3),
@@ -63,8 +73,9 @@ def flat(found: Any) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_no_kernel_waits_for_the_device(name, on_kernel) -> None:
-    operation, *arguments = CALLS[name](37)
+def test_no_kernel_waits_for_the_device(name, on_kernel, monkeypatch) -> None:
+    operation, *arguments = CALLS[name](70)
+    monkeypatch.setattr(Tensor, "tolist", lambda x: pytest.fail("tolist waits for the device"))  # unseen on a CPU
     with NoWaiting():
         on_kernel(operation, *arguments)
 
