@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenreduce.methods.holitom import HoliTom
-from tokenreduce.signals import AttentionReceived
+from tokenreduce.signals import AttentionReceived, Signal
 from tokenreduce.tokens import Layout, VisualTokens
 
 from . import density_peaks, temporal_segmentation
@@ -67,9 +67,9 @@ def case(size: dict[str, int], device: torch.device, dtype: torch.dtype) -> Case
     frames, n = size["T"], size["N"]
     x, score = footage(frames, n, device).to(dtype), torch.rand(frames, n, device=device)
     method = HoliTom(keep=KEEP, exact=False, output_order="reference", neighbours=density_peaks.NEIGHBOURS)
-    signals = {AttentionReceived(0): score.flatten()[None]}
+    heard: dict[Signal, Tensor] = {AttentionReceived(0): score.flatten()[None]}
     layout = Layout(1, n, frames=frames)
-    video = VisualTokens(features=x.flatten(0, 1)[None], layout=layout, signals=signals)
+    video = VisualTokens(features=x.flatten(0, 1)[None], layout=layout, signals=heard)
 
     def ours() -> Tensor:
         plan = method.reduce(video)
