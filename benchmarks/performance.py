@@ -219,8 +219,8 @@ def reached(found: list[dict[str, Any]]) -> str:
                 ),
                 min(row["of_ideal"] for row in one) >= 0.9,
                 "missed in part: products of 137 rows run at another speed than those of 649 (alone they gain "
-                f"{between([row['products_speedup']['median'] for row in one], '.2f')}x), and other work on the machine weighs on "
-                "both unequally: within this run the same unreduced prefill took "
+                f"{between([row['products_speedup']['median'] for row in one], '.2f')}x), and other work on the machine weighs "
+                "on both unequally: within this run the same unreduced prefill took "
                 f"{between([row['unreduced_prefill_ms']['median'] / 1e3 for row in one], '.1f')} s. All rows are the same, "
                 "whichever of the two methods chose them",
             ),
