@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from golden_cases.common import FACTS, query_and_key, with_cls_key
 from torch import Tensor
 
-from tokenreduce.adapters.packing import Packing, gather, write
+from tokenreduce.adapters.packing import Packing, write
 from tokenreduce.adapters.plan import carried, repacked
 from tokenreduce.groups import Image, group_images
 from tokenreduce.kernels.attention_row import attention_row
 from tokenreduce.kernels.density_peaks import density_peaks
+from tokenreduce.kernels.rows import take_rows
 from tokenreduce.kernels.temporal_segmentation import temporal_segmentation
 from tokenreduce.kernels.temporal_similarity import temporal_similarity
 from tokenreduce.method import Step
@@ -141,7 +142,7 @@ def inner(hidden: Tensor, last_row: Tensor, params: dict[str, Any]) -> dict[str,
     kept = plan.source[0] + params["start"]
     source = torch.ones(n, dtype=torch.bool).scatter(0, plan.source[0], False).nonzero().flatten()
     return {
-        "hidden": write(gather(hidden[None], packing.order), packing, after, "features")[0],
+        "hidden": write(take_rows(hidden[None], packing.order), packing, after, "features")[0],
         "position_ids": carried(packing, after)[0],
         "merge_source": source + params["start"],
         "merge_target": kept[plan.assign[0, source]],
