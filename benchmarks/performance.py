@@ -238,10 +238,14 @@ def reached(found: list[dict[str, Any]]) -> str:
             ),
             aim(
                 "ToMe in timm: within 10 % of the FLOPs ratio",
-                ", ".join(f"{row['tower']} batch {row['batch']}: {row['of_ideal']:.2f}" for row in towers),
+                ", ".join(
+                    f"{row['tower']} batch {row['batch']}: {row['of_ideal']:.2f} ({c['environment']['cpu']})"
+                    for c in found
+                    for row in rows_of([c], "towers", arm="tome")
+                ),
                 min(row["of_ideal"] for row in towers) >= 0.9,
                 "missed in part: with one picture products of few rows run slower, and the fixed cost of many small operations "
-                "weighs more; `busy` is the same command on another, busy machine",
+                "weighs more; other work kept the Intel machine busy, and the AMD one ran an older version",
             ),
             aim("everything on a GPU", "not measured", False, "no GPU was at hand"),
         ]

@@ -74,9 +74,8 @@ class Attention:
             _statistics[(rows, self.batch * self.heads, cut)](*self.tensors, top, mass, *self.numbers, **self.constants)
         highest = top.amax(dim=0)
         mass = (mass * (top - highest).exp()).sum(dim=0)
-        if (
-            self.causal and self.bias is None
-        ):  # a row that sees nothing spreads evenly, over the blocks left out as well
+        if self.causal and self.bias is None:
+            # a row that sees nothing spreads evenly, over the blocks left out as well
             mass = mass.masked_fill(highest == HIDDEN.value, self.n)
         return highest, 1 / mass
 
