@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
+
+from tokenreduce.adapters.upstream.cache import Cache, CacheLayerMixin, DynamicLayer
 
 
 @dataclass
@@ -106,7 +107,7 @@ def keep_columns(cache: Cache, layer: int, index: Tensor) -> None:
     if type(held) is not DynamicLayer:
         raise ValueError(
             f"stage 'cache' cannot shorten a {type(held).__name__}; allowed: the layers of a DynamicCache. "
-            "Leave out cache_implementation / past_key_values, or use a method without a cache stage."
+            "Leave out cache_implementation and the cache you pass, or use a method without a cache stage."
         )
     assert held.keys is not None and held.values is not None, "the layer has just run"  # noqa: PT018
     at = index[:, None, :, None]

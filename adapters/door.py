@@ -8,7 +8,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicCache
 
 from tokenreduce.adapters import deepstack
 from tokenreduce.adapters.cache import adopt, num_bytes, state_of
@@ -20,6 +19,7 @@ from tokenreduce.adapters.packing import Packing, real_columns, write
 from tokenreduce.adapters.pictures import Placed, as_tiles, as_videos, place
 from tokenreduce.adapters.plan import Plan, carried, layer_type
 from tokenreduce.adapters.tower import Encoded, TowerTap
+from tokenreduce.adapters.upstream.cache import Cache, DynamicCache, cache_argument, given_cache, returned_cache
 from tokenreduce.cost import DecoderShape, Report
 from tokenreduce.groups import ImageGroup, group_images
 from tokenreduce.kernels.rows import take_rows
@@ -123,7 +123,7 @@ class DecoderDoor:
 
     def enter(self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.plan = None
-        embeds, cache = kwargs.get("inputs_embeds"), kwargs.get("past_key_values")
+        embeds, cache = kwargs.get("inputs_embeds"), given_cache(kwargs)
         if self.call is None or embeds is None:
             return None
         state = state_of(cache)
@@ -236,8 +236,9 @@ class DecoderDoor:
 
     def _uses_cache(self, kwargs: dict[str, Any]) -> bool:
         use_cache = kwargs.get("use_cache")
-        given = kwargs.get("past_key_values") is not None
-        return given or bool(self.family.decoder.config.use_cache if use_cache is None else use_cache)
+        return given_cache(kwargs) is not None or bool(
+            self.family.decoder.config.use_cache if use_cache is None else use_cache
+        )
 
     def _recall(self, kwargs: dict[str, Any]) -> dict[Any, list[Reduction]]:
         """Decisions made for this very prompt, when it now comes again, grown, because no cache is used."""
@@ -287,7 +288,8 @@ class DecoderDoor:
         kwargs["position_ids"] = positions if ids is None else ids
 
         if cache is None and self._uses_cache(kwargs):
-            cache = plan.cache = kwargs["past_key_values"] = DynamicCache(config=self.family.decoder.config)
+            cache = plan.cache = DynamicCache(config=decoder.config)
+            kwargs[cache_argument(type(decoder).forward)] = cache
         visible: Any = plan.visible(0)
         if visible is None and cache is None:
             # without a mask and without a cache, gaps between position ids would be taken for packed sequences
@@ -338,7 +340,7 @@ class DecoderDoor:
         before = [plan.past(i) for i in layers]
         flops = sum(shape.prefill_flops([widths[i][b] for i in layers], before) for b in range(len(plan.length_in)))
         whole = sum(shape.prefill_flops([n] * plan.depth, [plan.offset] * plan.depth) for n in plan.length_in)
-        cache = plan.cache if plan.cache is not None else getattr(output, "past_key_values", None)
+        cache = plan.cache if plan.cache is not None else returned_cache(output)
         held = num_bytes(cache) if isinstance(cache, Cache) else 0
         batch, length = plan.visual.shape
         self.report = Report(

@@ -13,18 +13,24 @@ from transformers.masking_utils import (
     sliding_window_overlay,
 )
 
+from tokenreduce.adapters.upstream.cache import Cache, cache_argument
+
 MASK_FUNCTIONS: Mapping[str, Any] = LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING
 
 
-def layer_mask(config: Any, kind: str, blocks: Tensor | None, past: int, windowed: bool, **given: Any) -> Any:
+def layer_mask(
+    config: Any, kind: str, blocks: Tensor | None, past: int, windowed: bool, cache: Cache | None, **given: Any
+) -> Any:
     """The mask that transformers makes for a layer of type ``kind``, in the form its attention backend takes.
 
     Args:
         blocks: (B, W) long, block of each token of this chunk, -1 for none; equal blocks attend to each other both ways.
         past: columns the layer's cache held before this chunk.
         windowed: whether a sliding window cuts blocks, too, or lets each see all of itself.
-        given: arguments of transformers' mask functions.
+        cache: the cache that sizes the mask.
+        given: further arguments of transformers' mask functions.
     """
+    given[cache_argument(create_causal_mask)] = cache
     if blocks is None:
         return MASK_FUNCTIONS[kind](config=config, **given)
     given["or_mask_function"] = both_ways(blocks, past)

@@ -11,6 +11,7 @@ from torch import Tensor
 from tokenreduce.adapters.family import Family
 from tokenreduce.adapters.pictures import Picture
 from tokenreduce.adapters.tower import TowerCall
+from tokenreduce.adapters.upstream.cache import given_cache
 from tokenreduce.method import ModelFacts
 from tokenreduce.tokens import STAGES, Layout
 
@@ -42,7 +43,7 @@ class PaliGemma(Family):
         return [Picture(Layout(self.grid, self.grid), self.grid**2)] * call.rows
 
     def two_way(self, arguments: Mapping[str, Any], embeds: Tensor) -> Tensor | None:
-        kinds, cache = arguments.get("token_type_ids"), arguments.get("past_key_values")
+        kinds, cache = arguments.get("token_type_ids"), given_cache(arguments)
         if kinds is None or (cache is not None and cache.is_initialized and arguments.get("pixel_values") is None):
             return None  # what follows a prompt is causal
         return torch.where(kinds[:, -embeds.shape[1] :].to(embeds.device) == 0, 0, -1)

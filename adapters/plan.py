@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
 
 from tokenreduce.adapters.cache import DecodeState, keep_columns, physical_length
 from tokenreduce.adapters.masks import ends_of, layer_mask
 from tokenreduce.adapters.packing import Packing, scatter, write
+from tokenreduce.adapters.upstream.cache import Cache
 from tokenreduce.groups import ImageGroup
 from tokenreduce.kernels.fingerprint import combine
 from tokenreduce.kernels.rows import take_rows
@@ -258,7 +258,7 @@ class Plan:
             self.windowed,
             inputs_embeds=hidden,
             attention_mask=visible,
-            past_key_values=self.cache,
+            cache=self.cache,
             position_ids=None,
             layer_idx=layer,
         )
