@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .demo.scenes import questions
+from .demo.scene_questions import questions
 from .demo.video import video_questions
 
 VERSION = 1  # of the content: a change makes new files
@@ -30,8 +30,8 @@ def folder() -> Path:
 def documents(name: str) -> Iterator[tuple[tuple[Any, ...], str, str, str]]:
     """(pictures, question, answer, kind) of a set, in order: every question of a picture before the next picture."""
     if name == "video":
-        for film in video_questions(25):
-            yield film.frames, film.question, film.answer, film.kind
+        for video in video_questions(25):
+            yield video.frames, video.question, video.answer, video.kind
     else:
         split, count = {"images": ("test", 120), "crowd": ("hard", 60)}[name]
         for asked in questions(split, count, per_image=6):

@@ -16,8 +16,7 @@ def load(name: str, dtype: str, device: str, attention: str) -> tuple[Any, Any]:
 
     place = pick_device(device)
     if name == "demo":
-        from tokenreduce.eval.demo import WEIGHTS
-        from tokenreduce.eval.demo.show import check_weights
+        from tokenreduce.eval.demo import WEIGHTS, check_weights
 
         check_weights()
         name = str(WEIGHTS)

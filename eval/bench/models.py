@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from .clock import moment, peak_bytes, seconds, spread
 from .shapes import DEMO
+from .timing import moment, peak_bytes, seconds, spread
 
 if TYPE_CHECKING:
     import torch

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from . import ops
-from .clock import limits, peak_bytes, spread, take_turns
 from .ops.case import Case
+from .timing import limits, peak_bytes, spread, take_turns
 
 ROUNDS = 5
 OPERATIONS = tuple(sorted(m.name for m in pkgutil.iter_modules(ops.__path__) if m.name != "case"))

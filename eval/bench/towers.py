@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .clock import seconds, spread
+from .timing import seconds, spread
 
 #: timm name, pixels and r as published (ToMe's README, off the shelf)
 TOWERS = {

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .model import PROMPT
-from .scenes import CLASSES, COLORS, KINDS, Question, Scene, questions
+from .scene_questions import KINDS, Question, questions
+from .scenes import CLASSES, COLORS, Scene
 
 if TYPE_CHECKING:
     import torch
@@ -25,10 +26,19 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CLASSES", "COLORS", "KINDS", "WEIGHTS", "Question", "Scene",
-    "accuracy", "load", "prompt", "questions", "replies", "right",
+    "accuracy", "check_weights", "load", "prompt", "questions", "replies", "right",
 ]  # fmt: skip
 
 WEIGHTS = Path(__file__).parent / "weights"
+
+
+def check_weights() -> None:
+    """Raise ``FileNotFoundError``, saying what is missing, when the demo model is not installed."""
+    if not (WEIGHTS / "config.json").is_file():
+        raise FileNotFoundError(
+            f"the demo model's weights are missing ({WEIGHTS.name}/config.json beside the demo package); reinstall "
+            "tokenreduce, or train them with python -m tokenreduce.eval.demo.train"
+        )
 
 
 def load(dtype: torch.dtype | None = None) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
@@ -36,6 +46,7 @@ def load(dtype: torch.dtype | None = None) -> tuple[LlavaForConditionalGeneratio
     import torch
     from transformers import AutoProcessor, LlavaForConditionalGeneration
 
+    check_weights()
     model = LlavaForConditionalGeneration.from_pretrained(
         WEIGHTS, dtype=torch.float32 if dtype is None else dtype, local_files_only=True
     )

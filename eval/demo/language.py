@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .model import VOCABULARY
 from .packing import gather_patches, last_rows, pack, run_packed
-from .scenes import CLASSES, COLOR_NAMES, Scene, scene_questions
+from .scene_questions import scene_questions
+from .scenes import CLASSES, COLOR_NAMES, Scene
 from .tower import FEATURE_BLOCK, SLACK, SceneBatch, collate, pointing_loss
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .scenes import CLASSES, COLOR_NAMES, NUMBERS, PATCH, SIDE
+from .scene_questions import NUMBERS
+from .scenes import CLASSES, COLOR_NAMES, PATCH, SIDE
 
 if TYPE_CHECKING:
     import torch

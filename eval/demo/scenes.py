@@ -1,4 +1,4 @@
-"""Procedural scenes and questions with exact answers; numpy and Pillow only, no files, no network.
+"""Procedural scenes; numpy and Pillow only, no files, no network.
 
 A scene is a 168 x 168 RGB picture: a dull grey texture with a few small saturated objects on it (eight
 shapes, ten digits, eight letters, in eight colours). Object centres lie on a 7 px lattice. Everything about
@@ -8,7 +8,6 @@ an image follows from ``(split, seed, index)``, whatever else was generated befo
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
@@ -36,8 +35,6 @@ COLORS = {
     "cyan": (30, 222, 226),
 }
 COLOR_NAMES = tuple(COLORS)
-NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
-KINDS = ("color", "shape", "read", "exist", "count", "where")
 
 # Objects per picture, both ends included. "crowd" trains the tower, without questions: colours repeat there.
 SPLITS = {"train": (1, 8), "test": (1, 5), "hard": (8, 8), "crowd": (1, 12)}
@@ -77,26 +74,9 @@ class Scene:
     index: int
 
 
-@dataclass(frozen=True, eq=False)
-class Question:
-    """One question about one picture.
-
-    ``answer`` is lower case, one or two words; ``index`` is the picture's index in its split; ``target`` is
-    the index of the object asked about in ``scene.things``, -1 when the question is about none or about all
-    of them.
-    """
-
-    image: Image.Image
-    question: str
-    answer: str
-    kind: str
-    index: int
-    target: int
-    scene: Scene
-
-
-def _rng(split: str, seed: int, index: int, stream: str) -> np.random.Generator:
-    return np.random.default_rng([zlib.crc32(f"{split}/{stream}".encode()), seed, index])
+def generator(split: str, seed: int, index: int, stream: str) -> np.random.Generator:
+    """The source of every random choice in one stream, scene or questions, of a picture."""
+    return np.random.defaultgenerator([zlib.crc32(f"{split}/{stream}".encode()), seed, index])
 
 
 @cache
@@ -146,7 +126,7 @@ def _textures(bank: str, count: int, side: int = 256) -> np.ndarray:
     """Dull backgrounds, (count, side, side, 3) uint8: bicubic noise in five octaves, a tint, strokes."""
     out = np.empty((count, side, side, 3), np.uint8)
     for number in range(count):
-        rng = _rng(bank, 0, number, "texture")
+        rng = generator(bank, 0, number, "texture")
         field = np.zeros((side, side), np.float32)
         for octave in range(5):
             noise = rng.standard_normal((4 << octave, 4 << octave), np.float32)
@@ -204,7 +184,7 @@ def scene(split: str, seed: int, index: int) -> Scene:
     if split not in SPLITS:
         raise ValueError(f"split must be one of {tuple(SPLITS)}, got {split!r}")
     low, high = SPLITS[split]
-    rng = _rng(split, seed, index, "scene")
+    rng = generator(split, seed, index, "scene")
     places = _places(rng, int(rng.integers(low, high + 1)))
     names = rng.permutation(len(CLASSES))[: len(places)]
     colors = (
@@ -228,69 +208,3 @@ def scene(split: str, seed: int, index: int) -> Scene:
     canvas += rng.standard_normal(canvas.shape, np.float32) * np.float32(rng.uniform(2, 9))
     owner = np.where(cover.max(0) > COVER, cover.argmax(0), -1).astype(np.int8)
     return Scene(canvas.clip(0, 255).astype(np.uint8), tuple(things), owner, index)
-
-
-def _exists(color: str, name: str) -> str:
-    return f"is there {'an' if color == 'orange' else 'a'} {color} {name}?"
-
-
-def _candidates(things: tuple[Thing, ...], rng: np.random.Generator) -> dict[str, list[tuple[str, str, int]]]:
-    """All questions about a scene by kind, as (question, answer, target)."""
-    out: dict[str, list[tuple[str, str, int]]] = {kind: [] for kind in KINDS}
-    for number, thing in enumerate(things):
-        out["color"].append((f"what color is the {thing.name}?", thing.color, number))
-        if thing.name in SHAPES:
-            out["shape"].append((f"what shape is {thing.color}?", thing.name, number))
-        else:
-            out["read"].append((f"which character is {thing.color}?", thing.name, number))
-        dx, dy = thing.center[0] - SIDE // 2, thing.center[1] - SIDE // 2
-        if min(abs(dx), abs(dy)) > 10:  # near a middle line the answer would be arguable
-            answer = f"{'top' if dy < 0 else 'bottom'} {'left' if dx < 0 else 'right'}"
-            out["where"].append((f"where is the {thing.name}?", answer, number))
-    names, colors = {thing.name for thing in things}, {thing.color for thing in things}
-    other_names = [name for name in CLASSES if name not in names]
-    other_colors = [color for color in COLOR_NAMES if color not in colors]
-    for number in rng.permutation(len(things))[:3]:
-        thing = things[number]
-        out["exist"].append((_exists(thing.color, thing.name), "yes", int(number)))
-        case = rng.random()
-        name, color = str(rng.choice(other_names)), thing.color
-        if case < 0.45:  # the class is there, in another colour
-            name, color = thing.name, str(rng.choice([c for c in COLOR_NAMES if c != thing.color]))
-        elif case > 0.85 and other_colors:  # neither is there
-            color = str(rng.choice(other_colors))
-        out["exist"].append((_exists(color, name), "no", -1))
-    shapes = sum(thing.name in SHAPES for thing in things)
-    for what, number in (("objects", len(things)), ("shapes", shapes), ("characters", len(things) - shapes)):
-        out["count"].append((f"how many {what} are there?", NUMBERS[number], -1))
-    return out
-
-
-def scene_questions(split: str, seed: int, picture: Scene, per_image: int) -> list[tuple[str, str, str, int]]:
-    """Up to ``per_image`` questions about a scene as (kind, question, answer, target), kinds in turn."""
-    rng = _rng(split, seed, picture.index, "questions")
-    pools = list(_candidates(picture.things, rng).items())
-    queues = [[(kind, *pool[i]) for i in rng.permutation(len(pool))] for kind, pool in pools]
-    queues = [queues[i] for i in rng.permutation(len(queues))]
-    out: list[tuple[str, str, str, int]] = []
-    while len(out) < per_image and any(queues):
-        out.extend(queue.pop() for queue in queues if queue)
-    return out[:per_image]
-
-
-def questions(split: str, images: int | Iterable[int], seed: int = 0, per_image: int = 12) -> list[Question]:
-    """Questions about pictures of a split, in picture order.
-
-    ``images`` is a number of pictures (indices 0 .. images - 1) or the indices themselves; ``per_image`` is
-    the most questions asked about one picture. Splits: "train" (1-8 objects), "test" (1-5), "hard" (exactly
-    8); textures of "test" and "hard" are never used in training.
-    """
-    if split == "crowd" or split not in SPLITS:
-        raise ValueError(f"split must be one of ('train', 'test', 'hard'), got {split!r}")
-    out = []
-    for index in range(images) if isinstance(images, int) else images:
-        picture = scene(split, seed, index)
-        image = Image.fromarray(picture.pixels)
-        for kind, question, answer, target in scene_questions(split, seed, picture, per_image):
-            out.append(Question(image, question, answer, kind, index, target, picture))
-    return out

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .bench import wilson
-from .scenes import Question, questions
+from .measure import wilson
+from .scene_questions import Question, questions
 
 NOISE = 1.5  # standard deviation of pixel noise per frame
 FRAMES = 8

@@ -6,23 +6,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from lmms_eval.models.registry_v2 import ModelManifest
+from typing import Any
 
 TASKS = Path(__file__).parent.parent / "tasks"  # for --include_path
 
 
-def manifests() -> list[ModelManifest]:
+def manifests() -> list[Any]:
     """What the entry point group ``lmms_eval.models`` asks for; nothing heavy is imported before the model is used."""
-    from lmms_eval.models.registry_v2 import ModelManifest
+    from tokenreduce.adapters.upstream import lmms_eval
 
-    from .failures import watch
+    from .failures import fail_without_evaluation
 
-    watch()
-    module = f"{__name__}.model"
-    return [ModelManifest("tokenreduce", simple_class_path=f"{module}.Simple", chat_class_path=f"{module}.Chat")]
+    fail_without_evaluation()
+    return lmms_eval.manifests(f"{__name__}.model")
 
 
 def require() -> None:

@@ -12,23 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tokenreduce.adapters.upstream.lmms_eval import output_path, under_command_line
+
 
 class EvaluationFailed(RuntimeError):
     """Scores would be wrong, or there are none."""
 
 
-def under_command_line() -> bool:
-    """Whether lmms-eval's own command line is running, which catches every ``Exception`` and goes on."""
-    frame = sys._getframe()
-    while frame is not None:
-        if frame.f_code.co_name == "cli_evaluate":
-            return True
-        frame = frame.f_back  # type: ignore[assignment]
-    return False
-
-
 @contextmanager
-def loud() -> Iterator[None]:
+def exit_on_error() -> Iterator[None]:
     """Under the command line of lmms-eval, leave with exit code 1 and the reason; elsewhere let errors pass."""
     try:
         yield
@@ -43,7 +35,7 @@ def loud() -> Iterator[None]:
 _expected: dict[Path, float] = {}  # output path: when its evaluation started
 
 
-def watch() -> None:
+def fail_without_evaluation() -> None:
     """Where lmms-eval's command line was asked for ``--model tokenreduce``: see at its end that there was an evaluation."""
     if (
         "lmms" in sys.argv[0]
@@ -55,8 +47,6 @@ def watch() -> None:
 
 def expect_results(requests: Sequence[Any]) -> None:
     """When the process ends, see that lmms-eval wrote its results of ``requests``; else say so and exit with 1."""
-    from .model import output_path
-
     atexit.unregister(_check_evaluated)
     folder = output_path(requests)
     if folder is None or not under_command_line() or int(os.environ.get("RANK", "0")):

@@ -16,30 +16,6 @@ import tokenreduce as tr
 from tokenreduce.cost import DecoderShape
 
 
-class Noting:
-    """A view of nested containers that notes the (task, document) pairs read through it; the rest is passed on."""
-
-    def __init__(self, inner: Any, seen: list[tuple[str, int]], path: tuple[str, ...] = ()) -> None:
-        self._inner, self._seen, self._path = inner, seen, path
-
-    def __getitem__(self, key: Any) -> Any:
-        found = self._inner[key]
-        if len(self._path) < 2:  # lm.task_dict[task][split][document]
-            return Noting(found, self._seen, (*self._path, key))
-        if isinstance(key, int):
-            self._seen.append((self._path[0], key))
-        return found
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
-
-    def __len__(self) -> int:
-        return len(self._inner)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._inner)
-
-
 class Meter:
     """Measures one model. ``rows`` holds one dict per prompt that was generated from, ``errors`` what was raised.
 
@@ -62,13 +38,13 @@ class Meter:
     @contextmanager
     def watching(self, model: Any) -> Iterator[None]:
         """Measure every ``model.generate`` of the ``with`` block; afterwards the model is as it was."""
-        original, clock = model.generate, _Clock(next(model.parameters()).device)
+        original, timer = model.generate, _CallTimer(next(model.parameters()).device)
 
         def generate(*args: Any, **kwargs: Any) -> Any:
             ids = kwargs.get("input_ids", args[0] if args else None)
             documents, self.seen[:] = list(dict.fromkeys(self.seen)), []
-            handle = model.register_forward_hook(clock.first)
-            clock.start()
+            handle = model.register_forward_hook(timer.first)
+            timer.start()
             try:
                 out = original(*args, **kwargs)
             except Exception as error:
@@ -76,9 +52,9 @@ class Meter:
                 raise
             finally:
                 handle.remove()
-            clock.stop()
+            timer.stop()
             out_ids = getattr(out, "sequences", out)
-            self._note(model, ids, kwargs.get("attention_mask"), out_ids, documents, clock)
+            self._note(model, ids, kwargs.get("attention_mask"), out_ids, documents, timer)
             if ids is not None and len(documents) == len(ids):
                 self.observe(model, documents, kwargs)
             return out
@@ -89,15 +65,15 @@ class Meter:
         finally:
             del model.generate
 
-    def _note(self, model: Any, ids: Any, mask: Any, out: Any, documents: list[Any], clock: _Clock) -> None:
+    def _note(self, model: Any, ids: Any, mask: Any, out: Any, documents: list[Any], timer: _CallTimer) -> None:
         batch = out.shape[0] if ids is None else ids.shape[0]
         prompt = 0 if ids is None else ids.shape[1]
         cost = self._reduced(model) if tr.is_wrapped(model) else unreduced(model, ids, mask)
         shared = {
-            "ttft_ms": clock.ttft_ms,
-            "generate_ms": clock.total_ms,
+            "ttft_ms": timer.ttft_ms,
+            "generate_ms": timer.total_ms,
             "new_tokens": max(out.shape[1] - prompt, 0),
-            "peak_mib": clock.peak_mib(),
+            "peak_mib": timer.peak_mib(),
             "batch": batch,
         }
         for i in range(batch):
@@ -149,7 +125,7 @@ def unreduced(model: Any, ids: Any, mask: Any) -> list[dict[str, Any]]:
     return rows
 
 
-class _Clock:
+class _CallTimer:
     """Milliseconds of one call, and the memory peak during it."""
 
     def __init__(self, device: torch.device) -> None:
@@ -185,7 +161,7 @@ class _Clock:
         return int(found[0].split()[1]) / 2**10 if found else None
 
 
-def once(rows: Sequence[dict[str, Any]], wanted: Counter[tuple[str, int]]) -> list[dict[str, Any]]:
+def without_padding(rows: Sequence[dict[str, Any]], wanted: Counter[tuple[str, int]]) -> list[dict[str, Any]]:
     """``rows`` without those of requests that only pad a rank: each document as often as ``wanted`` says."""
     left = Counter(wanted)
     kept = []

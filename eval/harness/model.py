@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lmms_eval.api.instance import Instance, unwrap_generation_output
+from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 
 import tokenreduce as tr
+from tokenreduce.adapters.upstream.lmms_eval import DocumentRecorder, answers_of, is_padding, model_class, output_path
 
 from ..recipe import Recipe
 from ..results import write_json
-from .failures import EvaluationFailed, expect_results, loud
-from .meter import Meter, Noting, once, summary
-from .sketch import Sketcher, task_of
+from .examples import Examples
+from .failures import EvaluationFailed, exit_on_error, expect_results
+from .meter import Meter, summary, without_padding
 
 # config.model_type: the model of lmms-eval that runs it, where tr_base names none
 BASES = {
@@ -65,12 +66,12 @@ class Reduced:
 
     Attributes:
         reused: keep the model when an evaluation ends; lmms-eval would otherwise delete it.
-        sketching: draw what is kept of a few questions, see ``Sketcher``; ``sketches`` are those of the last evaluation.
+        with_examples: draw what is kept of a few questions; ``examples`` are those of the last evaluation.
         measured: what the last evaluation cost, as it is written to the log.
     """
 
-    reused = sketching = False
-    sketches: Sketcher
+    reused = with_examples = False
+    examples: Examples
     measured: dict[str, Any]
     model: Any
     rank: int
@@ -98,31 +99,31 @@ class Reduced:
 
         Errors: ``EvaluationFailed`` (``SystemExit`` under the command line of lmms-eval, which catches everything else).
         """
-        with loud():
+        with exit_on_error():
             expect_results(requests)
             meter, documents = Meter(), self.task_dict
-            if self.sketching:
-                self.sketches = Sketcher(requests, getattr(self, "processor", getattr(self, "_image_processor", None)))
-                meter.observe = self.sketches.look
-            self.task_dict = Noting(documents, meter.seen)
+            if self.with_examples:
+                self.examples = Examples(requests, getattr(self, "processor", getattr(self, "_image_processor", None)))
+                meter.observe = self.examples.observe
+            self.task_dict = DocumentRecorder(documents, meter.seen)
             try:
                 with meter.watching(self.model):
                     # a base model may change the arguments it is given
                     answers = super().generate_until([copy.copy(r) for r in requests])  # type: ignore[misc]
             finally:
                 self.task_dict = documents
-            self._conclude(requests, [unwrap_generation_output(a)[0] for a in answers], meter)
+            self._conclude(requests, answers_of(answers), meter)
         return answers
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[Any]:
         """The base model's, on the reduced model; nothing is measured."""
-        with loud():
+        with exit_on_error():
             expect_results(requests)
             return super().loglikelihood(requests)  # type: ignore[misc]
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[Any]:
         """The base model's, on the reduced model; nothing is measured."""
-        with loud():
+        with exit_on_error():
             expect_results(requests)
             return super().generate_until_multi_round(requests)  # type: ignore[misc]
 
@@ -144,9 +145,9 @@ class Reduced:
             raise EvaluationFailed(
                 f"all {empty} answers are empty; try the base model without a method, and a larger tr_keep"
             )
-        padding = [bool((r.metadata or {}).get("__padding_only__")) for r in requests]
+        padding = [is_padding(r) for r in requests]
         wanted = Counter((r.task_name, r.doc_id) for r, pad in zip(requests, padding) if not pad)
-        part = {"rows": once(meter.rows, wanted), "empty": empty}
+        part = {"rows": without_padding(meter.rows, wanted), "empty": empty}
         parts: list[Any] = [part]
         if torch.distributed.is_initialized():
             parts = [None] * torch.distributed.get_world_size()
@@ -175,17 +176,8 @@ class Reduced:
             write_json(file, self.measured)
 
 
-def output_path(requests: Sequence[Instance]) -> Path | None:
-    """The output path that lmms-eval was called with; it reaches a model through the tasks its requests belong to."""
-    called_with: Any = getattr(task_of(requests[0]), "args", None) if requests else None
-    path = getattr(called_with, "output_path", None)
-    return Path(path) if path else None
-
-
 def base_class(base: str | None, pretrained: str, force_simple: bool) -> type:
     """The class of lmms-eval that runs ``pretrained``; by ``config.model_type`` where ``base`` is None."""
-    from lmms_eval.models import get_model, list_available_models
-
     if base is None:
         from transformers import AutoConfig
 
@@ -196,9 +188,7 @@ def base_class(base: str | None, pretrained: str, force_simple: bool) -> type:
                 f"tr_base, for example tr_base=llava_hf. Known by themselves: {', '.join(BASES)}"
             )
         base = BASES[kind]
-    if base not in list_available_models(include_aliases=True) or base == "tokenreduce":
-        raise ValueError(f"tr_base={base!r} is no model of lmms-eval; python -m lmms_eval models lists them")
-    return get_model(base, force_simple=force_simple)
+    return model_class(base, force_simple)
 
 
 def build(force_simple: bool, **arguments: Any) -> Any:
@@ -233,7 +223,7 @@ class Chat(lmms):  # abstract: an instance is one of the base model's class, see
     is_simple = False
 
     def __new__(cls, **arguments: Any) -> Any:
-        with loud():
+        with exit_on_error():
             return build(cls.is_simple, **arguments)
 
 

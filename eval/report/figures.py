@@ -10,7 +10,7 @@ from plotly.colors import qualitative
 from plotly.subplots import make_subplots
 
 from ..recipe import UNREDUCED
-from .files import percent
+from .columns import percent
 from .table import Row
 
 AXES = {

@@ -12,6 +12,8 @@ from typing import Any
 
 from ..results import claim, write_json
 from ..sweep.store import Store
+from .columns import markdown
+from .page import page
 from .table import Row, rows
 
 FORMATS = {"csv": "table.csv", "md": "table.md", "parquet": "table.parquet", "html": "index.html"}
@@ -66,52 +68,8 @@ def _parquet(found: Sequence[Row], cells: Any) -> bytes:
 
 
 def _html(found: Sequence[Row], cells: Sequence[dict[str, Any]]) -> bytes:
-    from .page import page
-
     return page(found, cells).encode()
 
 
 def _markdown(found: Sequence[Row], cells: Any) -> bytes:
     return markdown(found).encode()
-
-
-HEADS = ("method", "keep", "tokens", "FLOPs", "score", "of unreduced", "minus random", "first token, of unreduced time")
-
-
-def markdown(found: Sequence[Row]) -> str:
-    """A table per model and task; intervals in brackets."""
-    lines: list[str] = []
-    for place in dict.fromkeys((row.model, row.task) for row in found):
-        own = [row for row in found if (row.model, row.task) == place]
-        asked = max(row.questions for row in own)
-        lines += [
-            f"### {place[0]}, {place[1]}, {asked} questions",
-            "",
-            f"| {' | '.join(HEADS)} |",
-            "|" + " --- |" * len(HEADS),
-        ]
-        lines += [f"| {' | '.join(cells_of(row))} |" for row in own] + [""]
-    return "\n".join(lines)
-
-
-def cells_of(row: Row) -> tuple[str, ...]:
-    """A row as text, one per head of ``HEADS``."""
-    if row.error is not None:
-        return row.method, row.keep, row.state, *[""] * (len(HEADS) - 3)
-    return (
-        row.method,
-        row.keep,
-        "" if row.tokens_kept is None else f"{row.equivalent_tokens:.0f} of {row.tokens_in:.0f}",
-        percent(row.flops_share),
-        percent(row.score, row.score_low, row.score_high),
-        percent(row.relative, row.relative_low, row.relative_high),
-        percent(row.vs_random, row.vs_random_low, row.vs_random_high, sign="+"),
-        percent(row.ttft_share, row.ttft_share_low, row.ttft_share_high),
-    )
-
-
-def percent(value: float | None, low: float | None = None, high: float | None = None, sign: str = "") -> str:
-    if value is None:
-        return ""
-    between = "" if low is None or high is None else f" [{100 * low:{sign}.0f}, {100 * high:{sign}.0f}]"
-    return f"{100 * value:{sign}.1f} %{between}"

@@ -8,8 +8,7 @@ from typing import Any
 
 from ..recipe import Recipe
 from ..sweep.store import DONE
-from .figures import curves, heat_map, looks
-from .files import HEADS, cells_of
+from .columns import HEADS, cells_of
 from .table import RESAMPLES, Row
 
 STYLE = """
@@ -46,6 +45,8 @@ document.querySelectorAll('input.search').forEach(input => input.oninput = () =>
 def page(rows: Sequence[Row], cells: Sequence[dict[str, Any]]) -> str:
     """The page as HTML, with plotly's script inside."""
     from plotly.offline import get_plotlyjs
+
+    from .figures import curves, heat_map, looks
 
     style = looks(rows)
     places = list(dict.fromkeys((row.model, row.task) for row in rows))

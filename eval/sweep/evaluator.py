@@ -8,6 +8,8 @@ import traceback
 from dataclasses import dataclass
 from typing import Any
 
+from tokenreduce.adapters.upstream import lmms_eval
+
 from ..recipe import Recipe
 from ..results import environment
 from .cell import Cell, model_folder
@@ -26,9 +28,7 @@ class Evaluator:
     """Keeps the last model loaded."""
 
     def __init__(self) -> None:
-        from loguru import logger
-
-        logger.disable("lmms_eval")
+        lmms_eval.silence()
         self.loaded: tuple[Any, ...] | None = None
         self.lm: Any = None
 
@@ -59,36 +59,29 @@ class Evaluator:
         self.lm = build(
             False, pretrained=str(model_folder(cell.model)), batch_size=cell.batch_size, **base, **cell.model_args
         )
-        self.lm.reused = self.lm.sketching = True
+        self.lm.reused = self.lm.with_examples = True
         self.loaded = cell.loads
 
     def _run(self, cell: Cell) -> dict[str, Any]:
-        from lmms_eval.evaluator import simple_evaluate
-
-        from ..harness.paired import first_token
+        from ..harness.first_token import first_token
 
         self.lm.measured = {}
-        results = simple_evaluate(
-            model=self.lm,
-            tasks=[cell.task],
-            task_manager=manager([cell.task], cell.include),
-            limit=cell.limit,
-            batch_size=cell.batch_size,
-            bootstrap_iters=0,
+        results = lmms_eval.run_task(
+            self.lm, cell.task, manager([cell.task], cell.include), cell.limit, cell.batch_size
         )
         if not self.lm.measured:
             raise ValueError(
                 f"task {cell.task} does not generate once per question; only output_type: generate_until is measured"
             )
-        measured, sketches = self.lm.measured, self.lm.sketches
+        measured, examples = self.lm.measured, self.lm.examples
         self.lm.use(Recipe())
         return {
             **scores(results, cell.task, measured["samples"]),
             "measured": measured["summary"],
             "empty_answers": measured["empty_answers"],
-            "first_token": first_token(self.lm.model, cell.recipe, sketches.prompts),
-            "pictures": sketches.pictures,
-            "not_drawn": sketches.problems,
+            "first_token": first_token(self.lm.model, cell.recipe, examples.prompts),
+            "pictures": examples.pictures,
+            "not_drawn": examples.problems,
             "environment": environment(self.lm.model),
         }
 

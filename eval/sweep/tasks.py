@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tokenreduce.adapters.upstream.lmms_eval import task_manager
+
 
 @cache
 def _declared(place: Path) -> frozenset[str]:
@@ -42,9 +44,5 @@ def check(tasks: Sequence[str], include: Sequence[str]) -> None:
 
 def manager(tasks: Sequence[str], include: Sequence[str]) -> Any:
     """lmms-eval's index of tasks; of all its own only where ``tasks`` needs them."""
-    from lmms_eval.tasks import TaskManager
-    from loguru import logger
-
-    logger.disable("lmms_eval.tasks")
     own = all(any(defines(Path(place), task) for place in include) for task in tasks)
-    return TaskManager("ERROR", include_path=list(include), include_defaults=not own)
+    return task_manager(include, defaults=not own)

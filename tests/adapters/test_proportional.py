@@ -17,7 +17,7 @@ import tokenreduce as tr
 from tokenreduce.adapters.attention import KeyBias, lengthened
 from tokenreduce.adapters.blocks import OpenClipBlock
 from tokenreduce.adapters.family import family_of
-from tokenreduce.eval.bench.clock import LargestTensor
+from tokenreduce.eval.bench.timing import LargestTensor
 from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.signals import AttentionReceived, ClsAttention
 from tokenreduce.tokens import Reduction

@@ -12,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from tokenreduce.cli import app
-from tokenreduce.eval.bench import clock, models, operations, run, shapes, towers
+from tokenreduce.eval.bench import models, operations, run, shapes, timing, towers
 
 CPU = torch.device("cpu")
 SMALL = {
@@ -49,15 +49,15 @@ def test_an_operation_that_is_wrong_is_not_timed(monkeypatch) -> None:
 
 def test_arms_take_turns() -> None:
     order: list[str] = []
-    laps = clock.take_turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3, CPU)
+    laps = timing.take_turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3, CPU)
     assert {name: len(times) for name, times in laps.items()} == {"a": 3, "b": 3}
     changes = sum(one != other for one, other in itertools.pairwise(order))
     assert changes >= 7  # warm-up, sizing, three rounds
 
 
 def test_peak_is_the_largest_tensor_on_a_cpu() -> None:
-    assert clock.peak_bytes(lambda: torch.ones(3, 5) + 1, CPU) == 60
-    assert clock.peak_bytes(lambda: torch.ones(4, 2).sort(dim=0), CPU) == 64
+    assert timing.peak_bytes(lambda: torch.ones(3, 5) + 1, CPU) == 60
+    assert timing.peak_bytes(lambda: torch.ones(4, 2).sort(dim=0), CPU) == 64
 
 
 def test_flops_of_a_tower_are_those_of_its_blocks() -> None:

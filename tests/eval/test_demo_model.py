@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from tokenreduce.eval import demo
-from tokenreduce.eval.demo import evaluate, model, packing, scenes
+from tokenreduce.eval.demo import evaluate, model, packing, scene_questions, scenes, token_scores
 
 MODEL_BYTES = 6_000_000
 
@@ -28,7 +28,7 @@ def loaded():
 
 @pytest.fixture(scope="module")
 def pictures(loaded):
-    return evaluate.look(loaded[0], "test", seed=11, images=40, per_image=10)
+    return token_scores.scored_pictures(loaded[0], "test", seed=11, images=40, per_image=10)
 
 
 # ------------------------------------------------------------------ data
@@ -101,7 +101,7 @@ def test_answers_follow_from_the_scene():
         else:
             shapes = sum(t.name in scenes.SHAPES for t in things)
             number = {"objects": len(things), "shapes": shapes, "characters": len(things) - shapes}[words[2]]
-            assert question.answer == scenes.NUMBERS[number]
+            assert question.answer == scene_questions.NUMBERS[number]
         if question.target >= 0:
             thing = things[question.target]
             assert {thing.name, thing.color} & {*words, question.answer}
@@ -215,15 +215,15 @@ def test_all_tokens_answer_nearly_everything(loaded, pictures):
 
 def test_random_tokens_lose_and_attended_tokens_do_not(loaded, pictures):
     network, scores = loaded[0], pictures.scores
-    assert evaluate.accuracy_of(network, pictures, evaluate.top(scores["random"], 36))["all"] < 0.68
+    assert evaluate.accuracy_of(network, pictures, token_scores.top(scores["random"], 36))["all"] < 0.68
     for name in ("cls 4", "received 1", "received 4"):
-        assert evaluate.accuracy_of(network, pictures, evaluate.top(scores[name], 36))["all"] > 0.96
-    assert evaluate.accuracy_of(network, pictures, evaluate.top(scores["cls 4"], 16))["all"] > 0.95
+        assert evaluate.accuracy_of(network, pictures, token_scores.top(scores[name], 36))["all"] > 0.96
+    assert evaluate.accuracy_of(network, pictures, token_scores.top(scores["cls 4"], 16))["all"] > 0.95
 
 
 def test_last_prompt_token_finds_the_object_asked_about(loaded, pictures):
-    rows = evaluate.language_rows(loaded[0], pictures)
-    signal = evaluate.attention_tables(pictures, rows)["language"]
+    rows = token_scores.language_rows(loaded[0], pictures)
+    signal = token_scores.attention_tables(pictures, rows)["language"]
     assert signal[0]["objects_top_36"] > 0.9
     assert min(signal[1]["asked_top_16"], signal[2]["asked_top_16"]) > 0.9
     assert evaluate.fastv_accuracy(loaded[0], pictures, rows[evaluate.FASTV_LAYER], 16)["all"] > 0.95

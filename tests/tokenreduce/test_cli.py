@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 import tokenreduce as tr
 from tokenreduce.cli import app
 from tokenreduce.eval import demo
-from tokenreduce.eval.demo import bench as bench_of
 from tokenreduce.eval.demo import model as demo_model
-from tokenreduce.eval.demo import show
+from tokenreduce.eval.demo.measure import Bench, wilson
+from tokenreduce.eval.demo.run import run
 
 TRAINED = (demo.WEIGHTS / "config.json").is_file()
 
@@ -215,7 +215,7 @@ def shown(folder, tmp_path_factory):
     loaded = (model, AutoProcessor.from_pretrained(folder))
     console = Console(record=True, width=80, file=io.StringIO())
     options = {"methods": ["hiprune", "pool"], "keeps": (1.0, 0.25), "images": 1, "repeats": 1, "loaded": loaded}
-    return out, show.run(out, console=console, **options), console.export_text(), options
+    return out, run(out, console=console, **options), console.export_text(), options
 
 
 def test_main_job_measures_and_writes(shown):
@@ -238,10 +238,10 @@ def test_main_job_measures_and_writes(shown):
 
 def test_main_job_replaces_its_own_files_only(shown):
     out, _, _, options = shown
-    show.run(out, **options)
+    run(out, **options)
     (out / "demo_uniform_0.5.png").write_text("somebody else's")
     with pytest.raises(ValueError, match=r"demo_uniform_0\.5\.png"):
-        show.run(out, **{**options, "keeps": (0.5,), "methods": ["uniform"]})
+        run(out, **{**options, "keeps": (0.5,), "methods": ["uniform"]})
     assert (out / "demo_uniform_0.5.png").read_text() == "somebody else's"
 
 
@@ -250,7 +250,7 @@ def test_batches_equal_the_processor(shown):
     _, _, _, options = shown
     model, processor = options["loaded"]
     asked = demo.questions("test", 2, per_image=3)
-    bench = bench_of.Bench(model, processor, asked)
+    bench = Bench(model, processor, asked)
     for batch in bench.batches:
         chosen = [asked[i] for i in batch["rows"]]
         direct = processor(images=[q.image for q in chosen], text=[demo.prompt(q.question) for q in chosen],
@@ -263,7 +263,7 @@ def test_batches_equal_the_processor(shown):
     ("right", "n", "low", "high"), [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (90, 100, 0.8256, 0.9448)]
 )
 def test_wilson(right, n, low, high):
-    assert bench_of.wilson(right, n) == pytest.approx((low, high), abs=1e-4)
+    assert wilson(right, n) == pytest.approx((low, high), abs=1e-4)
 
 
 @pytest.mark.skipif(not TRAINED, reason="the demo model's weights are not there yet")

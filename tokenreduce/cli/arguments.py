@@ -63,7 +63,7 @@ def asked(image: Path | None, prompt: str | None) -> tuple[Image.Image, str]:
                 f"--image={str(image)!r} is not a picture that Pillow can read; give a PNG or JPEG"
             ) from None
         return picture, prompt or "how many objects are there?"
-    from tokenreduce.eval.demo.scenes import questions
+    from tokenreduce.eval.demo.scene_questions import questions
 
     question = next(q for q in questions("test", 50) if q.kind == "color" and len(q.scene.things) >= 4)
     return question.image, prompt or question.question

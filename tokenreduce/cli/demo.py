@@ -44,6 +44,6 @@ def demo(
     from tokenreduce.loading import quiet
 
     quiet()
-    from tokenreduce.eval.demo import show
+    from tokenreduce.eval.demo.run import run
 
-    show.run(out, methods=names, keeps=budgets, images=images, seed=seed, console=console)
+    run(out, methods=names, keeps=budgets, images=images, seed=seed, console=console)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenreduce.timing import REPEATS, Lap, Spread, speed_up, time_prefill
 
-from .scenes import KINDS, Question
+from .scene_questions import KINDS, Question
 
 if TYPE_CHECKING:
     import torch

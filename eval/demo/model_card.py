@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .scenes import KINDS
+from .scene_questions import KINDS
 
 TEXT = """---
 license: apache-2.0

@@ -8,16 +8,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import tokenreduce as tr
+from tokenreduce.adapters.upstream.lmms_eval import task_of
 from tokenreduce.draw import draw
 
-from .paired import prompt_of
+from .first_token import prompt_of
 
 COUNT = 3  # questions per task
 SIDE = 168  # pixels; two thirds where a question has several images
-SHOWN = 3  # images of one question: first, middle, last
+IMAGES = 3  # images of one question: first, middle, last
 
 
-class Sketcher:
+class Examples:
     """Draws ``COUNT`` questions spread over each task.
 
     ``pictures``: doc_id, question, and a JPEG in base64 of the images side by side; of the images themselves where nothing is
@@ -37,7 +38,7 @@ class Sketcher:
             own = sorted({doc_id for name, doc_id in documents if name == task})
             self.wanted |= {(task, own[i * (len(own) - 1) // max(1, COUNT - 1)]) for i in range(COUNT)}
 
-    def look(self, model: Any, documents: Sequence[tuple[str, int]], arguments: dict[str, Any]) -> None:
+    def observe(self, model: Any, documents: Sequence[tuple[str, int]], arguments: dict[str, Any]) -> None:
         """Called after ``model.generate(**arguments)`` answered ``documents``, one per row of its batch."""
         if not self.wanted.isdisjoint(documents):
             self.prompts.append(prompt_of(model, arguments))
@@ -49,42 +50,36 @@ class Sketcher:
                 document = self.tasks[task].test_docs()[doc_id]
                 images = [image.convert("RGB") for image in self.tasks[task].doc_to_visual(document)]
                 question = str(self.tasks[task].doc_to_text(document))
-                jpeg = _jpeg(_strip(model, row, images, self.processor))
+                jpeg = _jpeg(_side_by_side(model, row, images, self.processor))
                 self.pictures.append({"doc_id": doc_id, "question": question, "jpeg": jpeg})
             except Exception as error:
                 self.problems.append(f"{task} {doc_id}: {type(error).__name__}: {error}"[:300])
 
 
-def task_of(request: Any) -> Any:
-    """The task a request of lmms-eval belongs to: some of its arguments are the task's methods."""
-    owners = (getattr(argument, "__self__", None) for argument in request.args)
-    return next((owner for owner in owners if hasattr(owner, "doc_to_visual")), None)
-
-
-def _strip(model: Any, row: int, images: list[Any], processor: Any) -> Any:
+def _side_by_side(model: Any, row: int, images: list[Any], processor: Any) -> Any:
     from PIL import Image
 
     side = SIDE if len(images) == 1 else SIDE * 2 // 3
-    chosen = sorted({0, (len(images) - 1) // 2, len(images) - 1})[:SHOWN]
+    chosen = sorted({0, (len(images) - 1) // 2, len(images) - 1})[:IMAGES]
     if tr.is_wrapped(model):
         traces = [image for image in tr.trace(model).images if image.sample == row]
         if len(traces) != len(images):  # the images of the question are the frames of one video
-            parts = [draw(traces[0], images[i], processor, frame=i, caption=False, side=side) for i in chosen]
+            pieces = [draw(traces[0], images[i], processor, frame=i, caption=False, side=side) for i in chosen]
         else:
-            parts = [draw(traces[i], images[i], processor, caption=False, side=side) for i in chosen]
+            pieces = [draw(traces[i], images[i], processor, caption=False, side=side) for i in chosen]
     else:
-        parts = []
+        pieces = []
         for i in chosen:
             small = images[i].copy()
             small.thumbnail((side, side))
-            parts.append(small)
+            pieces.append(small)
     gap = 4
-    sheet = Image.new("RGB", (sum(p.width + gap for p in parts) - gap, max(p.height for p in parts)), "white")
+    joined = Image.new("RGB", (sum(p.width + gap for p in pieces) - gap, max(p.height for p in pieces)), "white")
     left = 0
-    for part in parts:
-        sheet.paste(part, (left, 0))
-        left += part.width + gap
-    return sheet
+    for piece in pieces:
+        joined.paste(piece, (left, 0))
+        left += piece.width + gap
+    return joined
 
 
 def _jpeg(picture: Any) -> str:

@@ -1,0 +1,123 @@
+"""lmms-eval as it is entered, and what it hands to a model beside its prompts.
+
+| seam | seen |
+| --- | --- |
+| entry point group `lmms_eval.models`, whose payload is a list of `ModelManifest` | 0.7.3 |
+| `get_model`, `list_available_models`, and `create_from_arg_string` of a model class | 0.7.3 |
+| `TaskManager(verbosity, include_path, include_defaults, model_name)`, its `all_tasks` | 0.7.3 |
+| `simple_evaluate(model, tasks, task_manager, ...)` and what it returns | 0.7.3 |
+| a request's arguments hold methods of its task; the task's `args` are the command line's | 0.7.3 |
+| a request that only pads a rank says `__padding_only__` in its metadata | 0.7.3 |
+| `lm.task_dict[task][split][document]` is what a model reads its documents from | 0.7.3 |
+| the command line runs in a function `cli_evaluate`, which catches every `Exception` | 0.7.3 |
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+PACKAGE = "lmms_eval"
+NAME = "tokenreduce"  # our model's, as in `lmms_eval --model tokenreduce`
+
+
+def manifests(module: str) -> list[Any]:
+    """What the entry point answers: classes ``Simple`` and ``Chat`` of ``module``, which is not imported yet."""
+    from lmms_eval.models.registry_v2 import ModelManifest
+
+    return [ModelManifest(NAME, simple_class_path=f"{module}.Simple", chat_class_path=f"{module}.Chat")]
+
+
+def model_class(name: str, force_simple: bool) -> type:
+    """The class of lmms-eval's model ``name``. Errors: ``ValueError`` for an unknown one, and for our own."""
+    from lmms_eval.models import get_model, list_available_models
+
+    if name not in list_available_models(include_aliases=True) or name == NAME:
+        raise ValueError(f"tr_base={name!r} is no model of lmms-eval; python -m lmms_eval models lists them")
+    return get_model(name, force_simple=force_simple)
+
+
+def task_manager(include: Sequence[str], defaults: bool) -> Any:
+    """lmms-eval's index of the tasks in the folders ``include`` and, where ``defaults``, of its own thousands."""
+    from lmms_eval.tasks import TaskManager
+    from loguru import logger
+
+    logger.disable(f"{PACKAGE}.tasks")
+    return TaskManager("ERROR", include_path=list(include), include_defaults=defaults)
+
+
+def run_task(model: Any, task: str, tasks: Any, limit: int | None, batch_size: int) -> dict[str, Any]:
+    """``task`` of the index ``tasks`` on a loaded model: lmms-eval's results with a row per question."""
+    from lmms_eval.evaluator import simple_evaluate
+
+    return simple_evaluate(
+        model=model, tasks=[task], task_manager=tasks, limit=limit, batch_size=batch_size, bootstrap_iters=0
+    )
+
+
+def silence() -> None:
+    """No more of lmms-eval's own messages."""
+    from loguru import logger
+
+    logger.disable(PACKAGE)
+
+
+def task_of(request: Any) -> Any:
+    """The task that a request belongs to; None where its arguments do not tell."""
+    owners = (getattr(argument, "__self__", None) for argument in request.args)
+    return next((owner for owner in owners if hasattr(owner, "doc_to_visual")), None)
+
+
+def output_path(requests: Sequence[Any]) -> Path | None:
+    """The output path that the command line was called with; None for none, and for calls from Python."""
+    called_with: Any = getattr(task_of(requests[0]), "args", None) if requests else None
+    path = getattr(called_with, "output_path", None)
+    return Path(path) if path else None
+
+
+def is_padding(request: Any) -> bool:
+    """Whether a request is there only so that all ranks have equally many."""
+    return bool((request.metadata or {}).get("__padding_only__"))
+
+
+def answers_of(generated: Sequence[Any]) -> list[Any]:
+    """The answers in what ``generate_until`` of a model returned."""
+    from lmms_eval.api.instance import unwrap_generation_output
+
+    return [unwrap_generation_output(one)[0] for one in generated]
+
+
+def under_command_line() -> bool:
+    """Whether lmms-eval's own command line is running, which catches every ``Exception`` and goes on."""
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name == "cli_evaluate":
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
+
+
+class DocumentRecorder:
+    """A view of ``lm.task_dict`` that records the (task, document) pairs read through it; the rest is passed on."""
+
+    def __init__(self, inner: Any, seen: list[tuple[str, int]], path: tuple[str, ...] = ()) -> None:
+        self._inner, self._seen, self._path = inner, seen, path
+
+    def __getitem__(self, key: Any) -> Any:
+        found = self._inner[key]
+        if len(self._path) < 2:  # task, split
+            return DocumentRecorder(found, self._seen, (*self._path, key))
+        if isinstance(key, int):
+            self._seen.append((self._path[0], key))
+        return found
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def __len__(self) -> int:
+        return len(self._inner)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._inner)
