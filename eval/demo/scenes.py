@@ -76,7 +76,7 @@ class Scene:
 
 def generator(split: str, seed: int, index: int, stream: str) -> np.random.Generator:
     """The source of every random choice in one stream, scene or questions, of a picture."""
-    return np.random.defaultgenerator([zlib.crc32(f"{split}/{stream}".encode()), seed, index])
+    return np.random.default_rng([zlib.crc32(f"{split}/{stream}".encode()), seed, index])
 
 
 @cache

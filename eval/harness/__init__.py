@@ -13,12 +13,12 @@ TASKS = Path(__file__).parent.parent / "tasks"  # for --include_path
 
 def manifests() -> list[Any]:
     """What the entry point group ``lmms_eval.models`` asks for; nothing heavy is imported before the model is used."""
-    from tokenreduce.adapters.upstream import lmms_eval
+    from tokenreduce.adapters.upstream.lmms_eval import manifests as known_to_lmms_eval
 
     from .failures import fail_without_evaluation
 
     fail_without_evaluation()
-    return lmms_eval.manifests(f"{__name__}.model")
+    return known_to_lmms_eval(f"{__name__}.model")
 
 
 def require() -> None:

@@ -8,7 +8,7 @@ import traceback
 from dataclasses import dataclass
 from typing import Any
 
-from tokenreduce.adapters.upstream import lmms_eval
+from tokenreduce.adapters.upstream.lmms_eval import run_task, silence
 
 from ..recipe import Recipe
 from ..results import environment
@@ -28,7 +28,7 @@ class Evaluator:
     """Keeps the last model loaded."""
 
     def __init__(self) -> None:
-        lmms_eval.silence()
+        silence()
         self.loaded: tuple[Any, ...] | None = None
         self.lm: Any = None
 
@@ -66,9 +66,7 @@ class Evaluator:
         from ..harness.first_token import first_token
 
         self.lm.measured = {}
-        results = lmms_eval.run_task(
-            self.lm, cell.task, manager([cell.task], cell.include), cell.limit, cell.batch_size
-        )
+        results = run_task(self.lm, cell.task, manager([cell.task], cell.include), cell.limit, cell.batch_size)
         if not self.lm.measured:
             raise ValueError(
                 f"task {cell.task} does not generate once per question; only output_type: generate_until is measured"
