@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .calibrate import Calibration
-from .search import Choice, Point, search
+from .choice import Choice, Point, Wish
+from .search import search
 
-__all__ = ["Calibration", "Choice", "Point", "search"]
+__all__ = ["Calibration", "Choice", "Point", "Wish", "search"]

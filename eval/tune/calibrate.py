@@ -13,7 +13,7 @@ from ..report import rows
 from ..sweep.cell import Cell
 from ..sweep.pool import Pool
 from ..sweep.store import DONE, FAILED, REFUSED, Store
-from .search import Point
+from .choice import Point
 
 
 class Calibration:

@@ -6,13 +6,15 @@ import math
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from tokenreduce.cli import app
 from tokenreduce.cli.tune import reasons
 from tokenreduce.eval.sweep import Cell, Store
 from tokenreduce.eval.sweep.pool import Processes
-from tokenreduce.eval.tune import Calibration, Point, search
+from tokenreduce.eval.tune import Calibration, Choice, Point, Wish, search
 from tokenreduce.eval.tune.search import LADDER
 
 # method: (budget at which half of the score is left, share of the FLOPs that no budget saves)
@@ -27,18 +29,17 @@ def truth(method, keep):
     return Point(method, keep, kept, kept - 0.02, min(1.0, kept + 0.02), flops, keep)
 
 
-def best_of_all(target=None, flops=None):
-    points = [truth(method, keep) for method in CURVES for keep in LADDER]
-    if target is not None:
-        return min((p for p in points if p.kept >= target), key=lambda p: (p.flops, -p.kept))
-    return max((p for p in points if p.flops <= flops), key=lambda p: p.kept)
+def best_of_all(wish, table=truth, methods=CURVES):
+    """What an evaluation of every method at every budget would give."""
+    points = [table(method, keep) for method in methods for keep in LADDER]
+    return min(filter(wish.met_by, points), key=wish.order, default=None)
 
 
 @pytest.mark.parametrize("target", [0.6, 0.8, 0.9, 0.95, 0.98, 0.995])
 def test_target_finds_the_cheapest_of_all_points_with_few_evaluations(target):
     calls = []
     found = search(list(CURVES), lambda m, k: calls.append((m, k)) or truth(m, k), target=target)
-    assert found.best == best_of_all(target=target)
+    assert found.best == best_of_all(Wish(target=target))
     assert not found.exhausted
     assert len(calls) == len(set(calls)) <= len(CURVES) * math.ceil(math.log2(len(LADDER) + 1))
     assert len(calls) < len(CURVES) * len(LADDER) / 3
@@ -47,9 +48,85 @@ def test_target_finds_the_cheapest_of_all_points_with_few_evaluations(target):
 @pytest.mark.parametrize("flops", [0.1, 0.25, 0.4, 0.6])
 def test_flops_finds_the_most_accurate_point_within_them(flops):
     found = search(list(CURVES), truth, flops=flops)
-    best = best_of_all(flops=flops)
-    assert found.best == best
+    assert found.best == best_of_all(Wish(flops=flops))
     assert all(p.flops <= flops for p in found.ranked)
+
+
+# ------------------------------------------------------------------ properties
+
+shares = st.floats(0.01, 1.0)
+wishes = st.builds(lambda name, share: {name: share}, st.sampled_from(["target", "flops"]), shares)
+
+
+def as_points(columns):
+    """``table(method, keep)`` from (kept, flops) of every budget of every method."""
+    found = {
+        (method, keep): Point(method, keep, kept, kept, kept, flops, keep)
+        for method, column in columns.items()
+        for keep, (kept, flops) in zip(LADDER, column, strict=True)
+    }
+    return lambda method, keep: found[method, keep]
+
+
+any_table = st.dictionaries(
+    st.sampled_from("abcdef"), st.lists(st.tuples(shares, shares), min_size=12, max_size=12), min_size=1
+)
+
+
+@given(any_table, wishes, st.integers(6, 40))
+@settings(max_examples=300, deadline=None)
+def test_pick_is_the_best_of_what_was_seen_whatever_the_table(table, wish, evaluations):
+    evaluate, seen = as_points(table), []
+    found = search(list(table), lambda m, k: seen.append((m, k)) or evaluate(m, k), evaluations=evaluations, **wish)
+    wish, points = Wish(**wish), [evaluate(*pair) for pair in seen]
+    assert found.points == tuple(points)
+    assert len(set(seen)) == len(seen) <= evaluations
+    best = min(filter(wish.met_by, points), key=wish.order, default=None)
+    assert (best is None) == (found.best is None)
+    if best is None:
+        return
+    assert wish.order(found.best) == wish.order(best)
+    assert {p.method for p in found.ranked} == {p.method for p in points if wish.met_by(p)}
+    for named in found.ranked:
+        assert wish.order(named) == min(wish.order(p) for p in points if p.method == named.method and wish.met_by(p))
+    costs = [wish.order(p) for p in found.ranked]
+    assert costs == sorted(costs)
+    then = [line for line in reasons(found, 64) if line.startswith("Then: ")]
+    assert [line.split()[1] for line in then] == [p.method for p in found.ranked[1:3]]
+
+
+@st.composite
+def lawful_column(draw):
+    """Accuracy that does not fall with the budget, FLOPs that grow with it, convex, and reach 1 at 1."""
+    kept = sorted(draw(st.lists(shares, min_size=12, max_size=12)), reverse=True)
+    floor, bend = draw(st.floats(0, 0.9)), draw(st.floats(0, 1))
+    return [(k, floor + (1 - floor) * ((1 - bend) * x + bend * x * x)) for k, x in zip(kept, LADDER)]
+
+
+@given(st.dictionaries(st.sampled_from("abcdef"), lawful_column(), min_size=1), wishes)
+@settings(max_examples=300, deadline=None)
+def test_pick_is_the_best_of_the_whole_ladder_where_accuracy_and_cost_are_lawful(table, wish):
+    evaluate = as_points(table)
+    found = search(list(table), evaluate, evaluations=40, **wish)
+    wish = Wish(**wish)
+    best = best_of_all(wish, evaluate, table)
+    assert not found.exhausted
+    assert (best and wish.order(best)) == (found.best and wish.order(found.best))
+
+
+def test_of_equal_cost_the_more_accurate_is_picked_and_random_comes_after():
+    seen = [Point(*row) for row in (
+        ("random", 0.25, 0.75, 0.7, 0.8, 0.25, 0.25), ("pitome", 0.25, 0.889, 0.8, 0.9, 0.25, 0.25),
+        ("random", 0.1, 0.5, 0.4, 0.6, 0.1, 0.1), ("pitome", 0.1, 0.45, 0.4, 0.6, 0.1, 0.1),
+    )]  # fmt: skip
+    found = Choice(Wish(flops=0.3), tuple(seen))
+    assert [(p.method, p.keep) for p in found.ranked] == [("pitome", 0.25), ("random", 0.25)]
+
+
+def test_a_larger_budget_that_fits_is_tried_although_the_chord_of_a_smaller_one_lies_above_it():
+    table = as_points({"a": [(keep, 0.1 + 0.9 * keep**3) for keep in LADDER]})
+    assert table("a", 0.5).flops < 0.24 < 0.158 + (1 - 0.158) / (1 - 0.4) * (0.5 - 0.4)  # the chord of 0.4, at 0.5
+    assert search(["a"], table, flops=0.24).best.keep == 0.5
 
 
 def test_bound_is_kept_and_said():

@@ -89,17 +89,12 @@ def reasons(found: Choice, questions: int) -> list[str]:
     """What was picked and why, in sentences."""
     from tokenreduce.eval.recipe import UNREDUCED
 
-    wish = (
-        f"keep {found.target:.0%} of the score"
-        if found.target is not None
-        else f"stay within {found.flops:.0%} of the FLOPs"
-    )
+    wish, best = found.wish, found.best
     said = [""]
-    best = found.best
     if best is None:
-        near = max(found.points, key=lambda p: p.kept if found.target is not None else -p.flops, default=None)
         said.append(f"Nothing that was tried would {wish}; take the {UNREDUCED} model.")
-        if near is not None:
+        if found.points:
+            near = min(found.points, key=lambda p: -p.kept if wish.target is not None else p.flops)
             said.append(
                 f"Nearest: {near.method} keep={near.keep} with {_percent(near)} at {near.flops:.0%} of the FLOPs."
             )
@@ -108,10 +103,10 @@ def reasons(found: Choice, questions: int) -> list[str]:
     said.append(
         f"Why: {_percent(best)} of the unreduced score on {questions} questions with {best.tokens:.0%} of the visual tokens and "
         f"{best.flops:.0%} of the prefill FLOPs; "
-        + ("the cheapest found" if found.target is not None else "the most accurate found") + f" to {wish}."
+        + ("the cheapest found" if wish.target is not None else "the most accurate found") + f" to {wish}."
     )  # fmt: skip
     below = [p for p in found.points if p.method == best.method and p.keep < best.keep]
-    if found.target is not None and below:
+    if wish.target is not None and below:
         next_one = max(below, key=lambda p: p.keep)
         said.append(f"Its next smaller budget tried, {next_one.keep}, keeps {next_one.kept:.1%}.")
     for other in found.ranked[1:3]:
@@ -122,7 +117,7 @@ def reasons(found: Choice, questions: int) -> list[str]:
     elif control:
         near = min(control, key=lambda p: abs(p.flops - best.flops))
         said.append(f"Dropping at random keeps {near.kept:.1%} at {near.flops:.0%} of the FLOPs.")
-    if found.target is not None and best.kept_low < found.target:
+    if wish.target is not None and best.kept_low < wish.target:
         said.append(
             f"The interval reaches below the target: {questions} questions cannot tell for certain; a larger --limit can."
         )

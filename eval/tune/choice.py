@@ -1,0 +1,78 @@
+"""What is wished for, what was seen, and what to take of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Point:
+    """A method at a budget, evaluated: ``kept`` of the unreduced score with its interval, ``flops`` of the prefill, shares."""
+
+    method: str
+    keep: float
+    kept: float
+    kept_low: float
+    kept_high: float
+    flops: float
+    tokens: float
+
+
+@dataclass(frozen=True)
+class Wish:
+    """``target``: share of the unreduced score to keep, at the least cost; or ``flops``: share of the prefill FLOPs allowed,
+    for the highest score.
+
+    Errors: ``ValueError`` unless exactly one is given, in (0, 1].
+    """
+
+    target: float | None = None
+    flops: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.target is None) == (self.flops is None):
+            raise ValueError(
+                "give either target, the share of the accuracy to keep, or flops, the share of FLOPs allowed"
+            )
+        name, share, example = ("flops", self.flops, 0.4) if self.target is None else ("target", self.target, 0.98)
+        if not 0 < float(share or 0) <= 1:
+            raise ValueError(f"{name}={share!r} is outside (0, 1]; for example {name}={example}")
+
+    def __str__(self) -> str:
+        if self.target is not None:
+            return f"keep {self.target:.0%} of the score"
+        return f"stay within {self.flops:.0%} of the FLOPs"
+
+    def met_by(self, point: Point) -> bool:
+        if self.target is not None:
+            return point.kept >= self.target
+        assert self.flops is not None
+        return point.flops <= self.flops
+
+    def order(self, point: Point) -> tuple[float, float]:
+        """A key that sorts points that meet the wish, best first."""
+        return (point.flops, -point.kept) if self.target is not None else (-point.kept, point.flops)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """``points`` in the order they were evaluated; ``refused``: methods that cannot, and why; ``exhausted``: evaluations ran
+    out before everything was settled."""
+
+    wish: Wish
+    points: tuple[Point, ...]
+    refused: dict[str, str] = field(default_factory=dict)
+    exhausted: bool = False
+
+    @property
+    def ranked(self) -> list[Point]:
+        """The best point of each method that meets the wish, best first."""
+        best: dict[str, Point] = {}
+        for point in sorted(filter(self.wish.met_by, self.points), key=self.wish.order):
+            best.setdefault(point.method, point)
+        return list(best.values())
+
+    @property
+    def best(self) -> Point | None:
+        """What to take; None if nothing will do."""
+        return next(iter(self.ranked), None)
