@@ -24,8 +24,8 @@ from tokenreduce.cost import DecoderShape, Report
 from tokenreduce.groups import ImageGroup, group_images
 from tokenreduce.kernels.rows import take_rows
 from tokenreduce.pipeline import Pipeline, acts
-from tokenreduce.provenance import Trace
 from tokenreduce.tokens import PositionPolicy, Reduction
+from tokenreduce.traces import Trace
 
 OutputLength = Literal["full", "reduced"]
 PIXELS = ("pixel_values", "pixel_values_images", "pixel_values_videos", "image_hidden_states")

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from tokenreduce.adapters.blocks import Block
-from tokenreduce.groups import Passage
 from tokenreduce.kernels.rows import take_rows
 from tokenreduce.method import Method, Step
 from tokenreduce.pipeline import Pipeline
+from tokenreduce.provenance import StageTrace
 from tokenreduce.signals import Keys
 from tokenreduce.tokens import Layout, Reduction, VisualTokens
 
@@ -34,7 +34,7 @@ class TowerState:
     source: Tensor
     entered: list[Tensor] = field(default_factory=list)
     widths: list[int] = field(default_factory=list)
-    history: list[Passage] = field(default_factory=list)
+    history: list[StageTrace] = field(default_factory=list)
     touched: bool = False
 
     @classmethod
@@ -71,11 +71,11 @@ class TowerState:
         self.assign = reduction.assign.gather(1, self.assign.clamp_min(0)).masked_fill(gone, -1)
         self.source = self.source.gather(1, reduction.source)
         self.history.append(
-            Passage("encoder", layer, method, self.assign, self.source, self.source, None, reduction.role_names)
+            StageTrace("encoder", layer, method, self.assign, self.source, self.source, None, reduction.role_names)
         )
         self.touched = True
 
-    def patches(self, prefix: int) -> list[Passage]:
+    def patches(self, prefix: int) -> list[StageTrace]:
         """What happened, counted in patches: ``prefix`` rows left out."""
 
         def cut(x: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ from tokenreduce.cost import Report
 from tokenreduce.groups import Image, group_images
 from tokenreduce.method import ModelFacts
 from tokenreduce.pipeline import Pipeline
-from tokenreduce.provenance import Trace
 from tokenreduce.tokens import Layout
+from tokenreduce.traces import Trace
 
 
 class EncoderFamily:

@@ -7,12 +7,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from tokenreduce.groups import ImageGroup, Passage
+from tokenreduce.groups import ImageGroup
+from tokenreduce.provenance import StageTrace
 from tokenreduce.tokens import PositionPolicy, Reduction
 
 
 def merged_group(
-    group: ImageGroup, history: list[Passage], rows: list[list[int]], in_order: bool, positions: PositionPolicy
+    group: ImageGroup, history: list[StageTrace], rows: list[list[int]], in_order: bool, positions: PositionPolicy
 ) -> list[ImageGroup]:
     """``group`` after its tower rows ``rows`` (B, V) were merged as ``history`` tells."""
     patches = torch.tensor(group.layout.patches, device=group.seats.device)

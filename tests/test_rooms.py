@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ NOUNS = {"method", "signals", "tokens"}
 ALLOWED = {
     "kernels": {"kernels"},
     "tokenreduce/methods": {"kernels", "methods", *NOUNS},
-    "adapters": {"kernels", "adapters", "cost", "groups", "pipeline", "provenance", "stopwatch", *NOUNS},
+    "adapters": {"kernels", "adapters", "cost", "groups", "pipeline", "provenance", "stopwatch", "traces", *NOUNS},
 }
 FOREIGN = {
     "kernels": {"torch", "triton"},
@@ -20,6 +22,16 @@ FOREIGN = {
     "adapters": {"torch", "transformers", "timm", "open_clip"},
     "adapters/upstream": {"torch", "transformers", "timm", "open_clip", "lmms_eval"},
 }
+# rooms, and files, in which no file may import another in a circle; what is not listed has yet to be taken apart
+UNKNOTTED = (
+    "tokenreduce/answers.py",
+    "tokenreduce/archive.py",
+    "tokenreduce/cli",
+    "tokenreduce/draw",
+    "tokenreduce/groups.py",
+    "tokenreduce/provenance.py",
+    "tokenreduce/traces.py",
+)
 
 
 def imports(path: Path) -> set[str]:
@@ -60,6 +72,75 @@ def test_evaluation_uses_the_public_interface_only():
             inner = {n for n in inner if not n.startswith(("tokenreduce.kernels.", "tokenreduce.methods."))}
         inner.discard("tokenreduce.adapters.upstream.lmms_eval")  # where lmms-eval is entered
         assert inner <= {f"tokenreduce.{public}" for public in ("cost", "draw", "timing", *NOUNS)}, path
+
+
+def modules() -> dict[str, Path]:
+    """Every file of the package by the name it is imported under."""
+    found = {}
+    for room in ("tokenreduce", "adapters", "kernels", "eval"):
+        for path in (ROOT / room).rglob("*.py"):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            parts = parts if room == "tokenreduce" else ("tokenreduce", *parts)
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imported_by(path: Path, name: str, known: dict[str, Path]) -> Iterator[str]:
+    """The modules that the file of module ``name`` imports by name, in functions and for type checking, too.
+
+    The packages around a module, which Python runs on the way to it, are not counted: what is public is gathered in them.
+    """
+    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in known)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            for alias in node.names:
+                yield from [name for name in (f"{base}.{alias.name}", base) if name in known][:1]
+
+
+def way_back(graph: dict[str, set[str]], start: str) -> list[str]:
+    """The shortest circle of imports through ``start``, from it to itself; empty where there is none."""
+    came_from, todo = {}, deque([start])
+    while todo:
+        here = todo.popleft()
+        for there in sorted(graph[here] - came_from.keys()):
+            came_from[there] = here
+            todo.append(there)
+    if start not in came_from:
+        return []
+    way = [start, came_from[start]]
+    while way[-1] != start:
+        way.append(came_from[way[-1]])
+    return way[::-1]
+
+
+def test_a_circle_is_found_wherever_the_import_stands(tmp_path):
+    texts = {
+        "p.a": "def f():\n    from p import b\n",
+        "p.b": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from p.c import x\n",
+        "p.c": "from .a import y\nimport p.d\n",
+        "p.d": "import p\n",
+        "p": "from p.d import z\n",
+    }
+    known = {name: tmp_path / ("__init__.py" if name == "p" else f"{name[2:]}.py") for name in texts}
+    for name, path in known.items():
+        path.write_text(texts[name])
+    graph = {name: set(imported_by(path, name, known)) for name, path in known.items()}
+    assert graph == {"p.a": {"p.b"}, "p.b": {"p.c"}, "p.c": {"p.a", "p.d"}, "p.d": {"p"}, "p": {"p.d"}}
+    assert way_back(graph, "p.a") == ["p.a", "p.b", "p.c", "p.a"]
+    assert way_back(graph, "p.d") == ["p.d", "p", "p.d"]
+    assert way_back({**graph, "p.c": set()}, "p.a") == []
+
+
+def test_no_two_files_import_each_other_in_a_circle():
+    known = modules()
+    graph = {name: set(imported_by(path, name, known)) for name, path in known.items()}
+    clean = [name for name, path in known.items() if str(path.relative_to(ROOT)).startswith(UNKNOTTED)]
+    assert len(clean) > 30
+    assert {name: way for name in clean if (way := way_back(graph, name))} == {}
 
 
 def test_files_stay_small():

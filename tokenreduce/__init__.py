@@ -14,7 +14,6 @@ if (_checkout / "setup.cfg").is_file() and (_checkout / "adapters").is_dir():
     __path__.append(str(_checkout))
 
 if TYPE_CHECKING:
-    from tokenreduce.archive import load_trace
     from tokenreduce.cost import Report
     from tokenreduce.draw import compare, draw, explore
     from tokenreduce.method import Method, ModelFacts, Step
@@ -28,9 +27,9 @@ if TYPE_CHECKING:
     from tokenreduce.methods.random import Random
     from tokenreduce.methods.tome import ToMe
     from tokenreduce.methods.uniform import Uniform
-    from tokenreduce.provenance import Trace
     from tokenreduce.tables import families, methods
     from tokenreduce.tokens import Budget, Layout, Reduction, VisualTokens
+    from tokenreduce.traces import Trace, load_trace
     from tokenreduce.wrapping import budget, is_wrapped, report, trace, unwrap, wrap, wrapped
 
 __version__ = "0.1.0"
@@ -46,11 +45,11 @@ _HOME = {
     "Layout": "tokens",
     "Reduction": "tokens",
     "VisualTokens": "tokens",
-    "Trace": "provenance",
+    "Trace": "traces",
     "budget": "wrapping",
-    "compare": "draw.contest",
+    "compare": "draw.comparison",
     "is_wrapped": "wrapping",
-    "load_trace": "archive",
+    "load_trace": "traces",
     "report": "wrapping",
     "trace": "wrapping",
     "unwrap": "wrapping",

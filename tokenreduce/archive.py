@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,43 +13,48 @@ import torch
 from torch import Tensor
 
 from tokenreduce.files import writing
-from tokenreduce.provenance import ImageTrace, StageTrace, Trace
+from tokenreduce.provenance import TENSORS, ImageTrace, StageTrace
 from tokenreduce.tokens import Layout
 
 VERSION = 1
 DESCRIPTION = "trace.json"
 WORDS = ("stage", "layer", "method", "role_names")
-TENSORS = ("assign", "seats", "source", "role", "score")
 
 
-def save_trace(trace: Trace, path: str | Path, overwrite: bool = False) -> None:
-    """Write ``trace`` to ``path`` (.npz); readers see the old file or the new one, never a part.
+def write_images(
+    path: str | Path,
+    images: Sequence[ImageTrace],
+    visual: Tensor,
+    offset: int,
+    layers: tuple[int, ...],
+    overwrite: bool = False,
+) -> None:
+    """Write the ``images`` of a trace to ``path`` (.npz); readers see the old file or the new one, never a part.
+
+    The other arguments are the trace's attributes of these names.
 
     The archive holds one array per tensor, named like ``image0.stage1.assign``, and ``trace.json``, the description as
     UTF-8 bytes.
 
     Errors: as ``tokenreduce.files.writing``.
     """
-    arrays: dict[str, Any] = {"visual": trace.visual.cpu().numpy()}
-    images = []
-    for i, image in enumerate(trace.images):
+    arrays: dict[str, Any] = {"visual": visual.cpu().numpy()}
+    records = []
+    for i, image in enumerate(images):
         arrays[f"image{i}.columns"] = image.columns.numpy()
         for j, stage in enumerate(image.stages):
             held = {name: getattr(stage, name) for name in TENSORS}
             arrays |= {f"image{i}.stage{j}.{name}": x.numpy() for name, x in held.items() if x is not None}
         stages = [{word: getattr(stage, word) for word in WORDS} for stage in image.stages]
-        images.append({"sample": image.sample, "layout": dataclasses.asdict(image.layout), "stages": stages})
-    about = {"version": VERSION, "offset": trace.offset, "layers": trace.layers, "images": images}
+        records.append({"sample": image.sample, "layout": dataclasses.asdict(image.layout), "stages": stages})
+    about = {"version": VERSION, "offset": offset, "layers": layers, "images": records}
     arrays[DESCRIPTION] = np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)
     with writing(path, (".npz",), overwrite) as file:
         np.savez_compressed(file, **arrays)
 
 
-def load_trace(path: str | Path) -> Trace:
-    """The trace that ``trace.save(path)`` wrote.
-
-    Errors: ``FileNotFoundError`` where there is no such file, ``ValueError`` where it holds no trace of this version.
-    """
+def read_images(path: str | Path) -> tuple[list[ImageTrace], Tensor, int, tuple[int, ...]]:
+    """What ``write_images`` was given: images, visual, offset, layers. Errors: those of ``tr.load_trace``."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"path={str(path)!r} does not exist; allowed: a file written by trace.save(path)")
@@ -59,7 +65,7 @@ def load_trace(path: str | Path) -> Trace:
         if about["version"] != VERSION:
             raise ValueError(f"version {about['version']}, this tokenreduce reads {VERSION}")
         images = [_image(f"image{i}", record, arrays) for i, record in enumerate(about["images"])]
-        return Trace.of(images, arrays["visual"], about["offset"], tuple(about["layers"]))
+        return images, arrays["visual"], about["offset"], tuple(about["layers"])
     except Exception as error:  # numpy, zipfile and json each have their own
         raise ValueError(
             f"path={str(path)!r} holds no trace ({type(error).__name__}: {error}); allowed: a file written by trace.save(path)"

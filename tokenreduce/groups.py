@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from tokenreduce.provenance import StageTrace
 from tokenreduce.tokens import Layout, Reduction, Stage
 
 
@@ -18,31 +19,6 @@ class Image:
     sample: int
     columns: Tensor
     layout: Layout
-
-
-@dataclass(frozen=True)
-class Passage:
-    """What one stage did to a group: the original tokens' rows afterwards, the roles given, the scores ranked by."""
-
-    stage: Stage
-    layer: int | None
-    method: str
-    assign: Tensor
-    seats: Tensor
-    source: Tensor
-    role: Tensor | None
-    role_names: tuple[str, ...]
-    score: Tensor | None = None
-
-    def rows(self, pick: Tensor) -> Passage:
-        """The same for the images ``pick`` (B,)."""
-
-        def of(x: Tensor) -> Tensor:
-            return x.index_select(0, pick.to(x.device))
-
-        role, score = (None if x is None else of(x) for x in (self.role, self.score))
-        rows = of(self.assign), of(self.seats), of(self.source)
-        return replace(self, assign=rows[0], seats=rows[1], source=rows[2], role=role, score=score)
 
 
 @dataclass
@@ -79,7 +55,7 @@ class ImageGroup:
     companions: Tensor | None = None
     moved: bool = False
     renumbered: bool = False
-    history: list[Passage] = field(default_factory=list)
+    history: list[StageTrace] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
@@ -166,7 +142,7 @@ class ImageGroup:
             return None if given is None else given.gather(1, self.assign.clamp_min(0)).masked_fill(gone, absent)
 
         said, ranked = noted(reduction.role, 0), noted(reduction.score, float("nan"))
-        passage = Passage(stage, layer, method, assign, seats, source, said, reduction.role_names, ranked)
+        passed = StageTrace(stage, layer, method, assign, seats, source, said, reduction.role_names, ranked)
         return replace(
             self,
             seats=seats,
@@ -179,7 +155,7 @@ class ImageGroup:
             companions=None if self.companions is None else reduction.carry_along(self.companions),
             moved=self.moved or not reduction.in_order,
             renumbered=self.renumbered or reduction.positions == "renumber",
-            history=[*self.history, passage],
+            history=[*self.history, passed],
         )
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from tokenreduce.cost import Report
-    from tokenreduce.provenance import Trace
+    from tokenreduce.traces import Trace
 
     Model = TypeVar("Model", bound=nn.Module)
 

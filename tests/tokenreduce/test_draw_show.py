@@ -13,8 +13,8 @@ from transformers import Idefics3ImageProcessor, LlavaNextImageProcessor
 
 import tokenreduce as tr
 from tokenreduce.draw import ROLE_COLORS, animate, step_names, strip
-from tokenreduce.draw.fate import fate_of
-from tokenreduce.draw.shown import chart
+from tokenreduce.draw.provenance_map import provenance_map
+from tokenreduce.draw.token_map import token_map
 from tokenreduce.eval import demo
 from tokenreduce.provenance import ImageTrace, StageTrace
 from tokenreduce.tokens import Layout
@@ -65,9 +65,9 @@ def test_steps_and_layers():
     assert step_names(image) == ["all tokens", "first, vision block 0", "second, layer 2 on"]
     left = {"step": (4, 3, 1), "layer": (3, 3, 1)}
     for step, alive in enumerate(left["step"]):
-        assert (fate_of(image, PLAIN.size, step=step).owner >= 0).sum() == alive
+        assert (provenance_map(image, PLAIN.size, step=step).owner >= 0).sum() == alive
     for layer, alive in enumerate(left["layer"]):
-        assert (fate_of(image, PLAIN.size, layer=layer).owner >= 0).sum() == alive
+        assert (provenance_map(image, PLAIN.size, layer=layer).owner >= 0).sum() == alive
     assert middle(tr.draw(image, PLAIN, step=0, caption=False), 1, 1) == [90, 90, 90]
     assert middle(tr.draw(image, PLAIN, layer=1, caption=False), 1, 1) == [32, 32, 32]
     for wrong, message in (({"step": 3}, "step=3"), ({"layer": -1}, "layer=-1"), ({"step": 1, "layer": 1}, "one of")):
@@ -119,13 +119,13 @@ def test_tiles_in_place_and_the_whole_picture_beside_them():
     assign = [-1] * 12
     assign[3], assign[6] = 0, 1  # the lower right quarter of the base view; the upper left cell of the second tile
     wide = Image.new("RGB", (224, 112), (90, 90, 90))
-    fate = fate_of(traced(layout, stage(assign)), wide.size, processor)
-    assert [panel.label for panel in fate.panels] == [
+    found = provenance_map(traced(layout, stage(assign)), wide.size, processor)
+    assert [panel.label for panel in found.panels] == [
         "the whole picture, 2 x 2 tokens",
         "2 tiles of 2 x 2 tokens",
     ]
-    assert fate.boxes[3].tolist() == [112, 56, 224, 112]
-    assert fate.boxes[6].tolist() == [112, 0, 168, 56]
+    assert found.boxes[3].tolist() == [112, 56, 224, 112]
+    assert found.boxes[6].tolist() == [112, 0, 168, 56]
     picture = tr.draw(traced(layout, stage(assign)), wide, processor, caption=False, side=400)
     assert picture.size == (810, 224)
     pixels = np.asarray(picture)
@@ -137,10 +137,10 @@ def test_tiles_that_are_images_of_their_own_are_put_together():
     processor = Idefics3ImageProcessor(size={"longest_edge": 112}, max_image_size={"longest_edge": 56})
     tiles = [traced(Layout(1, 1), *([stage([-1])] if dropped else [])) for dropped in (False, True, True, False, False)]
     trace = prompt_of(traced(Layout(2, 2)), *tiles)
-    fate = fate_of(trace, PLAIN.size, processor, index=1)
-    assert [len(panel.boxes) for panel in fate.panels] == [4, 1]
-    assert fate.text == "made: 3 of 5 tokens"
-    assert fate.owner.tolist() == [0, -1, -1, 1, 2]
+    found = provenance_map(trace, PLAIN.size, processor, index=1)
+    assert [len(panel.boxes) for panel in found.panels] == [4, 1]
+    assert found.text == "made: 3 of 5 tokens"
+    assert found.owner.tolist() == [0, -1, -1, 1, 2]
     picture = tr.draw(trace, PLAIN, processor, index=1, caption=False, side=100)
     assert np.asarray(picture)[25, 25].tolist() == [90, 90, 90]
     assert np.asarray(picture)[25, 75].tolist() == [32, 32, 32]
@@ -201,9 +201,9 @@ def test_a_prompt_without_images_shows_as_text():
 
 def test_map_of_views_and_frames_without_pixels():
     tiled = Layout(2, 4, cells=(0, 1, 2, 3, 4, 5), views=(Layout(2, 2), Layout(1, 2)))
-    picture = chart(traced(tiled, stage([0, -1, -1, -1, -1, 1])), caption=False, side=400)
+    picture = token_map(traced(tiled, stage([0, -1, -1, -1, -1, 1])), caption=False, side=400)
     assert picture.width > picture.height
-    film = chart(traced(Layout(2, 2, frames=4), stage([0] * 16)), caption=False)
+    film = token_map(traced(Layout(2, 2, frames=4), stage([0] * 16)), caption=False)
     assert film.size == (640, 640)
 
 

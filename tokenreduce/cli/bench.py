@@ -68,7 +68,8 @@ def bench(
     """
     import torch
 
-    from tokenreduce.loading import pick_device, quiet
+    from tokenreduce.cli.loading import pick_device
+    from tokenreduce.loading import quiet
 
     if json is not None and not json.parent.is_dir():
         raise ValueError(f"--json={str(json)!r}: the folder {str(json.parent)!r} does not exist; make it first")

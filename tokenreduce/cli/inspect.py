@@ -23,8 +23,8 @@ from tokenreduce.cli.options import (
     Parameters,
     PositionIds,
     Prompt,
-    one_prompt,
 )
+from tokenreduce.cli.prompt import load_prompt, one_picture
 
 
 @app.command()
@@ -58,21 +58,17 @@ def inspect(
     - `tokenreduce inspect --model ./my-llava --method fastv:64 --image cat.jpg --prompt "What is this?" --out page.html`
     """
     chosen = chosen_methods(method, keep, parameter or [], positions.value if positions else None)
-    picture, question = one_prompt(model, image, prompt)
+    picture, question = one_picture(model, image, prompt)
     if out.exists() and not overwrite:
         raise ValueError(f"--out={str(out)!r} exists; choose another name, or pass --overwrite to replace it")
     if out.suffix.lower() not in (".html", ".htm") or not out.parent.is_dir():
         raise ValueError(f"--out={str(out)!r}; allowed: a name ending in .html in a folder that exists")
-    from tokenreduce.loading import load, model_inputs, quiet
-
-    quiet()
-    network, processor = load(model, dtype.value, device, attn)
-    inputs = model_inputs(processor, picture, question, network)
+    asked = load_prompt(model, picture, question, dtype.value, device, attn)
     import tokenreduce as tr
-    from tokenreduce.draw import answer, write_page
+    from tokenreduce.draw import write_page
 
-    whole = answer(network, inputs, (), processor, max_new_tokens)
-    found = answer(network, inputs, chosen, processor, max_new_tokens)
+    whole = asked.answer([], max_new_tokens)
+    found = asked.answer(chosen, max_new_tokens)
     assert found.trace is not None
     facts = [
         ("model", model),
@@ -86,7 +82,7 @@ def inspect(
         out,
         found.trace,
         picture,
-        processor,
+        asked.processor,
         title="Visual tokens that are left",
         facts=facts,
         side=side,

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-from tokenreduce.cli.arguments import asked
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 
 class Positions(StrEnum):
@@ -52,14 +47,3 @@ DtypeName = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.")]
 Attention = Annotated[str, typer.Option(help="Attention backend: sdpa, eager, flash_attention_2.")]
-
-
-def one_prompt(model: str, image: Path | None, prompt: str | None) -> tuple[Image.Image, str]:
-    """The picture and the question; only the demo model brings its own."""
-    if model != "demo" and (image is None or prompt is None):
-        missing = "--image" if image is None else "--prompt"
-        raise ValueError(
-            f"{missing} is missing; only --model demo brings its own. For example {missing} "
-            + ("photo.jpg" if image is None else '"What is in the picture?"')
-        )
-    return asked(image, prompt)

@@ -25,8 +25,8 @@ from tokenreduce.cli.options import (
     Parameters,
     PositionIds,
     Prompt,
-    one_prompt,
 )
+from tokenreduce.cli.prompt import load_prompt, one_picture
 
 if TYPE_CHECKING:
     from tokenreduce.cost import Report
@@ -63,48 +63,42 @@ def run(
 
     - `tokenreduce run --model ./my-llava --method fastervlm:0.5 --method fastv:64 --image cat.jpg --prompt "Describe."`
     """
-    import tokenreduce as tr
-    from tokenreduce.loading import load, model_inputs, quiet
-
     chosen = chosen_methods(method, keep, parameter or [], positions.value if positions else None)
-    picture, question = one_prompt(model, image, prompt)
+    picture, question = one_picture(model, image, prompt)
     for path, option in ((draw, "--draw"), (json, "--json")):
         if path is not None and not path.parent.is_dir():
             raise ValueError(f"{option}={str(path)!r}: the folder {str(path.parent)!r} does not exist; make it first")
-    quiet()
-    network, processor = load(model, dtype.value, device, attn)
-    inputs = model_inputs(processor, picture, question, network)
+    asked = load_prompt(model, picture, question, dtype.value, device, attn)
 
+    import tokenreduce as tr
     from tokenreduce.eval.results import environment, write_json
     from tokenreduce.timing import speed_up, time_prefill
 
-    def answer() -> str:
-        made = network.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-        (text,) = processor.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        return text.strip()
-
     found: dict[str, Any] = {"model": model, "prompt": question, "methods": [repr(m) for m in chosen]}
     if compare:
-        found["unreduced_answer"] = answer()
-    with tr.wrapped(network, *chosen):
-        found["answer"] = answer()
-        report, trace = tr.report(network), tr.trace(network)
+        found["unreduced_answer"] = asked.answer([], max_new_tokens).texts[0]
+    reduced = asked.answer(chosen, max_new_tokens)
+    assert reduced.trace is not None
+    assert reduced.report is not None
+    found["answer"] = reduced.texts[0]
     if compare:
-        laps = time_prefill(network, inputs, {"without": nullcontext, "with": lambda: tr.wrapped(network, *chosen)})
+        laps = time_prefill(
+            asked.model, asked.inputs, {"without": nullcontext, "with": lambda: tr.wrapped(asked.model, *chosen)}
+        )
         before, after = ([lap.total_s for lap in laps[name]] for name in ("without", "with"))
         found["first_token_ms"] = {
             "unreduced": statistics.median(before) * 1e3,
             "reduced": statistics.median(after) * 1e3,
         }
         found["first_token_speedup"] = vars(speed_up(before, after))
-    found |= {"report": report.as_dict(), "environment": environment(network)}
+    found |= {"report": reduced.report.as_dict(), "environment": environment(asked.model)}
     if draw is not None:
         from tokenreduce.draw import draw as draw_tokens
 
-        draw_tokens(trace, picture, processor).save(draw)
+        draw_tokens(reduced.trace, picture, asked.processor).save(draw)
     if json is not None:
         write_json(json, found)
-    _tell(found, report, [str(path) for path in (draw, json) if path is not None])
+    _tell(found, reduced.report, [str(path) for path in (draw, json) if path is not None])
 
 
 def _tell(found: dict[str, Any], report: Report, written: list[str]) -> None:

@@ -10,20 +10,24 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from tokenreduce.draw.caption import ROLE_COLORS, legend, role_color
-from tokenreduce.draw.contest import answer, compare
+from tokenreduce.answers import answer
+from tokenreduce.draw.comparison import compare
 from tokenreduce.draw.explorer import explore
-from tokenreduce.draw.fate import describe, step_names, summarize
-from tokenreduce.draw.film import Animation, animate, strip
-from tokenreduce.draw.geometry import cell_boxes, seen_box, tiles_of, view_boxes
+from tokenreduce.draw.geometry.boxes import cell_boxes, seen_box, tiles_of, view_boxes
+from tokenreduce.draw.image_grid import image_grid
+from tokenreduce.draw.legend import ROLE_COLORS, legend, role_color
 from tokenreduce.draw.overlay import draw, figure
 from tokenreduce.draw.page import write_page
-from tokenreduce.draw.sheet import sheet
+from tokenreduce.draw.stages import describe, step_names, summarize
+from tokenreduce.draw.video import Animation, animate, strip
 
 __all__ = [
-    "ROLE_COLORS", "Animation", "animate", "answer", "cell_boxes", "compare", "describe", "draw", "explore", "figure", "legend",
-    "role_color", "seen_box", "sheet", "step_names", "strip", "summarize", "tiles_of", "view_boxes", "write_page",
+    "ROLE_COLORS", "Animation", "animate", "answer", "cell_boxes", "compare", "describe", "draw", "explore", "figure",
+    "image_grid", "legend", "role_color", "seen_box", "sheet", "step_names", "strip", "summarize", "tiles_of", "view_boxes",
+    "write_page",
 ]  # fmt: skip
+
+sheet = image_grid
 
 
 class _Folder(ModuleType):

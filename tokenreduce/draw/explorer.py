@@ -8,9 +8,12 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from tokenreduce.draw.contest import Answer, answer
-from tokenreduce.draw.fate import step_names
+from tokenreduce.answers import Answer, answer
 from tokenreduce.draw.overlay import draw
+from tokenreduce.draw.stages import step_names
+from tokenreduce.loading import model_inputs
+from tokenreduce.method import make
+from tokenreduce.tables import methods as known_methods
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -62,14 +65,12 @@ class Explorer:
         max_new_tokens: int,
         side: int,
     ) -> None:
-        import tokenreduce as tr
-
         widgets = _widgets()
         self.model, self.processor, self.question = model, processor, question
         self.images = dict(images) if isinstance(images, Mapping) else {f"image {i}": x for i, x in enumerate(images)}
         self.max_new_tokens, self.side = max_new_tokens, side
         self.found: Answer | None = None
-        names = list(methods) or [row["name"] for row in tr.methods()]
+        names = list(methods) or [row["name"] for row in known_methods()]
         budgets = [(f"{k:.0%}" if isinstance(k, float) else f"{k} tokens", k) for k in keeps]
         wide = {"style": {"description_width": "60px"}, "layout": widgets.Layout(width="340px")}
         self.method = widgets.Dropdown(options=names, description="method", **wide)
@@ -91,9 +92,6 @@ class Explorer:
 
     def _run(self, change: Any = None) -> None:
         """Answer the question as the controls say."""
-        from tokenreduce.loading import model_inputs
-        from tokenreduce.method import make
-
         picture = self.images[self.image.value]
         self.found = None
         try:

@@ -14,24 +14,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenreduce.draw.caption import Color, swatches_of
-from tokenreduce.draw.fate import fate_of, pieces, step_names
-from tokenreduce.draw.geometry import tiles_of
-from tokenreduce.draw.heat import colors_of, scale_of
-from tokenreduce.draw.overlay import Canvas, draw
+from tokenreduce.draw.canvas import Canvas
+from tokenreduce.draw.geometry.boxes import tiles_of
+from tokenreduce.draw.heat_map import colors_of, scale_of
+from tokenreduce.draw.legend import Color, swatches_of
+from tokenreduce.draw.overlay import draw
+from tokenreduce.draw.provenance_map import provenance_map
+from tokenreduce.draw.stages import images_of, step_names
 from tokenreduce.files import writing
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from tokenreduce.provenance import ImageTrace, Trace
+    from tokenreduce.provenance import ImageTrace, PromptTrace
 
 QUALITY = 88  # of the JPEG pictures
 
 
 def write_page(
     path: str | Path,
-    trace: Trace | ImageTrace,
+    trace: PromptTrace | ImageTrace,
     image: Image.Image,
     processor: Any = None,
     *,
@@ -63,37 +65,39 @@ def write_page(
         file.write(page.replace("/*DATA*/", data).encode())
 
 
-def _content(trace: Trace | ImageTrace, image: Image.Image, processor: Any, index: int, side: int) -> dict[str, Any]:
-    images = pieces(trace, index, tiles_of(image.size, processor))
+def _content(
+    trace: PromptTrace | ImageTrace, image: Image.Image, processor: Any, index: int, side: int
+) -> dict[str, Any]:
+    images = images_of(trace, index, tiles_of(image.size, processor))
     longest = max(images, key=lambda own: len(own.stages))
     options: dict[str, Any] = {"index": index, "caption": False, "side": side}
     steps = []
     for step, label in enumerate(step_names(longest)):
         reached = [min(step, len(own.stages)) for own in images]
-        fate = fate_of(trace, image.size, processor, index, step)
+        tokens = provenance_map(trace, image.size, processor, index, step)
         seats = np.concatenate([own.columns if n == 0 else own.stages[n - 1].seats for own, n in zip(images, reached)])
         picture = draw(trace, image, processor, step=step, **options)
         found: dict[str, Any] = {
             "label": label,
-            "text": fate.text,
+            "text": tokens.text,
             "picture": _embedded(picture),
-            "key": [(text, _css(fill), _css(edge)) for text, fill, edge in swatches_of(fate, image.size)],
-            "owner": fate.owner.tolist(),
-            "kept": fate.kept,
+            "key": [(text, _css(fill), _css(edge)) for text, fill, edge in swatches_of(tokens, image.size)],
+            "owner": tokens.owner.tolist(),
+            "kept": tokens.kept,
             "seats": seats.tolist(),
-            "role": fate.role.tolist(),
-            "roles": list(fate.names),
+            "role": tokens.role.tolist(),
+            "roles": list(tokens.names),
             "score": None,
             "heat": None,
         }
-        if fate.score is not None and np.isfinite(fate.score).any():
-            low, high = scale_of(fate.score)
+        if tokens.score is not None and np.isfinite(tokens.score).any():
+            low, high = scale_of(tokens.score)
             ends = colors_of(np.array([low, high]), low, high).astype(int).tolist()
-            found["score"] = [float(f"{s:.6g}") if math.isfinite(s) else None for s in fate.score]
+            found["score"] = [float(f"{s:.6g}") if math.isfinite(s) else None for s in tokens.score]
             found["heat"] = _embedded(draw(trace, image, processor, step=step, heat=True, **options))
             found["bar"] = [(f"score {v:.3g}", _css(c), _css(c)) for v, c in zip((low, high), ends)]
         steps.append(found)
-    whole = fate_of(trace, image.size, processor, index, 0)
+    whole = provenance_map(trace, image.size, processor, index, 0)
     places = Canvas(image, side).places(whole).tolist()
     return {
         "width": picture.width,

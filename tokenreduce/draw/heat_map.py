@@ -29,7 +29,7 @@ def colors_of(score: np.ndarray, low: float, high: float) -> np.ndarray:
     return painted.astype(np.float32)
 
 
-def bar(score: np.ndarray, width: int) -> Image.Image:
+def color_bar(score: np.ndarray, width: int) -> Image.Image:
     """The key to the colours of the scores (N,)."""
     low, high = scale_of(score)
     font, pad, high_edge = font_of(14), 8, 18

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
-from tokenreduce.draw.crop import entry
-
-if TYPE_CHECKING:
-    from tokenreduce.draw.geometry import Box, Settings
-    from tokenreduce.tokens import Layout
+from tokenreduce.adapters.upstream.processors import LONGEST_EDGE, Settings, entry
+from tokenreduce.draw.geometry.crops import Box
+from tokenreduce.tokens import Layout
 
 
 def grid(size: tuple[int, int], rows: int, columns: int) -> list[Box]:
@@ -57,7 +54,7 @@ def split(size: tuple[int, int], setting: Settings) -> list[Box]:
     width, height = size
     longest = entry(setting("size"), "longest_edge") if setting("do_resize") else None
     if longest:
-        longest = min(longest, 4096)
+        longest = min(longest, LONGEST_EDGE)
         short = int(longest / (max(size) / min(size)))
         short += short % 2
         width, height = (longest, short) if width >= height else (short, longest)

@@ -1,24 +1,17 @@
-"""Where in the original image each visual token looks: the processor's resizing, cropping and tiling undone.
-
-The rules are those of the image processors of transformers; one file per idea: ``crop``, ``anyres``, ``tiles``. Processors
-that squeeze the whole image onto one grid (SigLIP, PaliGemma, Gemma 3, dynamic resolution as in Qwen-VL) need no rule.
-"""
+"""The box of every visual token and of every view, in pixels of the original image."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from tokenreduce.draw.anyres import anyres
-from tokenreduce.draw.crop import cropped
-from tokenreduce.draw.tiles import cut, pan_and_scan, split, with_thumbnail
-from tokenreduce.draw.transforms import settings_of
+from tokenreduce.adapters.upstream.processors import Settings
+from tokenreduce.draw.geometry.any_resolution import any_resolution
+from tokenreduce.draw.geometry.crops import Box, cropped
+from tokenreduce.draw.geometry.settings import settings_of
+from tokenreduce.draw.geometry.tiles import cut, pan_and_scan, split, with_thumbnail
 from tokenreduce.tokens import Layout
-
-Box = tuple[float, float, float, float]  # left, top, right, bottom, pixels of the original image
-Settings = Callable[[str], Any]
 
 
 def cell_boxes(image_size: tuple[int, int], processor: Any, layout: Layout, tile: int = 0) -> np.ndarray:
@@ -43,9 +36,9 @@ def cell_boxes(image_size: tuple[int, int], processor: Any, layout: Layout, tile
 
 def view_boxes(image_size: tuple[int, int], processor: Any, layout: Layout, tile: int = 0) -> list[Box]:
     """What each view of ``layout`` shows, one box for a layout without views; arguments as ``cell_boxes``."""
-    setting = _settings(processor, layout)
+    setting = settings_of(processor, layout)
     if setting("image_grid_pinpoints"):
-        boxes = anyres(image_size, setting, layout)
+        boxes = any_resolution(image_size, setting, layout)
     elif layout.views and setting("crop_to_patches") is not None:
         boxes = with_thumbnail(image_size, layout)
     else:
@@ -64,12 +57,12 @@ def view_boxes(image_size: tuple[int, int], processor: Any, layout: Layout, tile
 
 def tiles_of(image_size: tuple[int, int], processor: Any) -> int:
     """How many images of the trace one image becomes: more than 1 for Idefics3, SmolVLM and pan and scan."""
-    return len(_parts(image_size, _settings(processor, None)))
+    return len(_parts(image_size, settings_of(processor)))
 
 
 def seen_box(image_size: tuple[int, int], processor: Any) -> Box:
     """What the vision tower is given of an image, all its views together; arguments as ``cell_boxes``."""
-    boxes = np.array(_parts(image_size, _settings(processor, None)))
+    boxes = np.array(_parts(image_size, settings_of(processor)))
     return (*map(float, boxes[:, :2].min(axis=0)), *map(float, boxes[:, 2:].max(axis=0)))  # type: ignore[return-value]
 
 
@@ -83,25 +76,6 @@ def _parts(image_size: tuple[int, int], setting: Settings) -> list[Box]:
     if setting("image_grid_pinpoints"):
         return [(0.0, 0.0, float(image_size[0]), float(image_size[1]))]
     return [cropped(image_size, setting)]
-
-
-def _settings(processor: Any, layout: Layout | None) -> Settings:
-    video = layout is not None and layout.frames > 1 and getattr(processor, "video_processor", None)
-    source = video or getattr(processor, "image_processor", processor)
-    if hasattr(source, "transforms"):
-        source = settings_of(source.transforms)
-
-    def setting(name: str) -> Any:
-        if name == "tile_token":  # of a processor that writes a marker before every tile
-            return getattr(processor, name, None)
-        return source.get(name) if isinstance(source, dict) else getattr(source, name, None)
-
-    if source is not None and all(setting(name) is None for name in ("size", "do_resize", "do_center_crop")):
-        raise ValueError(
-            f"processor={type(processor).__name__}, which has no settings of an image processor (size, do_resize, "
-            "do_center_crop); pass the processor that made the model's inputs, or None to lay the grid over the whole image"
-        )
-    return setting
 
 
 def _cells(box: Box, view: Layout) -> np.ndarray:

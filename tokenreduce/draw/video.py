@@ -13,20 +13,22 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from tokenreduce.draw.caption import captioned, key, swatches_of
-from tokenreduce.draw.fate import describe, fate_of, joined, pieces, stages_at
-from tokenreduce.draw.geometry import tiles_of
-from tokenreduce.draw.heat import bar, scale_of
-from tokenreduce.draw.overlay import Canvas, group_colors
-from tokenreduce.draw.sheet import sheet
+from tokenreduce.draw.canvas import Canvas, group_colors
+from tokenreduce.draw.caption import captioned
+from tokenreduce.draw.geometry.boxes import tiles_of
+from tokenreduce.draw.heat_map import color_bar, scale_of
+from tokenreduce.draw.image_grid import image_grid
+from tokenreduce.draw.legend import key, swatches_of
+from tokenreduce.draw.provenance_map import joined, provenance_map
+from tokenreduce.draw.stages import describe, images_of, stages_at
 from tokenreduce.files import writing
 
 if TYPE_CHECKING:
-    from tokenreduce.provenance import ImageTrace, Trace
+    from tokenreduce.provenance import ImageTrace, PromptTrace
 
 
-def film(
-    trace: Trace | ImageTrace,
+def draw_frames(
+    trace: PromptTrace | ImageTrace,
     frames: Sequence[Image.Image],
     processor: Any = None,
     *,
@@ -35,7 +37,7 @@ def film(
     layer: int | None = None,
     heat: bool = False,
     side: int = 240,
-) -> Film:
+) -> DrawnFrames:
     """Every frame drawn, a line on each, and the key to all of them.
 
     Args:
@@ -46,7 +48,7 @@ def film(
 
     Errors: those of ``draw``, and ``ValueError`` for fewer frames than the trace has.
     """
-    own = pieces(trace, index)[0].layout.frames
+    own = images_of(trace, index)[0].layout.frames
     count = own if own > 1 else len(frames)
     if len(frames) < count or count < 1:
         raise ValueError(f"frames={len(frames)}; allowed: at least {max(1, count)}, the frames of the trace")
@@ -54,31 +56,33 @@ def film(
     size, of = shown[0].size, [0] * count
     if own == 1 and tiles_of(size, processor) > 1:  # frames of a video are never cut into tiles
         processor = getattr(processor, "video_processor", processor)
-    images = pieces(trace, index, 1 if own > 1 else count)
-    fates = [fate_of(image, size, processor, step=step, layer=layer) for image in images]
+    images = images_of(trace, index, 1 if own > 1 else count)
+    maps = [provenance_map(image, size, processor, step=step, layer=layer) for image in images]
     if own > 1:
-        fates, of, images = fates * count, list(range(count)), images * count
-    if heat and any(fate.score is None for fate in fates):
+        maps, of, images = maps * count, list(range(count)), images * count
+    if heat and any(tokens.score is None for tokens in maps):
         raise ValueError("heat=True, but no method ranked the tokens of this video by a score; leave it out")
-    scores = np.concatenate([f.score for f in fates if f.score is not None]) if heat else np.empty(0)
+    scores = np.concatenate([f.score for f in maps if f.score is not None]) if heat else np.empty(0)
     ranks = scale_of(scores) if heat else None
     views = [Canvas(frame, side) for frame in shown]
-    together = group_colors(fates[0], views, of) if own > 1 else None
+    together = group_colors(maps[0], views, of) if own > 1 else None
     pictures, lines = [], []
-    for number, (view, fate, image, t) in enumerate(zip(views, fates, images, of)):
-        colors = group_colors(fate, [view], [t]) if together is None else together
-        pictures.append(view.paint(fate, t, ranks, colors))
+    for number, (view, tokens, image, t) in enumerate(zip(views, maps, images, of)):
+        colors = group_colors(tokens, [view], [t]) if together is None else together
+        pictures.append(view.paint(tokens, t, ranks, colors))
         passed = image.stages[: stages_at(image, step, layer)]
         left = np.asarray(passed[-1].source) if passed else np.arange(image.tokens_in)
         lines.append(
-            f"frame {number}: {int((fate.frame[left[left >= 0]] == t).sum())} of {int((fate.frame == t).sum())}"
+            f"frame {number}: {int((tokens.frame[left[left >= 0]] == t).sum())} of {int((tokens.frame == t).sum())}"
         )
     text = describe(*(images[:1] if own > 1 else images), step=step, layer=layer)
-    whole = fates[0] if own > 1 else joined(fates, text)
-    return Film(pictures, lines, text, partial(bar, scores) if heat else partial(key, swatches_of(whole, size)))
+    whole = maps[0] if own > 1 else joined(maps, text)
+    return DrawnFrames(
+        pictures, lines, text, partial(color_bar, scores) if heat else partial(key, swatches_of(whole, size))
+    )
 
 
-class Film(NamedTuple):
+class DrawnFrames(NamedTuple):
     """Frames, a line on each, words on the whole, and the key to the colours, made for a width in pixels."""
 
     pictures: list[Image.Image]
@@ -88,27 +92,32 @@ class Film(NamedTuple):
 
 
 def strip(
-    trace: Trace | ImageTrace, frames: Sequence[Image.Image], processor: Any = None, *, columns: int = 8, **options: Any
+    trace: PromptTrace | ImageTrace,
+    frames: Sequence[Image.Image],
+    processor: Any = None,
+    *,
+    columns: int = 8,
+    **options: Any,
 ) -> Image.Image:
-    """A video as a contact sheet: each frame with the number of its tokens that stay; arguments as ``film``."""
-    pictures, lines, text, below = film(trace, frames, processor, **options)
-    laid = sheet(pictures, lines, min(columns, len(pictures)), tile=pictures[0].width)
+    """A video as a contact sheet: each frame with the number of its tokens that stay; arguments as ``draw_frames``."""
+    pictures, lines, text, below = draw_frames(trace, frames, processor, **options)
+    laid = image_grid(pictures, lines, min(columns, len(pictures)), tile=pictures[0].width)
     return captioned(laid, text, below(laid.width))
 
 
 def animate(
-    trace: Trace | ImageTrace,
+    trace: PromptTrace | ImageTrace,
     frames: Sequence[Image.Image],
     processor: Any = None,
     *,
     seconds: float = 0.5,
     **options: Any,
 ) -> Animation:
-    """A video as an animated picture, ``seconds`` per frame; other arguments as ``film``.
+    """A video as an animated picture, ``seconds`` per frame; other arguments as ``draw_frames``.
 
     Example: ``tr.draw.animate(trace, frames, processor).save("kept.gif")``
     """
-    pictures, lines, text, below = film(trace, frames, processor, **{"side": 420, **options})
+    pictures, lines, text, below = draw_frames(trace, frames, processor, **{"side": 420, **options})
     under = below(pictures[0].width)
     return Animation(tuple(captioned(p, f"{text} – {line}", under) for p, line in zip(pictures, lines)), seconds)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from tokenreduce.draw.geometry import Box, Settings
+from tokenreduce.adapters.upstream.processors import Settings, entry
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom, pixels of the original image
 
 
 def squared(size: tuple[int, int]) -> Box:
@@ -43,8 +44,3 @@ def _resized(width: int, height: int, size: Any) -> tuple[int, int]:
         f"size={size!r} of the image processor followed by a centre crop cannot be drawn; allowed: shortest_edge, or "
         "height and width. Pass processor=None to lay the grid over the whole image."
     )
-
-
-def entry(size: Any, name: str) -> Any:
-    """One entry of a processor's size, which is a dictionary or an object, or None."""
-    return size.get(name) if hasattr(size, "get") else getattr(size, name, None)

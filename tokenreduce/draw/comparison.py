@@ -4,56 +4,22 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tokenreduce.draw.fate import summarize
-from tokenreduce.draw.sheet import sheet
-from tokenreduce.draw.shown import chart, drawn_over, parts_of, pixels_of
+from tokenreduce.answers import answer
+from tokenreduce.draw.image_grid import image_grid
+from tokenreduce.draw.model_view import pixels_of
+from tokenreduce.draw.prompt import draw_picture, images_of_picture
+from tokenreduce.draw.stages import summarize
+from tokenreduce.draw.token_map import token_map
+from tokenreduce.method import Method, make
+from tokenreduce.wrapping import is_wrapped
 
 if TYPE_CHECKING:
     from PIL import Image
     from torch import nn
-
-    from tokenreduce.method import Method
-    from tokenreduce.provenance import Trace
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One run: its trace (None: unreduced) and the text of every sample (empty without a processor)."""
-
-    trace: Trace | None
-    texts: tuple[str, ...]
-
-
-def answer(
-    model: nn.Module,
-    inputs: Mapping[str, Any],
-    methods: Sequence[Method],
-    processor: Any = None,
-    max_new_tokens: int = 32,
-    images_as_video: bool = False,
-) -> Answer:
-    """Generate greedily under ``methods`` (none: as the model is), and decode with ``processor``."""
-    import torch
-
-    import tokenreduce as tr
-
-    def generate() -> tuple[str, ...]:
-        with torch.inference_mode():
-            out = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)  # type: ignore[operator]
-        if processor is None:
-            return ()
-        new = out[:, inputs["input_ids"].shape[1] :]
-        return tuple(text.strip() for text in processor.batch_decode(new, skip_special_tokens=True))
-
-    if not methods:
-        return Answer(None, generate())
-    with tr.wrapped(model, *methods, images_as_video=images_as_video):
-        texts = generate()
-        return Answer(tr.trace(model), texts)
 
 
 def compare(
@@ -90,10 +56,7 @@ def compare(
 
     Example: ``tr.compare(model, inputs, ["hiprune", "fastv"], keep=[0.5, 0.1], image=photo, processor=processor)``
     """
-    import tokenreduce as tr
-    from tokenreduce.method import make
-
-    if tr.is_wrapped(model):
+    if is_wrapped(model):
         raise ValueError("model is wrapped; compare wraps it itself: call tr.unwrap(model) first")
     keeps = list(keep) if isinstance(keep, Sequence) else [keep]
     if not methods or not keeps:
@@ -107,14 +70,14 @@ def compare(
         for method in made:
             found = answer(model, inputs, [make(method, keep=budget)], processor, max_new_tokens, images_as_video)
             assert found.trace is not None
-            parts = parts_of(found.trace, given, undo, index)
-            over = partial(drawn_over, found.trace, given, undo, index=index)
-            images.append(chart(parts[0], **style) if given is None else over(**style))
+            parts = images_of_picture(found.trace, given, undo, index)
+            over = partial(draw_picture, found.trace, given, undo, index=index)
+            images.append(token_map(parts[0], **style) if given is None else over(**style))
             titles.append(_title(summarize(*parts), found.texts[parts[0].sample :][:1]))
     whole = answer(model, inputs, (), processor, max_new_tokens).texts
     images = _with_first(given[len(given) // 2] if isinstance(given, Sequence) else given, images, len(made))
     titles = _with_first(_title("every token", whole[parts[0].sample :][:1]), titles, len(made), "")
-    return sheet(images, titles, ["picture", *map(_label, made)], rows=[f"keep\n{k:g}" for k in keeps], tile=tile)
+    return image_grid(images, titles, ["picture", *map(_label, made)], rows=[f"keep\n{k:g}" for k in keeps], tile=tile)
 
 
 def _with_first(first: Any, cells: list[Any], columns: int, empty: Any = None) -> list[Any]:

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import numpy as np
-
-from tokenreduce.draw.crop import entry, squared
-
-if TYPE_CHECKING:
-    from tokenreduce.draw.geometry import Box, Settings
-    from tokenreduce.tokens import Layout
+from tokenreduce.adapters.upstream.processors import Settings, best_canvas, entry, fitted_size
+from tokenreduce.draw.geometry.crops import Box, squared
+from tokenreduce.tokens import Layout
 
 
-def anyres(size: tuple[int, int], setting: Settings, layout: Layout) -> list[Box]:
+def any_resolution(size: tuple[int, int], setting: Settings, layout: Layout) -> list[Box]:
     """The box of each view: the whole image squeezed into a square, then what each tile of the canvas shows.
 
     Tiles reach beyond the image where the canvas was filled up with black. Where OneVision has more tokens than
@@ -24,11 +18,8 @@ def anyres(size: tuple[int, int], setting: Settings, layout: Layout) -> list[Box
     whole = (0.0, 0.0, float(width), float(height))
     if not layout.views:
         return [squared(size) if layout.frames == 1 else whole]
-    from transformers.image_processing_utils import get_patch_output_size, select_best_resolution
-    from transformers.image_utils import ChannelDimension
-
-    canvas = select_best_resolution((height, width), list(setting("image_grid_pinpoints")))
-    fitted = get_patch_output_size(np.broadcast_to(0, (1, height, width)), canvas, ChannelDimension.FIRST)
+    canvas = best_canvas((height, width), setting("image_grid_pinpoints"))
+    fitted = fitted_size((height, width), canvas)
     top, left = (canvas[0] - fitted[0]) // 2, (canvas[1] - fitted[1]) // 2
     sizes = setting("crop_size"), setting("size")
     tile = entry(sizes[0], "height") or entry(sizes[1], "height") or entry(sizes[1], "shortest_edge")

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenreduce.draw.geometry import Box, cell_boxes, tiles_of, view_boxes
+from tokenreduce.draw.geometry.boxes import cell_boxes, tiles_of, view_boxes
+from tokenreduce.draw.geometry.crops import Box
+from tokenreduce.draw.stages import describe, images_of, stages_at
 
 if TYPE_CHECKING:
-    from tokenreduce.provenance import ImageTrace, Trace
+    from tokenreduce.provenance import ImageTrace, PromptTrace
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Fate:
+class ProvenanceMap:
     """The N tokens of one picture after some of its stages.
 
     Attributes:
@@ -57,22 +59,22 @@ class Fate:
         return (self.owner >= 0) & (counts[self.owner] > 1)
 
 
-def fate_of(
-    trace: Trace | ImageTrace,
+def provenance_map(
+    trace: PromptTrace | ImageTrace,
     size: tuple[int, int],
     processor: Any = None,
     index: int = 0,
     step: int | None = None,
     layer: int | None = None,
-) -> Fate:
+) -> ProvenanceMap:
     """The tokens of picture ``index``, of ``size`` (width, height), after ``step`` stages or before ``layer`` runs.
 
     A picture that the processor cut into images of their own is put together again; ``index`` is the first of them.
 
     Errors: ``ValueError`` for an index, step or layer that the trace does not have.
     """
-    images = pieces(trace, index, tiles_of(size, processor))
-    found: list[Fate] = []
+    images = images_of(trace, index, tiles_of(size, processor))
+    found: list[ProvenanceMap] = []
     for tile, image in enumerate(images):
         steps = stages_at(image, step, layer)
         owner, role, names, score = _after(image, steps)
@@ -89,83 +91,8 @@ def fate_of(
         panels = tuple(Panel(f"{v.height} x {v.width}", (box,)) for v, box in zip(views, boxes))
         cells = cell_boxes(size, processor, layout, tile if len(images) > 1 else 0)
         text = describe(image, step=step, layer=layer)
-        found.append(Fate(cells, frame, view, panels, owner, away, role, names, score, len(source), text))
+        found.append(ProvenanceMap(cells, frame, view, panels, owner, away, role, names, score, len(source), text))
     return _arranged(joined(found, describe(*images, step=step, layer=layer)))
-
-
-def pieces(trace: Trace | ImageTrace, index: int, count: int = 1) -> list[ImageTrace]:
-    """The ``count`` images of ``trace`` that one picture became."""
-    images: list[ImageTrace] = getattr(trace, "images", [trace])
-    if not 0 <= index < len(images):
-        raise ValueError(f"index={index}; allowed: 0 to {len(images) - 1}, the images of this prompt")
-    if index + count > len(images):
-        raise ValueError(
-            f"index={index}: the processor cuts this picture into {count} images, of which the trace holds "
-            f"{len(images) - index} from there on; pass the whole trace and the first image of the picture, or, for a frame of "
-            "a video, processor.video_processor"
-        )
-    return images[index : index + count]
-
-
-def stages_at(image: ImageTrace, step: int | None, layer: int | None) -> int:
-    """How many stages of ``image`` to show."""
-    if step is not None and layer is not None:
-        raise ValueError(f"step={step} and layer={layer}; give one of the two")
-    if layer is not None:
-        if layer < 0:
-            raise ValueError(f"layer={layer}; allowed: a decoder layer, counted from 0")
-        return sum(s.stage != "cache" and (s.stage != "llm" or (s.layer or 0) <= layer) for s in image.stages)
-    if step is not None and not 0 <= step <= len(image.stages):
-        raise ValueError(f"step={step}; allowed: 0 (every token) to {len(image.stages)}, the stages of this image")
-    return len(image.stages) if step is None else step
-
-
-def step_names(image: ImageTrace) -> list[str]:
-    """What each ``step`` of ``draw`` shows, from 0 on: ``all tokens``, ``tome, vision block 0``, ``fastv, layer 2 on``."""
-    where = {"encoder": "vision block {}", "projector": "projector", "llm": "layer {} on", "cache": "cache of layer {}"}
-    return ["all tokens", *(f"{s.method}, {where[s.stage].format(s.layer)}" for s in image.stages)]
-
-
-def describe(*images: ImageTrace, step: int | None = None, layer: int | None = None) -> str:
-    """One line: which method left how many of how many tokens, for example ``hiprune: 36 of 144 tokens``.
-
-    Several images are the tiles of one picture, counted together.
-    """
-    whole = sum(image.tokens_in for image in images)
-    passed = [image.stages[: stages_at(image, step, layer)] for image in images]
-    if not any(passed):
-        return f"all {whole} tokens kept"
-    longest = max(range(len(images)), key=lambda i: len(passed[i]))
-    parts: dict[tuple[str, str], str] = {}  # a method that acts in many layers counts by its last one
-    before = -1
-    for n, stage in enumerate(passed[longest]):
-        left = sum(
-            len(own[min(n, len(own) - 1)].source) if own else image.tokens_in for image, own in zip(images, passed)
-        )
-        if left == before:  # nothing but roles were given
-            continue
-        before = left
-        depth = stage.layer if stage.stage == "llm" else None
-        place = "" if depth is None else f" after {depth} decoder layer{'s' * (depth != 1)}"
-        parts[stage.method, stage.stage] = f"{stage.method}: {left} of {whole} tokens{place}"
-    summaries = sum(int((own[-1].source < 0).sum()) for own in passed if own)
-    return ", then ".join(parts.values()) + (f", {summaries} of them summaries" if summaries else "")
-
-
-def summarize(*images: ImageTrace) -> str:
-    """The same in a few words, for a caption: ``120 → 59 of 144 tokens``. Several images are counted together."""
-    whole = sum(image.tokens_in for image in images)
-    stages = max((image.stages for image in images), key=len)
-    counts = [
-        sum(len(own.stages[min(n, len(own.stages) - 1)].source) if own.stages else own.tokens_in for own in images)
-        for n in range(len(stages))
-    ]
-    steps = [n for i, n in enumerate(counts) if i + 1 == len(counts) or stages[i].stage != stages[i + 1].stage]
-    path = " → ".join(str(n) for i, n in enumerate(steps) if i == 0 or n != steps[i - 1])
-    if not path:
-        return f"all {whole} tokens"
-    late = [stage.layer for stage in stages if stage.stage == "llm"]
-    return f"{path} of {whole} tokens" + (f", layer {late[-1]} on" if late else "")
 
 
 def _after(image: ImageTrace, steps: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...], np.ndarray | None]:
@@ -185,7 +112,7 @@ def _after(image: ImageTrace, steps: int) -> tuple[np.ndarray, np.ndarray, tuple
     return before, np.where(before >= 0, role, 0), names, score
 
 
-def joined(parts: Sequence[Fate], text: str) -> Fate:
+def joined(parts: Sequence[ProvenanceMap], text: str) -> ProvenanceMap:
     """The tiles of one picture, or the frames of a video, as one; ``text`` says what is left of them."""
     if len(parts) == 1:
         return parts[0]
@@ -195,7 +122,7 @@ def joined(parts: Sequence[Fate], text: str) -> Fate:
         panels.append(part.panel + shown)
         first, shown = first + part.kept, shown + len(part.panels)
     scores = [np.full(len(p.owner), np.nan) if p.score is None else p.score for p in parts]
-    return Fate(
+    return ProvenanceMap(
         np.concatenate([p.boxes for p in parts]),
         np.concatenate([p.frame for p in parts]),
         np.concatenate(panels),
@@ -210,24 +137,24 @@ def joined(parts: Sequence[Fate], text: str) -> Fate:
     )
 
 
-def _arranged(fate: Fate) -> Fate:
+def _arranged(tokens: ProvenanceMap) -> ProvenanceMap:
     """Views brought together in as few panels as they fit in without overlap, in the order of the vision tower."""
     groups: list[list[int]] = []
-    for view, panel in enumerate(fate.panels):
+    for view, panel in enumerate(tokens.panels):
         for group in groups:
-            if not any(_overlap(panel.boxes[0], fate.panels[v].boxes[0]) for v in group):
+            if not any(_overlap(panel.boxes[0], tokens.panels[v].boxes[0]) for v in group):
                 group.append(view)
                 break
         else:
             groups.append([view])
-    number = np.empty(len(fate.panels), dtype=int)
+    number = np.empty(len(tokens.panels), dtype=int)
     panels = []
     for g, group in enumerate(groups):
         number[group] = g
-        size = fate.panels[group[0]].label
+        size = tokens.panels[group[0]].label
         label = f"{len(group)} tiles of {size} tokens" if len(group) > 1 else f"the whole picture, {size} tokens"
-        panels.append(Panel(label, tuple(fate.panels[v].boxes[0] for v in group)))
-    return replace(fate, panels=tuple(panels), panel=number[fate.panel])
+        panels.append(Panel(label, tuple(tokens.panels[v].boxes[0] for v in group)))
+    return replace(tokens, panels=tuple(panels), panel=number[tokens.panel])
 
 
 def _overlap(a: Box, b: Box) -> bool:

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from tokenreduce.draw.caption import INK, WHITE, fit, font_of
 
 
-def sheet(
+def image_grid(
     images: Sequence[Image.Image | None],
     titles: Sequence[str],
     columns: Sequence[str] | int,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def settings_of(transforms: Sequence[Any]) -> dict[str, Any]:
+def from_transforms(transforms: Sequence[Any]) -> dict[str, Any]:
     """``do_resize``, ``size``, ``do_center_crop``, ``crop_size`` of what stands in ``transforms``.
 
     Errors: ``ValueError`` for anything else that moves pixels, such as padding or random crops.
