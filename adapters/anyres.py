@@ -59,9 +59,11 @@ class AnyresTower(ClipTower):
         tokens = tuple((~newline).nonzero().flatten().tolist())
         if views == 1:
             return Picture(self.view(), columns, tokens)
+        numbers = packed[~newline]
+        if len(numbers) == area:  # a strip so long and narrow that unpadding leaves nothing of its tiles
+            return Picture(Layout(self.grid, self.grid, views=(self.view(),)), columns, tokens, rows=views)
         height = int(newline.sum())
         width = (columns - area) // height - 1
-        numbers = packed[~newline]
         if not torch.equal(numbers, numbers.round()) or len(numbers.unique()) < len(numbers):  # scaled down as a whole
             both = (self.view(), Layout(height, width))
             return Picture(Layout(height, width, views=both), columns, tokens, rows=views, pooled=True)

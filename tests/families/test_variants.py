@@ -67,6 +67,24 @@ def test_a_window_that_lets_blocks_be_whole_does_not_hide_them():
         torch.testing.assert_close(found[signals[1]], image.mean(dim=(0, 1)), atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.parametrize("kind", ["single", "mixed"])
+@pytest.mark.parametrize("shape", [(4, 64), (64, 4)], ids=["wide", "tall"])
+@pytest.mark.parametrize("key", ["llava_next", "llava_next_video", "llava_onevision"])
+def test_of_a_long_strip_only_the_base_view_is_left(key, shape, kind, monkeypatch):
+    """A rule or a line of text: unpadding takes every row, or every column, of the tiles away."""
+    monkeypatch.setattr(zoo.FAMILIES[key], "shapes", [shape, *zoo.FAMILIES[key].shapes[1:]])
+    model = reduced.model(key)
+    inputs = zoo.inputs(key, kind, model)
+    for methods in METHODS.values():
+        out, trace = reduced.forward(model, inputs, *methods("keep"))
+        assert trace.images[0].tokens_in == 16
+        assert [view.num_tokens for view in trace.images[0].layout.views] in ([16], [])
+        reduced.same_logits(model, inputs, out.logits, trace)
+        reduced.same_tokens(model, inputs, *reduced.write(model, inputs, *methods("keep")))
+    _, trace = reduced.forward(model, inputs, tr.ToMe(keep=0.5))
+    assert [len(image.stages[-1].source) for image in trace.images] == [image.tokens_in // 2 for image in trace.images]
+
+
 @pytest.mark.parametrize("methods", METHODS)
 def test_an_image_scaled_down_after_tiling(methods):
     key = "llava_onevision"

@@ -92,6 +92,20 @@ def test_boxes_cover_what_the_tower_saw(key, size, tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation")
+@pytest.mark.parametrize("size", [(640, 10), (10, 640)])
+@pytest.mark.parametrize("key", ["llava_next", "llava_next_video", "llava_onevision"])
+def test_of_a_long_strip_the_whole_is_seen_once(key, size):
+    """Nothing of the tiles of any resolution is left; the base view squeezes the strip into a square."""
+    picture, undo = bright(size, (0, 0, size[0] // 2, size[1] // 2)), processor(key)
+    trace, made = run(key, {"images": [[picture]]}, ["i0"])
+    boxes = cell_boxes(size, undo, trace.images[0].layout)
+    assert boxes[-1, 2:].tolist() == list(size)
+    seen = made["pixel_values"][0, 0].float().mean(0).unfold(0, 8, 8).unfold(1, 8, 8).mean((2, 3)).flatten()
+    assert np.corrcoef(seen, share(boxes, (0, 0, size[0] // 2, size[1] // 2)))[0, 1] > 0.9
+    assert tr.draw(trace, picture, undo).width > 0
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")
 @pytest.mark.parametrize("key", ["llava_next", "internvl", "idefics3", "qwen2_5_vl"])
 def test_methods_are_compared_on_any_family(key):
     undo, picture = processor(key), bright((112, 60), (8, 8, 40, 40))

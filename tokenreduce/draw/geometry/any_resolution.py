@@ -12,12 +12,15 @@ def any_resolution(size: tuple[int, int], setting: Settings, layout: Layout) -> 
 
     Tiles reach beyond the image where the canvas was filled up with black. Where OneVision has more tokens than
     ``anyres_max`` allows, the tiles are pooled into a single grid, whose box comes second. An image among several in a
-    sample has one view (OneVision): the image made square by a border.
+    sample has no views (OneVision): the image made square by a border. A strip so long that unpadding left nothing of its
+    tiles has a single one.
     """
     width, height = size
     whole = (0.0, 0.0, float(width), float(height))
     if not layout.views:
         return [squared(size) if layout.frames == 1 else whole]
+    if len(layout.views) == 1:
+        return [whole]
     canvas = best_canvas((height, width), setting("image_grid_pinpoints"))
     fitted = fitted_size((height, width), canvas)
     top, left = (canvas[0] - fitted[0]) // 2, (canvas[1] - fitted[1]) // 2
