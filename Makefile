@@ -1,31 +1,67 @@
 # Everything on a fresh machine: `make demo` installs and runs the main job, `make test` installs and passes the tests.
+# An environment holds the versions of one file (LOCK) and is made again when that file changes. `make floor` and
+# `make newest` solve for the oldest and the newest versions that setup.cfg allows, each in an environment of its own.
 PYTHON ?= python3
 VENV ?= .venv
+LOCK ?= requirements/lock.txt
+TESTS ?=
+
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+UV := $(BIN)/uv
+MADE := $(VENV)/.made-$(shell cksum < $(LOCK) | cut -d' ' -f1)
+INSTALLED := $(VENV)/.installed-$(shell (pwd; cat $(LOCK) setup.cfg pyproject.toml) | cksum | cut -d' ' -f1)
 
-.PHONY: demo test lint format clean
+# what stands on other libraries, in about three minutes
+SUBSET := tests/test_zoo.py tests/adapters tests/contracts tests/families/test_oracle.py
 
-demo: $(STAMP)
+.PHONY: demo test subset lint format floor newest solve-floor solve-newest clean
+
+demo: $(INSTALLED)
 	$(BIN)/tokenreduce demo
 
-test: $(STAMP)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
+test: $(INSTALLED)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 $(TESTS)
 
-lint: $(STAMP)
+subset: $(INSTALLED)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 $(SUBSET)
+
+lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	rm -rf build/types && mkdir -p build/types && cp -r tokenreduce build/types && cp -r adapters kernels eval build/types/tokenreduce
-	cd build/types && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/setup.cfg -p tokenreduce
+	cd build/types && $(abspath $(BIN))/mypy --config-file $(CURDIR)/setup.cfg -p tokenreduce
 
-format: $(STAMP)
+format: $(INSTALLED)
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
-$(STAMP): setup.cfg pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip setuptools
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
-	touch $(STAMP)
+floor newest: %: solve-%
+	$(MAKE) test VENV=$(VENV)-$@ LOCK=build/$@.txt
+	cp build/$@.txt $(KEPT)
+	$(BIN)/uv pip list --python $(VENV)-$@ --outdated
+
+floor: KEPT := requirements/floor.txt
+newest: KEPT := requirements/lock.txt
+
+# both files hold for every platform and for Python 3.11 and later, and constrain pip as well as uv
+solve-floor: RESOLUTION := lowest-direct
+solve-newest: RESOLUTION := highest
+solve-floor solve-newest: solve-%: $(INSTALLED)
+	mkdir -p build
+	$(UV) pip compile --quiet --upgrade --resolution $(RESOLUTION) --universal --python-version 3.11 --all-extras \
+		--strip-extras --no-annotate --no-header setup.cfg -o build/$*.txt
+
+# uv installs in a fraction of pip's time; pip does where uv cannot
+$(INSTALLED): $(MADE)
+	rm -f $(VENV)/.installed-*
+	$(BIN)/python -m pip install --quiet --constraint $(LOCK) uv && \
+		$(UV) pip install --quiet --python $(BIN)/python --constraint $(LOCK) --build-constraint $(LOCK) \
+			--editable '.[dev]' || \
+		$(BIN)/python -m pip install --quiet --constraint $(LOCK) --editable '.[dev]'
+	touch $@
+
+$(MADE):
+	$(PYTHON) -m venv --clear $(VENV)
+	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo_out
+	rm -rf $(VENV) $(VENV)-floor $(VENV)-newest build dist *.egg-info demo_out

@@ -102,7 +102,7 @@ def weights(path: Path) -> dict[str, Tensor]:
     for node in graph.node:
         bias = next((name for name in node.input if name.startswith(BACKBONE) and name.endswith(".bias")), None)
         product = next((products[name] for name in node.input if name in products), None)
-        if node.op_type == "Add" and bias and product in held:
+        if node.op_type == "Add" and bias and product is not None and product in held:
             found[bias.removeprefix(BACKBONE).removesuffix("bias") + "weight"] = tensor(product).T.contiguous()
     width = found["embeddings.cls_token"].shape[-1]
     tables = [name for name in held if "." not in name and list(held[name].dims)[::2] == [1, width]]

@@ -120,3 +120,33 @@ def test_public_names():
     assert "<table>" in tr.methods()._repr_html_()
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         _ = tr.Nothing
+
+
+@pytest.mark.parametrize("name", ["lock.txt", "floor.txt"])
+def test_every_declared_requirement_has_a_committed_version(name):
+    from packaging.requirements import Requirement
+
+    lines = [Requirement(line) for line in (ROOT / "requirements" / name).read_text().splitlines()]
+    for python in ("3.11.7", "3.12.4"):
+        place = {"python_full_version": python, "python_version": python[:4], "sys_platform": "linux"}
+        place |= {"platform_system": "Linux", "platform_machine": "x86_64"}
+        held = {line.name: line for line in lines if line.marker is None or line.marker.evaluate(place)}
+        for line in declared():
+            if line.name != "tokenreduce" and (line.marker is None or line.marker.evaluate(place)):
+                (version,) = held[line.name.replace("_", "-").lower()].specifier
+                assert version.operator == "=="
+                assert line.specifier.contains(version.version), (
+                    f"{name}: {line} is solved as {version}; run make newest"
+                )
+
+
+def declared() -> list:
+    """Requirements of the package and of every extra."""
+    from configparser import ConfigParser
+
+    from packaging.requirements import Requirement
+
+    settings = ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    parts = [settings["options"]["install_requires"], *settings["options.extras_require"].values()]
+    return [Requirement(line) for part in parts for line in part.splitlines() if line and not line.startswith("#")]
