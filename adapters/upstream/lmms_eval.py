@@ -9,13 +9,16 @@
 | a request's arguments hold methods of its task; the task's `args` are the command line's | 0.7.3 |
 | a request that only pads a rank says `__padding_only__` in its metadata | 0.7.3 |
 | `lm.task_dict[task][split][document]` is what a model reads its documents from | 0.7.3 |
+| the task manager's `model_name` chooses among blocks per model in a task's settings, when tasks are made | 0.7.3 |
+| `simple_evaluate` makes the model first, then the tasks, from its local variable `task_manager` | 0.7.3 |
+| a task's `aggregation()` is a function per metric; the built-in mean is `lmms_eval.api.metrics.mean` | 0.7.3 |
 | the command line runs in a function `cli_evaluate`, which catches every `Exception` | 0.7.3 |
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +42,16 @@ def model_class(name: str, force_simple: bool) -> type:
     return get_model(name, force_simple=force_simple)
 
 
-def task_manager(include: Sequence[str], defaults: bool) -> Any:
-    """lmms-eval's index of the tasks in the folders ``include`` and, where ``defaults``, of its own thousands."""
+def task_manager(include: Sequence[str], defaults: bool, model: str | None = None) -> Any:
+    """lmms-eval's index of the tasks in the folders ``include`` and, where ``defaults``, of its own thousands.
+
+    ``model``: the name by which tasks choose prompts and settings of generation.
+    """
     from lmms_eval.tasks import TaskManager
     from loguru import logger
 
     logger.disable(f"{PACKAGE}.tasks")
-    return TaskManager("ERROR", include_path=list(include), include_defaults=defaults)
+    return TaskManager("ERROR", include_path=list(include), include_defaults=defaults, model_name=model)
 
 
 def run_task(model: Any, task: str, tasks: Any, limit: int | None, batch_size: int) -> dict[str, Any]:
@@ -75,6 +81,37 @@ def output_path(requests: Sequence[Any]) -> Path | None:
     called_with: Any = getattr(task_of(requests[0]), "args", None) if requests else None
     path = getattr(called_with, "output_path", None)
     return Path(path) if path else None
+
+
+#: what a task may say per model
+PER_MODEL = ("lmms_eval_specific_kwargs", "model_specific_generation_kwargs", "model_specific_target_kwargs")
+
+
+def prompt_as(base: str) -> None:
+    """While lmms-eval is about to make its tasks: let these choose prompts and settings of generation for ``base``."""
+    frame = sys._getframe()
+    while frame is not None:
+        manager = frame.f_locals.get("task_manager")
+        if frame.f_code.co_name == "simple_evaluate" and hasattr(manager, "model_name"):
+            manager.model_name = base
+        frame = frame.f_back  # type: ignore[assignment]
+
+
+def prompts_of_another(task: Any, base: str) -> str | None:
+    """The name by which ``task`` chose, where it has a block for ``base`` and did not take it; None where all is well."""
+    chose = getattr(task, "model_name", None)
+    blocks = (getattr(task.config, name, None) or {} for name in PER_MODEL)
+    return str(chose) if chose != base and any(base in block for block in blocks) else None
+
+
+def aggregation_of(task: Any, metric: str) -> Callable[..., Any] | None:
+    """The function that makes a task's score of the entries of its questions."""
+    return task.aggregation().get(metric)
+
+
+def is_mean(aggregation: Callable[..., Any]) -> bool:
+    """Whether an aggregation is lmms-eval's own mean."""
+    return (aggregation.__module__, getattr(aggregation, "__name__", "")) == ("lmms_eval.api.metrics", "mean")
 
 
 def is_padding(request: Any) -> bool:

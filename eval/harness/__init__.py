@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,3 +29,11 @@ def require() -> None:
     missing = [name for name in ("lmms_eval", "decord") if find_spec(name) is None]
     if missing:
         raise ValueError(f"{' and '.join(missing)} not installed; run: pip install 'tokenreduce[eval]'")
+
+
+def told(result: Mapping[str, Any]) -> str:
+    """The scores of a cell on one line."""
+    if result.get("metric") is not None or not result.get("tasks"):
+        return f"{result['metric']} {result['score']}"
+    first = {name: next(iter(about["metrics"].items()), None) for name, about in result["tasks"].items()}
+    return ", ".join(f"{name} {pair[0]} {pair[1]['value']}" for name, pair in first.items() if pair is not None)

@@ -9,8 +9,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,47 +16,23 @@ from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 
 import tokenreduce as tr
-from tokenreduce.adapters.upstream.lmms_eval import DocumentRecorder, answers_of, is_padding, model_class, output_path
+from tokenreduce.adapters.upstream.lmms_eval import (
+    DocumentRecorder,
+    answers_of,
+    is_padding,
+    model_class,
+    output_path,
+    prompt_as,
+    prompts_of_another,
+    task_of,
+)
 
 from ..recipe import Recipe
 from ..results import write_json
 from .examples import Examples
 from .failures import EvaluationFailed, exit_on_error, expect_results
 from .meter import Meter, summary, without_padding
-
-# config.model_type: the model of lmms-eval that runs it, where tr_base names none
-BASES = {
-    "llava": "llava_hf",
-    "llava_next": "llava_hf",
-    "llava_onevision": "llava_hf",
-    "qwen2_vl": "qwen2_vl",
-    "qwen2_5_vl": "qwen2_5_vl",
-    "qwen3_vl": "qwen3_vl",
-    "internvl": "internvl_hf",
-}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What stands behind ``tr_`` in the arguments of the model.
-
-    ``base``: lmms-eval's name of the model that does the work; ``log``: file for the measurements, by default one in the
-    output path of lmms-eval.
-    """
-
-    recipe: Recipe
-    base: str | None = None
-    log: Path | None = None
-
-    @classmethod
-    def taken_from(cls, arguments: dict[str, Any]) -> tuple[Settings, dict[str, Any]]:
-        """Ours and the base model's. Errors: those of ``Recipe.of``."""
-        mine = {key[3:]: value for key, value in arguments.items() if key.startswith("tr_")}
-        rest = {key: value for key, value in arguments.items() if not key.startswith("tr_")}
-        base, log, method = (mine.pop(name, None) for name in ("base", "log", "method"))
-        keep, as_video = mine.pop("keep", None), mine.pop("images_as_video", False)
-        recipe = Recipe.of("" if method is None else str(method), keep, mine, as_video)
-        return cls(recipe, base, None if log is None else Path(log)), rest
+from .settings import Settings, base_name
 
 
 class Reduced:
@@ -68,18 +42,22 @@ class Reduced:
         reused: keep the model when an evaluation ends; lmms-eval would otherwise delete it.
         with_examples: draw what is kept of a few questions; ``examples`` are those of the last evaluation.
         measured: what the last evaluation cost, as it is written to the log.
+        base: lmms-eval's name of the model that does the work, by which tasks choose their prompts.
+        tasks: lmms-eval's objects of the tasks of the last evaluation, by name.
     """
 
     reused = with_examples = False
     examples: Examples
     measured: dict[str, Any]
+    base: str
+    tasks: dict[str, Any]
     model: Any
     rank: int
     task_dict: Any
 
-    def __init__(self, settings: Settings, arguments: dict[str, Any]) -> None:
+    def __init__(self, settings: Settings, base: str, arguments: dict[str, Any]) -> None:
         super().__init__(**arguments)
-        self.settings = settings
+        self.settings, self.base, self.tasks = settings, base, {}
         self.use(settings.recipe)
 
     def use(self, recipe: Recipe) -> None:
@@ -101,6 +79,8 @@ class Reduced:
         """
         with exit_on_error():
             expect_results(requests)
+            self.tasks = {r.task_name: task for r in requests if (task := task_of(r)) is not None}
+            self._check_prompts()
             meter, documents = Meter(), self.task_dict
             if self.with_examples:
                 self.examples = Examples(requests, getattr(self, "processor", getattr(self, "_image_processor", None)))
@@ -126,6 +106,15 @@ class Reduced:
         with exit_on_error():
             expect_results(requests)
             return super().generate_until_multi_round(requests)  # type: ignore[misc]
+
+    def _check_prompts(self) -> None:
+        for name, task in self.tasks.items():
+            chose = prompts_of_another(task, self.base)
+            if chose is not None:
+                raise EvaluationFailed(
+                    f"task {name} has prompts or settings for {self.base} and took those for {chose!r}, so scores would not be "
+                    f"the model's; give simple_evaluate a TaskManager(model_name={self.base!r})"
+                )
 
     def _conclude(self, requests: Sequence[Instance], answers: list[Any], meter: Meter) -> None:
         empty = sum(not str(a).strip() for a in answers)
@@ -176,21 +165,6 @@ class Reduced:
             write_json(file, self.measured)
 
 
-def base_class(base: str | None, pretrained: str, force_simple: bool) -> type:
-    """The class of lmms-eval that runs ``pretrained``; by ``config.model_type`` where ``base`` is None."""
-    if base is None:
-        from transformers import AutoConfig
-
-        kind = AutoConfig.from_pretrained(pretrained).model_type
-        if kind not in BASES:
-            raise ValueError(
-                f"no base model is known for model_type={kind!r} of pretrained={pretrained!r}; name one of lmms-eval's with "
-                f"tr_base, for example tr_base=llava_hf. Known by themselves: {', '.join(BASES)}"
-            )
-        base = BASES[kind]
-    return model_class(base, force_simple)
-
-
 def build(force_simple: bool, **arguments: Any) -> Any:
     """A model of lmms-eval with a reduction; ``arguments`` are those of the base class and ``tr_*``.
 
@@ -204,7 +178,8 @@ def build(force_simple: bool, **arguments: Any) -> Any:
         rest["pretrained"] = str(WEIGHTS)
     if "pretrained" not in rest:
         raise ValueError("pretrained is missing; for example --model_args pretrained=llava-hf/llava-1.5-7b-hf, or demo")
-    base = base_class(settings.base, str(rest["pretrained"]), force_simple)
+    name = base_name(settings.base, str(rest["pretrained"]))
+    base = model_class(name, force_simple)
     known = inspect.signature(base).parameters
     device = str(rest.get("device") or ("cuda" if torch.cuda.is_available() else "cpu"))
     spread = int(os.environ.get("WORLD_SIZE", "1")) > 1 and device.startswith("cuda")
@@ -214,7 +189,8 @@ def build(force_simple: bool, **arguments: Any) -> Any:
     if device == "cpu":
         defaults["dtype"] = "float32"
     rest = {key: value for key, value in defaults.items() if key in known} | rest
-    return type(f"Reduced{base.__name__}", (Reduced, base), {})(settings, rest)
+    prompt_as(name)
+    return type(f"Reduced{base.__name__}", (Reduced, base), {})(settings, name, rest)
 
 
 class Chat(lmms):  # abstract: an instance is one of the base model's class, see __new__

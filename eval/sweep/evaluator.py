@@ -64,9 +64,12 @@ class Evaluator:
 
     def _run(self, cell: Cell) -> dict[str, Any]:
         from ..harness.first_token import first_token
+        from ..harness.scores import scores
 
         self.lm.measured = {}
-        results = run_task(self.lm, cell.task, manager([cell.task], cell.include), cell.limit, cell.batch_size)
+        results = run_task(
+            self.lm, cell.task, manager([cell.task], cell.include, self.lm.base), cell.limit, cell.batch_size
+        )
         if not self.lm.measured:
             raise ValueError(
                 f"task {cell.task} does not generate once per question; only output_type: generate_until is measured"
@@ -74,7 +77,7 @@ class Evaluator:
         measured, examples = self.lm.measured, self.lm.examples
         self.lm.use(Recipe())
         return {
-            **scores(results, cell.task, measured["samples"]),
+            **scores(results, cell.task, measured["samples"], self.lm.tasks),
             "measured": measured["summary"],
             "empty_answers": measured["empty_answers"],
             "first_token": first_token(self.lm.model, cell.recipe, examples.prompts),
@@ -82,53 +85,6 @@ class Evaluator:
             "not_drawn": examples.problems,
             "environment": environment(self.lm.model),
         }
-
-
-def scores(results: dict[str, Any], task: str, samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Metrics of a task and one row per question: doc_id, score (None if the metric has none), reply, target, tokens.
-
-    The first metric of the task is the one that counts.
-    """
-    table = results["results"].get(task, {})
-    metrics = {
-        name.removesuffix(",none"): value
-        for name, value in table.items()
-        if "," in name and "_stderr" not in name and isinstance(value, (int, float))
-    }
-    listed = [m["metric"] for m in (results["configs"].get(task, {}).get("metric_list") or ())]
-    metric = next((name for name in (*listed, *metrics) if name in metrics), None)
-    cost = {(row["task"], row["doc_id"]): row for row in samples}
-    questions = []
-    for leaf, rows in results["samples"].items():
-        for row in sorted(rows, key=lambda r: r["doc_id"]):
-            measured = cost.get((leaf, row["doc_id"]), {})
-            questions.append(
-                {
-                    "doc_id": row["doc_id"] if leaf == task else f"{leaf}/{row['doc_id']}",
-                    "score": _number(row.get(str(metric))),
-                    "reply": row["filtered_resps"][0] if len(row["filtered_resps"]) == 1 else row["filtered_resps"],
-                    "target": str(row["target"]),
-                    "kind": row["doc"].get("kind"),
-                    **{name: measured.get(name) for name in ("tokens_in", "tokens_kept", "equivalent_tokens", "flops")},
-                    **{name: measured.get(name) for name in ("ttft_ms", "generate_ms", "method_ms")},
-                }
-            )
-    if not questions:
-        raise ValueError(f"task {task} has no questions here; give a larger limit")
-    higher = results.get("higher_is_better", {}).get(task, {}).get(metric, True)
-    return {
-        "metric": metric,
-        "score": metrics.get(str(metric)),
-        "metrics": metrics,
-        "higher_is_better": bool(higher),
-        "questions": questions,
-    }
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, dict):
-        value = value.get("score")
-    return float(value) if isinstance(value, (bool, int, float)) else None
 
 
 def _kind(error: Exception) -> str:

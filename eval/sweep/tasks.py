@@ -42,7 +42,7 @@ def check(tasks: Sequence[str], include: Sequence[str]) -> None:
             )
 
 
-def manager(tasks: Sequence[str], include: Sequence[str]) -> Any:
-    """lmms-eval's index of tasks; of all its own only where ``tasks`` needs them."""
+def manager(tasks: Sequence[str], include: Sequence[str], model: str | None = None) -> Any:
+    """lmms-eval's index of tasks; of all its own only where ``tasks`` needs them. ``model``: whose prompts they choose."""
     own = all(any(defines(Path(place), task) for place in include) for task in tasks)
-    return task_manager(include, defaults=not own)
+    return task_manager(include, defaults=not own, model=model)

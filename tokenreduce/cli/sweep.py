@@ -68,7 +68,7 @@ def sweep(
 
     - `tokenreduce sweep grid.yaml --ray ray://head:10001 --dry-run`
     """
-    from tokenreduce.eval.harness import require
+    from tokenreduce.eval.harness import require, told
     from tokenreduce.eval.sweep import Grid, Store, SweepFailed, run, tasks
 
     require()
@@ -98,7 +98,7 @@ def sweep(
     def tell(status: str, cell: Cell, outcome: Any, tally: Tally) -> None:
         number, eta = tally.total - tally.left, tally.eta_s() or 0
         if outcome.result is not None:
-            what = f"{outcome.result['metric']} {outcome.result['score']} in {outcome.result['seconds']:.1f} s"
+            what = f"{told(outcome.result)} in {outcome.result['seconds']:.1f} s"
         else:
             what = f"{status}, {outcome.error['kind']}: {outcome.error['text'][:160]}"
         console.print(f"[{number}/{tally.total}] {cell}: {what}; {_minutes(eta)} left", markup=False)
