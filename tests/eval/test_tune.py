@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from pathlib import Path
 
@@ -112,6 +113,31 @@ def test_pick_is_the_best_of_the_whole_ladder_where_accuracy_and_cost_are_lawful
     best = best_of_all(wish, evaluate, table)
     assert not found.exhausted
     assert (best and wish.order(best)) == (found.best and wish.order(found.best))
+
+
+LADDER_OF_DEMO = Path(__file__).parents[2] / "benchmarks/results/ladder.csv"
+
+
+@pytest.mark.parametrize("name", ["target", "flops"])
+def test_on_the_demo_models_own_table_at_most_one_step_is_lost(name):
+    with LADDER_OF_DEMO.open() as file:
+        table = {(row["method"], float(row["keep"])): row for row in csv.DictReader(file)}
+    points = {
+        at: Point(*at, *(float(row[c]) for c in ("relative", "relative_low", "relative_high", "flops_share", "token_share")))
+        for at, row in table.items()
+    }  # fmt: skip
+    methods = list(dict.fromkeys(method for method, _ in points))
+    assert len(points) == len(methods) * len(LADDER)
+    for wished in range(10, 100):
+        wish = Wish(**{name: wished / 100})
+        found = search(methods, lambda m, k: points[m, k], evaluations=40, **{name: wished / 100})
+        best = best_of_all(wish, lambda m, k: points[m, k], methods)
+        if best is None:
+            assert found.best is None
+            continue
+        step = LADDER.index(best.keep) + (1 if name == "flops" else -1)  # accuracy given away, or FLOPs
+        near = points[best.method, LADDER[min(max(step, 0), len(LADDER) - 1)]]
+        assert wish.order(found.best) <= max(wish.order(near), wish.order(best)), (wished, found.best, best)
 
 
 def test_of_equal_cost_the_more_accurate_is_picked_and_random_comes_after():
