@@ -6,10 +6,11 @@ import json
 import os
 import platform
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tokenreduce.files import replacing
 
 if TYPE_CHECKING:
     import torch
@@ -36,18 +37,15 @@ def claim(out: Path, files: Sequence[str]) -> None:
         )
 
 
+def as_json(content: Any) -> str:
+    """``content`` as indented JSON with a newline behind it."""
+    return json.dumps(content, indent=1) + "\n"
+
+
 def write_json(path: Path, content: Any) -> None:
-    """Write ``content`` as JSON; readers see the old file or the new one, never a part."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1)
-            file.write("\n")
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    """Write ``content`` as JSON; readers see the old file or the new one, never a part. See ``tokenreduce.files.replacing``."""
+    with replacing(path) as file:
+        file.write(as_json(content).encode("utf-8"))
 
 
 def environment(model: nn.Module) -> dict[str, Any]:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..results import surroundings, write_json
+from ..results import surroundings
 from . import models, operations, towers
 from .shapes import SHAPES
 
 Found = tuple[dict[str, Any], list[dict[str, Any]], list[str]]
-KIND = "tokenreduce bench"  # marks the files of this command
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +27,6 @@ class Place:
     def record(self, what: str, title: str, **content: Any) -> dict[str, Any]:
         facts = surroundings(self.device)
         return {
-            "kind": KIND,
             "what": what,
             "title": title,
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -89,15 +85,3 @@ def towers_table(place: Place, tower: str, batches: Sequence[int], layers: int |
     made = towers.build(tower, layers, place.device, place.dtype)
     rows = towers.measure(made, tower, batches, place.rounds, place.advance)
     return place.record("towers", "ToMe in timm", rows=rows), towers.table(rows), []
-
-
-def write(path: Path, content: dict[str, Any]) -> None:
-    """Write ``content``; raise if a file is there that this command did not write."""
-    if path.exists():
-        try:
-            ours = json.loads(path.read_text())["kind"] == KIND
-        except (OSError, ValueError, KeyError, TypeError):
-            ours = False
-        if not ours:
-            raise ValueError(f"--json={str(path)!r} exists and is no file of tokenreduce bench; choose another name")
-    write_json(path, content)

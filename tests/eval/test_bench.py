@@ -91,7 +91,7 @@ def test_models_and_the_file(tmp_path) -> None:
     out.write_text("{}")
     code, text = bench(*arguments, "--json", str(out))
     assert code == 2
-    assert "is no file of tokenreduce bench" in text
+    assert "'tokenreduce bench' did not write it" in text
     assert out.read_text() == "{}"
 
 

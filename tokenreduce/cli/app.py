@@ -11,7 +11,8 @@ import typer
 from rich.console import Console
 
 # Nothing heavy is imported above: help appears at once. Commands import torch and transformers when they run.
-FAILED, USAGE = 1, 2
+FAILED, USAGE, INTERRUPTED = 1, 2, 130  # the last is what shells give for Ctrl-C
+UNLIMITED = 100_000  # columns
 
 app = typer.Typer(
     rich_markup_mode="markdown",
@@ -49,7 +50,7 @@ def teaching(command: Callable[..., None]) -> Callable[..., None]:
             raise
         except KeyboardInterrupt:
             Console(stderr=True).print("stopped")
-            raise typer.Exit(FAILED) from None
+            raise typer.Exit(INTERRUPTED) from None
         except Exception as error:
             if kwargs.get("debug"):
                 raise
@@ -90,14 +91,19 @@ def _app(
 Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")]
 
 
-def print_table(rows: list[dict[str, Any]], title: str) -> None:
+def print_table(rows: list[dict[str, Any]], title: str, console: Console | None = None) -> None:
+    """Rows under their keys; as wide as they are where no terminal sets the width, and never cut."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table
 
     made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
     for number, name in enumerate(rows[0]):
-        made.add_column(name.replace("_", " "), no_wrap=number == 0, style="bold" if number == 0 else None)
+        style = "bold" if number == 0 else None
+        made.add_column(name.replace("_", " "), no_wrap=number == 0, overflow="fold", style=style)
     for row in rows:
         made.add_row(*(escape(str(value)) for value in row.values()))
-    Console().print(made)
+    console = console or Console()
+    if not console.is_terminal:
+        console = Console(file=console.file, width=UNLIMITED)
+    console.print(made, soft_wrap=False)

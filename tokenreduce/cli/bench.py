@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from tokenreduce.cli.app import Debug, app, print_table, teaching
 from tokenreduce.cli.arguments import budget
 from tokenreduce.cli.options import Attention, Device, Dtype
+from tokenreduce.cli.output import Force, JsonFile, JsonOutput
 
 
 class What(StrEnum):
@@ -49,7 +48,8 @@ def bench(
         Dtype, typer.Option(metavar="<dtype>", help="[default: float32 on a CPU, else bfloat16]")
     ] = Dtype.auto,
     attn: Attention = "sdpa",
-    json: Annotated[Path | None, typer.Option(help="Write the measurements here; replaces its own file only.")] = None,
+    json: JsonFile = None,
+    force: Force = False,
     debug: Debug = False,
 ) -> None:
     """Measure speed: operations, whole models, vision towers; always against the unreduced or plain form in turns.
@@ -71,14 +71,13 @@ def bench(
     from tokenreduce.cli.loading import pick_device
     from tokenreduce.loading import quiet
 
-    if json is not None and not json.parent.is_dir():
-        raise ValueError(f"--json={str(json)!r}: the folder {str(json.parent)!r} does not exist; make it first")
+    output = JsonOutput("bench", json, force)
     quiet()
     if threads is not None:
         torch.set_num_threads(threads)
     place = pick_device(device)
     name = dtype.value if dtype is not Dtype.auto else "float32" if place.type == "cpu" else "bfloat16"
-    console = Console()
+    console = output.console
     with console.status("building") as status:
         from tokenreduce.eval.bench import run
 
@@ -93,11 +92,9 @@ def bench(
         else:
             content, rows, notes = run.towers_table(run_at, tower, _sizes(batch or "1,8"), layers)
     for note in notes:
-        console.print(note, markup=False, highlight=False)
-    print_table(rows, content["title"])
-    if json is not None:
-        run.write(json, content)
-        console.print(f"wrote {json}", markup=False)
+        console.print(note, markup=False)
+    print_table(rows, content["title"], console)
+    output.write(content)
 
 
 def _names(text: str | None) -> list[str] | None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from tokenreduce.cli.app import Debug, app, teaching
 from tokenreduce.cli.arguments import chosen_methods
@@ -26,9 +25,12 @@ from tokenreduce.cli.options import (
     PositionIds,
     Prompt,
 )
+from tokenreduce.cli.output import Force, JsonFile, JsonOutput, check_picture
 from tokenreduce.cli.prompt import load_prompt, one_picture
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from tokenreduce.cost import Report
 
 
@@ -50,7 +52,8 @@ def run(
     compare: Annotated[
         bool, typer.Option("--compare/--no-compare", help="Answer and time without reduction, too.")
     ] = True,
-    json: Annotated[Path | None, typer.Option(help="Write answers and report here.")] = None,
+    json: JsonFile = None,
+    force: Force = False,
     debug: Debug = False,
 ) -> None:
     """Answer one question about one picture on fewer visual tokens, and say what that saved.
@@ -65,13 +68,13 @@ def run(
     """
     chosen = chosen_methods(method, keep, parameter or [], positions.value if positions else None)
     picture, question = one_picture(model, image, prompt)
-    for path, option in ((draw, "--draw"), (json, "--json")):
-        if path is not None and not path.parent.is_dir():
-            raise ValueError(f"{option}={str(path)!r}: the folder {str(path.parent)!r} does not exist; make it first")
+    output = JsonOutput("run", json, force)
+    if draw is not None:
+        check_picture(draw)
     asked = load_prompt(model, picture, question, dtype.value, device, attn)
 
     import tokenreduce as tr
-    from tokenreduce.eval.results import environment, write_json
+    from tokenreduce.eval.results import environment
     from tokenreduce.timing import speed_up, time_prefill
 
     found: dict[str, Any] = {"model": model, "prompt": question, "methods": [repr(m) for m in chosen]}
@@ -96,12 +99,11 @@ def run(
         from tokenreduce.draw import draw as draw_tokens
 
         draw_tokens(reduced.trace, picture, asked.processor).save(draw)
-    if json is not None:
-        write_json(json, found)
-    _tell(found, reduced.report, [str(path) for path in (draw, json) if path is not None])
+    _tell(output.console, found, reduced.report, draw)
+    output.write(found)
 
 
-def _tell(found: dict[str, Any], report: Report, written: list[str]) -> None:
+def _tell(console: Console, found: dict[str, Any], report: Report, picture: Path | None) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -120,6 +122,8 @@ def _tell(found: dict[str, Any], report: Report, written: list[str]) -> None:
             )
         )
     grid = Table.grid(padding=(0, 2))
-    for label, value in [*rows, *(("wrote", path) for path in written)]:
+    if picture is not None:
+        rows.append(("wrote", str(picture)))
+    for label, value in rows:
         grid.add_row(Text(label, style="bold"), Text(value))
-    Console().print(grid)
+    console.print(grid, soft_wrap=False)
