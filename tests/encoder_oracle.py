@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import tokenreduce as tr
-from tokenreduce.adapters.family import family_of
+from tokenreduce.adapters.registry import family_of
 
 
 def explicit(model, x, method):

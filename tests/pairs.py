@@ -12,7 +12,8 @@ import torch
 import zoo
 
 import tokenreduce as tr
-from tokenreduce.adapters.family import Family, families, family_of
+from tokenreduce.adapters.families.base import Family
+from tokenreduce.adapters.registry import families, family_of
 from tokenreduce.method import Method, registry
 
 #: for models this small: a window that divides grids of 4 x 4, and a budget that five layers can meet

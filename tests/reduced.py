@@ -12,7 +12,7 @@ import zoo
 import zoo_oracle
 
 import tokenreduce as tr
-from tokenreduce.adapters.family import families
+from tokenreduce.adapters.registry import families
 
 TOLERANCE = 3e-5  # float32 logits of size 5; batched and single matrix products round differently
 STEPS = 4

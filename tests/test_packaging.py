@@ -13,7 +13,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("adapters.door", "kernels.attention_row", "kernels.triton.common", "eval.demo", "methods.hiprune")
+ROOMS = (
+    "adapters.hooks.decoder_inputs",
+    "kernels.attention_row",
+    "kernels.triton.common",
+    "eval.demo",
+    "methods.hiprune",
+)
 
 
 @pytest.fixture(scope="module")

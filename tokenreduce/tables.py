@@ -48,7 +48,7 @@ def methods() -> Table:
 
 def families() -> Table:
     """One row per supported ``config.model_type``: adapter and remarks."""
-    from tokenreduce.adapters.family import families as known
+    from tokenreduce.adapters.registry import families as known
 
     return Table(
         {

@@ -27,24 +27,25 @@ class Attachment:
     def __init__(
         self, model: nn.Module, methods: list[Method], output_length: Literal["full", "reduced"], images_as_video: bool
     ) -> None:
-        from tokenreduce.adapters.door import DecoderDoor
-        from tokenreduce.adapters.encoder_alone import EncoderFamily, TowerDoor
-        from tokenreduce.adapters.family import family_of
+        from tokenreduce.adapters.encoders.base import EncoderFamily
+        from tokenreduce.adapters.hooks.encoder_alone import EncoderHooks
+        from tokenreduce.adapters.hooks.vision_language_model import VisionLanguageHooks
+        from tokenreduce.adapters.registry import family_of
 
         self.family = family_of(model)
         self.facts = self.family.facts()
         if images_as_video:  # counts then refer to a video of any length
             self.facts = dataclasses.replace(self.facts, tokens_per_image=None)
         pipeline = Pipeline(methods, self.facts)
-        self.door: TowerDoor | DecoderDoor
+        self.hooks: EncoderHooks | VisionLanguageHooks
         if isinstance(self.family, EncoderFamily):
-            self.door = TowerDoor(self.family, pipeline, output_length)
+            self.hooks = EncoderHooks(self.family, pipeline, output_length)
         else:
-            self.door = DecoderDoor(self.family, pipeline, output_length, images_as_video)
-        self.handles = self.door.attach()
+            self.hooks = VisionLanguageHooks(self.family, pipeline, output_length, images_as_video)
+        self.handles = self.hooks.attach()
 
     def detach(self) -> None:
-        from tokenreduce.adapters.door import release
+        from tokenreduce.adapters.hooks.method_calls import release
 
         release(self.handles)
 
@@ -98,7 +99,7 @@ def wrap(
     chosen = [make(method, **parameters) for method in methods]
     plain = _plain(model)
     if _attachment(plain) is not None:
-        names = ", ".join(m.name for m in _attached(plain).door.pipeline.methods)
+        names = ", ".join(m.name for m in _attached(plain).hooks.pipeline.methods)
         raise ValueError(
             f"model is wrapped already (with {names}); call tr.unwrap(model) first, or compose methods in one call: "
             "tr.wrap(model, method_a, method_b)"
@@ -139,17 +140,17 @@ def budget(model: nn.Module, keep: float | int) -> Iterator[None]:
     Example: ``with tr.budget(model, keep=64): model.generate(**inputs)``
     """
     attachment = _attached(_plain(model))
-    door, before = attachment.door, attachment.door.pipeline
+    hooks, before = attachment.hooks, attachment.hooks.pipeline
     changed = Pipeline([dataclasses.replace(m, keep=keep) for m in before.methods], attachment.facts)
     same = changed.listens == before.listens and all(changed.layers(s) == before.layers(s) for s in ("llm", "cache"))
     if not same or bool(changed.layers("encoder")) != bool(before.layers("encoder")):
         raise ValueError(f"keep={keep} would move a method to other layers; unwrap and wrap again with it")
     changed.stopwatch = before.stopwatch
-    door.use(changed)
+    hooks.use(changed)
     try:
         yield
     finally:
-        door.use(before)
+        hooks.use(before)
 
 
 def is_wrapped(model: nn.Module) -> bool:
@@ -159,7 +160,7 @@ def is_wrapped(model: nn.Module) -> bool:
 
 def trace(model: nn.Module) -> Trace:
     """Where the visual tokens of the last prompt went. Errors: ``ValueError`` before the first prompt."""
-    found = _attached(_plain(model)).door.trace
+    found = _attached(_plain(model)).hooks.trace
     if found is None:
         raise ValueError("no trace yet: run the wrapped model on a prompt first, e.g. model.generate(**inputs)")
     return found
@@ -167,7 +168,7 @@ def trace(model: nn.Module) -> Trace:
 
 def report(model: nn.Module) -> Report:
     """What the last prompt cost. Errors: ``ValueError`` before the first prompt."""
-    found = _attached(_plain(model)).door.report
+    found = _attached(_plain(model)).hooks.report
     if found is None:
         raise ValueError("no report yet: run the wrapped model on a prompt first, e.g. model.generate(**inputs)")
     return found

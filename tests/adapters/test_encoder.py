@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 
 import tokenreduce as tr
-from tokenreduce.adapters.family import family_of
+from tokenreduce.adapters.registry import family_of
 
 TOLERANCE = 2e-5  # float32, two orders of the same additions
 

@@ -14,9 +14,9 @@ from transformers.masking_utils import AttentionMaskInterface, flash_attention_m
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import tokenreduce as tr
-from tokenreduce.adapters.attention import KeyBias, lengthened
-from tokenreduce.adapters.blocks import OpenClipBlock
-from tokenreduce.adapters.family import family_of
+from tokenreduce.adapters.attention_functions import KeyBias, lengthened
+from tokenreduce.adapters.encoders.blocks import OpenClipBlock
+from tokenreduce.adapters.registry import family_of
 from tokenreduce.eval.bench.timing import LargestTensor
 from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.signals import AttentionReceived, ClsAttention

@@ -123,7 +123,8 @@ def test_no_attention_map_is_made(pair, monkeypatch):
 
 @pytest.mark.parametrize("repeat", [1, 3])
 def test_which_encoded_picture_stands_behind_which_prompt_image(repeat):
-    from tokenreduce.adapters.pictures import Picture, place, share_of
+    from tokenreduce.adapters.hooks.visual_token_positions import place, share_of
+    from tokenreduce.adapters.visual_inputs import Picture
     from tokenreduce.tokens import Layout
 
     counts, pictures = [2, 0, 1, 3], [Picture(Layout(1, n), n) for n in (3, 2, 4, 1, 2, 3)]
@@ -142,7 +143,8 @@ def test_which_encoded_picture_stands_behind_which_prompt_image(repeat):
 
 
 def test_which_pictures_a_chunk_of_a_prompt_shows():
-    from tokenreduce.adapters.pictures import Picture, share_of
+    from tokenreduce.adapters.hooks.visual_token_positions import share_of
+    from tokenreduce.adapters.visual_inputs import Picture
     from tokenreduce.tokens import Layout
 
     old, new = [[Picture(Layout(1, n), n) for n in sizes] for sizes in ((5,), (3, 2, 4))]

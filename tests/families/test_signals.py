@@ -14,8 +14,8 @@ from transformers.modeling_utils import AttentionInterface
 from zoo.llava import best_tiles
 
 import tokenreduce as tr
-from tokenreduce.adapters import tower
-from tokenreduce.adapters.family import family_of
+from tokenreduce.adapters.hooks import vision_tower
+from tokenreduce.adapters.registry import family_of
 from tokenreduce.signals import AttentionReceived, ClsAttention, LastQueryAttention, TextAttention
 
 CLS = ("clip_vision_model", "internvl_vision")
@@ -134,13 +134,13 @@ def test_a_packed_tower_in_one_call_equals_one_call_per_segment(key, block):
     signal = AttentionReceived(block)
     model = zoo.build(key)
     inputs = zoo.inputs(key, "mixed", model)
-    together, received = [], tower.attention_received
+    together, received = [], vision_tower.attention_received
 
     def watched(query, key, scale, **kwargs):
         together.append(kwargs["cuts"].tolist())
         return received(query, key, scale, **kwargs)
 
-    with mock.patch.object(tower, "attention_received", watched):
+    with mock.patch.object(vision_tower, "attention_received", watched):
         expected, _ = shown(model, inputs, (signal,))
         AttentionInterface.register("flash_standin", block_diagonal)
         family = family_of(model)

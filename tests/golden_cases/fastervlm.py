@@ -11,7 +11,7 @@ from golden_cases.common import kept_mask, make, query_and_key, show, with_cls_k
 from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-from tokenreduce.adapters.family import family_of
+from tokenreduce.adapters.registry import family_of
 from tokenreduce.kernels.attention_row import attention_row
 from tokenreduce.methods.fastervlm import FasterVLM
 from tokenreduce.tokens import Layout, Reduction

@@ -14,9 +14,8 @@ from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 import tokenreduce as tr
-from tokenreduce.adapters.llava import Llava
-from tokenreduce.adapters.packing import Packing
-from tokenreduce.adapters.plan import carried, repacked
+from tokenreduce.adapters.families.llava import Llava
+from tokenreduce.adapters.hooks.sequence_packing import Packing, carried, repacked
 from tokenreduce.groups import Image, group_images
 from tokenreduce.kernels.attention_received import attention_received
 from tokenreduce.kernels.attention_row import attention_row

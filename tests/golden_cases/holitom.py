@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from golden_cases.common import FACTS, query_and_key, with_cls_key
 from torch import Tensor
 
-from tokenreduce.adapters.packing import Packing, write
-from tokenreduce.adapters.plan import carried, repacked
+from tokenreduce.adapters.hooks.sequence_packing import Packing, carried, repacked, write
 from tokenreduce.groups import Image, group_images
 from tokenreduce.kernels.attention_row import attention_row
 from tokenreduce.kernels.density_peaks import density_peaks

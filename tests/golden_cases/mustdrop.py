@@ -15,8 +15,8 @@ from golden_cases.fastv import build
 from torch import Tensor
 
 import tokenreduce as tr
-from tokenreduce.adapters import family
-from tokenreduce.adapters.llava import Llava
+from tokenreduce.adapters import registry
+from tokenreduce.adapters.families.llava import Llava
 from tokenreduce.groups import Image, ImageGroup, group_images
 from tokenreduce.kernels.attention_row import attention_row
 from tokenreduce.kernels.window_similarity import window_similarity
@@ -206,8 +206,8 @@ def llama(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor
     model = build(inputs, params, table, marker)
     model.model.get_image_features = lambda **_: SimpleNamespace(pooler_output=[embeds[0, image]])
 
-    family.families()  # all are registered before the table is changed for a while
-    with mock.patch.dict(family._FAMILIES):
+    registry.families()  # all are registered before the table is changed for a while
+    with mock.patch.dict(registry._FAMILIES):
 
         class OneImage(Llava):
             """An image of just as many tokens as the vector has: the first cells of the tower's grid."""

@@ -102,6 +102,6 @@ def test_pruning_belongs_to_the_encoder():
 
 
 def _facts(model):
-    from tokenreduce.adapters.family import family_of
+    from tokenreduce.adapters.registry import family_of
 
     return family_of(model).facts()

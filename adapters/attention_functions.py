@@ -1,0 +1,145 @@
+"""In front of single attention functions of transformers: statistics from q and k, and a bias for every key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokenreduce.adapters.upstream.attention import attention_function, choosing, implementation, register
+
+PREFIX = "tokenreduce|"
+MULTIPLE = 8  # head dims that fused kernels take
+TAKES_BIAS = ("sdpa", "eager")  # as a mask; any other kernel is given the bias in channels of q and k
+#: called with the module, query, key, mask, scale, and the borders of packed sequences in one call, else None
+Listener = Callable[[nn.Module, Tensor, Tensor, Any, float, Tensor | None], None]
+#: (B, N) float to be added to the logits of every key; None: nothing
+Bias = Callable[[], Tensor | None]
+
+
+def masked(mask: Tensor | None, bias: Tensor) -> Tensor:
+    """Attention mask with ``bias`` (B, N) added for every key; a bool ``mask`` is True where a query sees a key."""
+    row = bias[:, None, None]
+    if mask is None:
+        return row
+    if mask.is_floating_point():
+        return mask + row.to(mask.dtype)
+    return row.masked_fill(~mask, float("-inf"))
+
+
+def lengthened(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """``query``, ``key`` and ``value`` (B, H, N, d) whose attention with the same ``scale`` and no bias equals
+
+        softmax(scale * query @ key.mT + bias[:, None, None]) @ value
+
+    in the first d channels: queries are lengthened by ones, keys by ``bias / scale``, in two channels, its bfloat16 value
+    and what that leaves, so that keys of half precision carry it to 16 bits and more. Zeros fill all three up to the
+    same multiple of 8.
+    """
+    d = query.shape[-1]
+    width = -(-max(d + 2, value.shape[-1]) // MULTIPLE) * MULTIPLE
+    query, key, value = (F.pad(x, (0, width - x.shape[-1])) for x in (query, key, value))
+    share = (bias / scale)[:, None]
+    high = share.bfloat16().to(share.dtype)
+    query[..., d : d + 2] = 1
+    key[..., d] = high
+    key[..., d + 1] = share - high
+    return query, key, value
+
+
+def _fronted(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, *args: Any, **kwargs: Any
+) -> Any:
+    """Attention function of a fronted module: tell the listeners q and k, then run the module's own attention."""
+    front = module._tokenreduce_front
+    scale = kwargs.get("scaling")
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    name = implementation(front.config)
+    bias = front.bias() if front.bias is not None else None
+    seen = attention_mask
+    if bias is not None:  # kernels that take no bias have masks of other forms, or none
+        seen = masked(seen if isinstance(seen, Tensor) and seen.ndim == 4 else None, bias)
+    for listener in front.listeners:
+        listener(module, query, key, seen, scale, kwargs.get("cu_seq_lens_q"))
+    width = value.shape[-1]
+    if bias is not None and name in TAKES_BIAS:
+        attention_mask = seen.to(query.dtype)
+    elif bias is not None:
+        query, key, value = lengthened(query, key, value, bias, scale)
+        kwargs["scaling"] = scale
+    base = attention_function(module, name)
+    out = base(_AsConfigured(module, front.config), query, key, value, attention_mask, *args, **kwargs)
+    return out if value.shape[-1] == width else (out[0][..., :width], *out[1:])
+
+
+class _AsConfigured:
+    """``module`` as an attention function is to see it: with its own ``config``.
+
+    The module itself is left alone while it runs, since other threads may be running it, too.
+    """
+
+    def __init__(self, module: Any, config: Any) -> None:
+        self._module = module
+        self.config = config
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+class Front:
+    """Stands in front of the attention function of one module, and of no other, by giving it a copy of its config.
+
+    transformers looks the attention function up by ``module.config`` at every call; the copy names a function
+    registered for this purpose. The name of the module's own implementation stays part of the key because some models
+    look for ``flash`` in it.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self.name = PREFIX + implementation(module.config)
+        register(self.name, _fronted)
+        self.module = module
+        self.config = module.config
+        self.listeners: list[Listener] = []
+        self.bias: Bias | None = None
+        module._tokenreduce_front = self
+        module.config = choosing(module.config, self.name)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        register(self.name, _fronted)  # in a process that unpickles a wrapped model
+
+    @classmethod
+    def of(cls, module: Any) -> Front:
+        return getattr(module, "_tokenreduce_front", None) or cls(module)
+
+    def leave_if_idle(self) -> None:
+        if not self.listeners and self.bias is None:
+            self.module.config = self.config
+            del self.module._tokenreduce_front
+
+
+class Probe:
+    """Listens to one attention module, while it runs on its own attention kernel."""
+
+    def __init__(self, module: Any, listener: Listener) -> None:
+        self.front = Front.of(module)
+        self.listener = listener
+        self.front.listeners.append(listener)
+
+    def remove(self) -> None:
+        self.front.listeners.remove(self.listener)
+        self.front.leave_if_idle()
+
+
+class KeyBias:
+    """Adds ``bias()`` to the logits of one attention module, on its own attention kernel whether or not it takes a mask."""
+
+    def __init__(self, module: Any, bias: Bias) -> None:
+        self.front = Front.of(module)
+        self.front.bias = bias
+
+    def remove(self) -> None:
+        self.front.bias = None
+        self.front.leave_if_idle()

@@ -1,0 +1,46 @@
+"""What the vision encoders of one library have to tell, when they are wrapped by themselves."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from tokenreduce.adapters.encoders.blocks import Block
+from tokenreduce.adapters.registry import register
+from tokenreduce.method import ModelFacts
+
+
+class EncoderFamily:
+    """Facts of one library's vision encoders, read off one model; ``tower`` is the module whose forward is one pass."""
+
+    model_types: ClassVar[tuple[str, ...]]
+    remarks: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        register(cls.model_types, cls)
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.tower: Any = model
+        self.blocks: list[Block] = []
+        self.grid: tuple[int, int] | None = None
+        self.prefix = 0
+        self.has_cls = False
+        self.has_distillation = False
+
+    @classmethod
+    def serves(cls, model: Any) -> bool:
+        raise NotImplementedError
+
+    def facts(self) -> ModelFacts:
+        return ModelFacts(
+            family=type(self).__name__,
+            stages=("encoder",),
+            tower_depth=len(self.blocks),
+            feature_block=len(self.blocks) - 1,
+            has_cls=self.has_cls,
+            tower_prefix=self.prefix,
+            has_distillation=self.has_distillation,
+            tower_grid=self.grid,
+            tokens_per_image=None if self.grid is None else self.grid[0] * self.grid[1],
+        )

@@ -1,0 +1,151 @@
+"""Transformer blocks of vision encoders: where attention and MLP sit, how keys are heard, how a bias for every key gets in.
+
+One small class per kind of block; nothing of a block's forward is repeated here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from tokenreduce.adapters.attention_functions import Bias, KeyBias, masked
+
+Handle = Any
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class Block:
+    """A pre-norm block ``x + attn(norm1(x))``, then ``x + mlp(norm2(x))``.
+
+    Attributes:
+        norm2: the module whose input is the residual stream between attention and MLP.
+        attention: the attention module; ``mlp``: the module whose output joins the residual stream.
+    """
+
+    norm2_name: ClassVar[str] = "norm2"
+    attention_name: ClassVar[str] = "attn"
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+
+    @property
+    def norm2(self) -> Any:
+        return getattr(self.module, self.norm2_name)
+
+    @property
+    def attention(self) -> Any:
+        return getattr(self.module, self.attention_name)
+
+    @property
+    def mlp(self) -> Any:
+        return self.module.mlp
+
+    @property
+    def heads(self) -> int:
+        return self.attention.num_heads
+
+    def listen_keys(self, heard: Callable[[Tensor], None]) -> Handle:
+        """Call ``heard`` with (B, N, H * d) keys, after the projection bias, every time the attention runs."""
+        raise NotImplementedError
+
+    def bias_keys(self, bias: Bias) -> Handle:
+        """Add ``bias()``, (B, N) or None, to the logits of every key, every time the attention runs."""
+        return self.attention.register_forward_pre_hook(partial(_add_to_mask, bias), with_kwargs=True)
+
+
+class TransformersBlock(Block):
+    """Blocks of transformers: separate projections, an attention function chosen by the config."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__(module)
+        names = dict(module.named_children())
+        self.norm2_name = next(n for n in ("layer_norm2", "norm2", "layernorm_after") if n in names)  # type: ignore[misc]
+        self.attention_name = next(n for n in ("self_attn", "attention") if n in names)  # type: ignore[misc]
+
+    @property
+    def heads(self) -> int:
+        found = (
+            getattr(m, name, None) for m in self.attention.modules() for name in ("num_heads", "num_attention_heads")
+        )
+        heads = next((n for n in found if n), None)
+        return heads or self.attention.config.num_attention_heads
+
+    @property
+    def core(self) -> Any:
+        """The module that projects the keys and calls the attention function; ``attention`` may be a shell around it."""
+        return next(m for m in self.attention.modules() if hasattr(m, "k_proj") or hasattr(m, "key"))
+
+    def listen_keys(self, heard: Callable[[Tensor], None]) -> Handle:
+        keys = getattr(self.core, "k_proj", None) or self.core.key
+        return keys.register_forward_hook(partial(_whole_output, heard))
+
+    def bias_keys(self, bias: Bias) -> Handle:
+        return KeyBias(self.core, bias)
+
+
+class TimmBlock(Block):
+    """``Block`` of timm's VisionTransformer: one fused qkv projection."""
+
+    def listen_keys(self, heard: Callable[[Tensor], None]) -> Handle:
+        return self.attention.qkv.register_forward_hook(partial(_middle_third, heard))
+
+
+class EvaBlock(Block):
+    """``EvaBlock`` of timm (EVA, EVA02): projections fused or not, biases kept apart."""
+
+    def listen_keys(self, heard: Callable[[Tensor], None]) -> Handle:
+        attention = self.attention
+        if getattr(attention, "qkv", None) is None:
+            return attention.k_proj.register_forward_hook(partial(_whole_output, heard))
+        return attention.register_forward_pre_hook(partial(_fused_projection, heard))
+
+
+class OpenClipBlock(Block):
+    """``ResidualAttentionBlock`` of open_clip: ``nn.MultiheadAttention``."""
+
+    norm2_name = "ln_2"
+
+    def listen_keys(self, heard: Callable[[Tensor], None]) -> Handle:
+        return self.attention.register_forward_pre_hook(partial(_in_projection, heard))
+
+    def bias_keys(self, bias: Bias) -> Handle:
+        return self.attention.register_forward_pre_hook(partial(_add_to_key_mask, bias), with_kwargs=True)
+
+
+# Hooks are partials of functions, not closures: a deep copy of the model then speaks to the copy of the listener.
+
+
+def _whole_output(heard: Callable[[Tensor], None], module: Any, args: Any, output: Tensor) -> None:
+    heard(output)
+
+
+def _middle_third(heard: Callable[[Tensor], None], module: Any, args: Any, output: Tensor) -> None:
+    heard(output.chunk(3, dim=-1)[1])
+
+
+def _fused_projection(heard: Callable[[Tensor], None], module: Any, args: tuple[Any, ...]) -> None:
+    weight = module.qkv.weight.chunk(3)[1]
+    bias = module.qkv.bias.chunk(3)[1] if module.qkv.bias is not None else getattr(module, "k_bias", None)
+    heard(F.linear(args[0], weight, bias))
+
+
+def _in_projection(heard: Callable[[Tensor], None], module: Any, args: tuple[Any, ...]) -> None:
+    width = module.embed_dim
+    heard(F.linear(args[1], module.in_proj_weight[width : 2 * width], module.in_proj_bias[width : 2 * width]))
+
+
+def _add_to_mask(bias: Bias, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+    row = bias()
+    if row is None:
+        return None
+    return args, {**kwargs, "attn_mask": masked(kwargs.get("attn_mask"), row.to(args[0].dtype))}
+
+
+def _add_to_key_mask(bias: Bias, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+    """``key_padding_mask`` of nn.MultiheadAttention may be a float; its ``attn_mask`` would be (B * H, N, N)."""
+    row = bias()
+    return None if row is None else (args, {**kwargs, "key_padding_mask": row.to(args[0].dtype)})

@@ -1,0 +1,83 @@
+"""Images cut into tiles by any-resolution processing: a base view, then tiles, unpadded, with a newline behind each row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenreduce.adapters.families.llava import ClipTower, frames_of_videos
+from tokenreduce.adapters.visual_inputs import NotedCall, Picture, TowerCall
+from tokenreduce.tokens import Layout
+
+
+class AnyresTower(ClipTower):
+    """What LLaVA-NeXT and LLaVA-OneVision share. Their own packing tells where each token of each tile goes."""
+
+    tokens_per_image = None
+
+    def noted_calls(self) -> list[NotedCall]:
+        packing = NotedCall(self.core, "pack_image_features", views_packed, ahead=False)
+        return [packing, *frames_of_videos(self.core)]
+
+    def pictures(self, call: TowerCall) -> list[Picture]:
+        if "pack" not in call.arguments:
+            return self.videos(call)
+        views = call.arguments["pack"]["views"]
+        return [self._picture(*found) for found in zip(self._packed(call, self._numbers(views)), views)]
+
+    def videos(self, call: TowerCall) -> list[Picture]:
+        """The videos of a pass that was not packed as images."""
+        return []
+
+    def per_picture(self, call: TowerCall, values: Tensor, pictures: list[Picture]) -> list[Tensor]:
+        if "pack" not in call.arguments:
+            return super().per_picture(call, values, pictures)
+        views = self.tower_tokens(values).unsqueeze(-1).split(call.arguments["pack"]["views"])
+        return [packed[~packed.isnan()] for packed in self._packed(call, list(views), newline=torch.nan)]
+
+    def _numbers(self, views: list[int]) -> list[Tensor]:
+        """Each cell of each view by its number."""
+        area = self.grid**2
+        return [torch.arange(v * area).float().view(v, area, 1) for v in views]
+
+    def _packed(self, call: TowerCall, features: list[Tensor], newline: float = -1.0) -> list[Tensor]:
+        """One-channel ``features``, (views, cells, 1) per image, as the model packs them: (columns,) each."""
+        given = call.arguments["pack"]
+        more = {k: v for k, v in given.items() if k not in ("views", "image_newline")}
+        made, _ = type(self.core).pack_image_features(
+            self.core, features, image_newline=features[0].new_tensor([newline]), **more
+        )
+        return [x[:, 0] for x in made]
+
+    def _picture(self, packed: Tensor, views: int) -> Picture:
+        """From the number of the cell that each column holds; -1 for a newline."""
+        area, columns = self.grid**2, len(packed)
+        newline = packed < 0
+        tokens = tuple((~newline).nonzero().flatten().tolist())
+        if views == 1:
+            return Picture(self.view(), columns, tokens)
+        numbers = packed[~newline]
+        if len(numbers) == area:  # a strip so long and narrow that unpadding leaves nothing of its tiles
+            return Picture(Layout(self.grid, self.grid, views=(self.view(),)), columns, tokens, rows=views)
+        height = int(newline.sum())
+        width = (columns - area) // height - 1
+        if not torch.equal(numbers, numbers.round()) or len(numbers.unique()) < len(numbers):  # scaled down as a whole
+            both = (self.view(), Layout(height, width))
+            return Picture(Layout(height, width, views=both), columns, tokens, rows=views, pooled=True)
+        layouts, first, place = [], 0, torch.empty(len(numbers), dtype=torch.long)
+        for v in range(views):
+            here = numbers.long() // area == v
+            own, order = (numbers[here].long() % area).sort()
+            place[here] = first + order.argsort()
+            layouts.append(Layout(self.grid, self.grid, cells=None if len(own) == area else tuple(own.tolist())))
+            first += len(own)
+        whole = Layout(height, width, cells=tuple(place.tolist()), views=tuple(layouts))
+        return Picture(whole, columns, tokens, rows=views)
+
+
+def views_packed(arguments: dict[str, Any]) -> dict[str, Any]:
+    """How a pass of the tower is packed, without its features."""
+    features = arguments.pop("image_features")
+    return {"pack": {**arguments, "views": [len(x) for x in features]}}

@@ -1,0 +1,156 @@
+"""What a model family has to tell: where its blocks are, how its tokens map to image cells. One subclass per file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from tokenreduce.adapters.encoders.blocks import Block, TransformersBlock
+from tokenreduce.adapters.registry import register
+from tokenreduce.adapters.visual_inputs import Medium, NotedCall, Picture, TowerCall
+from tokenreduce.method import ModelFacts
+
+DECODER_LAYERS = ("full_attention", "sliding_attention")
+
+
+class Family:
+    """Facts of one family of vision-language models, read off one model. Knows no method.
+
+    A subclass names the ``model_types`` it serves, a one-line ``remarks`` for the table of families, and implements
+    ``facts``, ``pictures`` and what else differs from the defaults below. Constructing it raises ``ValueError`` for a
+    variant that cannot be served soundly.
+    """
+
+    model_types: ClassVar[tuple[str, ...]]
+    remarks: ClassVar[str] = ""
+    decoder_layers: ClassVar[tuple[str, ...]] = DECODER_LAYERS
+    packs = False  #: whether the tower runs all pictures as one sequence instead of a batch
+    tiled = False  #: whether pictures whose tokens follow one another are the tiles of one
+    windowed = True  #: whether sliding windows of the decoder cut blocks of tokens that attend both ways
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        register(cls.__dict__.get("model_types", ()), cls)
+
+    @classmethod
+    def serves(cls, model: Any) -> bool:
+        """Whether ``model`` belongs to this family."""
+        return getattr(getattr(model, "config", None), "model_type", None) in cls.model_types
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.core: Any = model.base_model
+        self.decoder = model.get_decoder()
+        self.towers: list[Any] = [self.core.get_encoder(modality="image")]
+        kinds = set(getattr(self.decoder.config, "layer_types", None) or ("full_attention",))
+        if not hasattr(self.decoder, "layers") or not kinds <= set(self.decoder_layers):
+            raise ValueError(
+                f"the language model of this {model.config.model_type} model has layers of type {sorted(kinds)}; "
+                f"allowed: {', '.join(self.decoder_layers)}. Recurrent layers have no per-token cache to shorten."
+            )
+
+    def facts(self) -> ModelFacts:
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------ the way from the tower to the prompt
+
+    def pictures(self, call: TowerCall) -> list[Picture]:
+        """The images and videos that one pass of a tower encoded, in order."""
+        raise NotImplementedError
+
+    def only_picture(self) -> Picture:
+        """What every image of this model is like, for a prompt whose encoding was not seen."""
+        raise ValueError(
+            f"the images of this prompt were not encoded by the wrapped model, and in a {self.model.config.model_type} model "
+            "the placeholder tokens alone do not tell where one image ends; pass pixel_values to the wrapped model itself"
+        )
+
+    def tower_tokens(self, values: Tensor) -> Tensor:
+        """Per-row values of the tower (M, rows) as values per cell of its output grid (M, cells)."""
+        return values[:, self.tower_prefix :]
+
+    def per_picture(self, call: TowerCall, values: Tensor, pictures: list[Picture]) -> list[Tensor]:
+        """Values of the tower's rows (M, rows), or (rows,) where it packs, as values (N,) of each picture's tokens."""
+        grids = self.tower_tokens(values)
+        found = []
+        for picture, own in zip(pictures, grids.split([picture.rows for picture in pictures])):
+            flat = own.flatten()
+            cells = picture.layout.patches
+            whole = len(cells) == len(flat) and cells == tuple(range(len(flat)))
+            found.append(flat if whole else flat[torch.tensor(cells, device=flat.device)])
+        return found
+
+    def patch_counts(self, call: TowerCall) -> list[int]:
+        """Patches of each picture, where the tower packs."""
+        raise NotImplementedError
+
+    def noted_calls(self) -> list[NotedCall]:
+        """Methods of the model whose arguments have to be noted for ``pictures`` to tell."""
+        return []
+
+    # ------------------------------------------------------------------ the towers
+
+    def layers(self, tower: int = 0) -> Any:
+        """The blocks of a tower."""
+        return self.towers[tower].encoder.layers
+
+    def blocks(self, tower: int = 0) -> list[Block]:
+        """The same, for methods that merge inside it."""
+        return [TransformersBlock(layer) for layer in self.layers(tower)]
+
+    def tower_attention(self, block: int, tower: int = 0) -> nn.Module:
+        """The attention module of vision block ``block`` (0-based)."""
+        return TransformersBlock(self.layers(tower)[block]).attention
+
+    @property
+    def tower_prefix(self) -> int:
+        """Rows of the tower before the first patch ([CLS], registers)."""
+        return 0
+
+    # ------------------------------------------------------------------ the language model
+
+    def decoder_attention(self, layer: int) -> nn.Module:
+        kinds = getattr(self.decoder.config, "layer_types", None) or ["full_attention"] * (layer + 1)
+        if kinds[layer] == "linear_attention":
+            there = [i for i, kind in enumerate(kinds) if kind != "linear_attention"]
+            raise ValueError(
+                f"decoder layer {layer} of this {self.model.config.model_type} model is recurrent and has no attention to "
+                f"listen to; allowed: layers {', '.join(map(str, there))}. A method that drops tokens before layer K listens "
+                "to layer K - 1."
+            )
+        return self.decoder.layers[layer].self_attn
+
+    def two_way(self, arguments: Mapping[str, Any], embeds: Tensor) -> Tensor | None:
+        """(B, L) long: tokens of a block, an equal number >= 0, attend to each other both ways; None: all is causal.
+
+        ``arguments`` are those of the model's own call, ``embeds`` (B, L, D) what it hands to the decoder.
+        """
+        return None
+
+    def placeholder_ids(self) -> dict[Medium, int]:
+        """Token id of the placeholders of each medium."""
+        config = self.model.config
+        names: dict[Medium, str] = {"image": "image_token_id", "video": "video_token_id"}
+        ids = {medium: getattr(config, name, None) for medium, name in names.items()}
+        return {medium: i for medium, i in ids.items() if i is not None}
+
+    def placeholders(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(B, L) bool on the CPU, twice: columns of visual placeholders, and those of videos among them.
+
+        They are recognised by id or else by embedding.
+        """
+        ids = self.placeholder_ids()
+        if input_ids is not None:
+            given = input_ids.cpu()
+            found = {medium: given == i for medium, i in ids.items()}
+        else:
+            assert inputs_embeds is not None, "a model is called with one of the two"
+            table = self.model.get_input_embeddings()
+            marks = table(torch.tensor(list(ids.values()), device=inputs_embeds.device)).to(inputs_embeds.dtype)
+            found = {medium: (inputs_embeds == mark).all(-1).cpu() for medium, mark in zip(ids, marks)}
+        image = found["image"]
+        video = found.get("video", torch.zeros_like(image))
+        return image | video, video

@@ -1,0 +1,53 @@
+"""Gemma 3: a SigLIP tower, average pooling to a fixed number of tokens, image tokens that attend to each other both ways."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenreduce.adapters.families.base import Family
+from tokenreduce.adapters.visual_inputs import Picture, TowerCall
+from tokenreduce.method import ModelFacts
+from tokenreduce.tokens import Layout
+
+
+class Gemma3(Family):
+    model_types = ("gemma3",)
+    remarks = "image tokens attend both ways; crops of pan and scan are images of their own"
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        vision = model.config.vision_config
+        self.grid = vision.image_size // vision.patch_size
+        self.side = int(model.config.mm_tokens_per_image**0.5)
+
+    def facts(self) -> ModelFacts:
+        depth = len(self.layers())
+        return ModelFacts(
+            family="gemma3",
+            tower_depth=depth,
+            feature_block=depth - 1,
+            has_cls=False,
+            tower_grid=(self.grid, self.grid),
+            decoder_depth=self.decoder.config.num_hidden_layers,
+            tokens_per_image=self.side**2,
+            stages=("projector", "llm", "cache"),
+        )
+
+    def pictures(self, call: TowerCall) -> list[Picture]:
+        return [Picture(Layout(self.side, self.side), self.side**2, pooled=True)] * call.rows
+
+    def tower_tokens(self, values: Tensor) -> Tensor:
+        patches = values.unflatten(1, (1, self.grid, self.grid))
+        return self.core.multi_modal_projector.avg_pool(patches).flatten(1)
+
+    def two_way(self, arguments: Mapping[str, Any], embeds: Tensor) -> Tensor | None:
+        kinds = arguments.get("token_type_ids")
+        if kinds is None:
+            return None
+        image = kinds[:, -embeds.shape[1] :].to(embeds.device) == 1
+        first = image & ~torch.nn.functional.pad(image, (1, 0))[:, :-1]
+        return torch.where(image, first.cumsum(dim=1) - 1, -1)

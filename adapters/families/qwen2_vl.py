@@ -1,0 +1,72 @@
+"""Qwen2-VL, and what its successors share: pictures packed into one sequence, 2x2 patches merged into a token."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from tokenreduce.adapters.encoders.blocks import Block
+from tokenreduce.adapters.families.base import Family
+from tokenreduce.adapters.visual_inputs import Picture, TowerCall
+from tokenreduce.method import ModelFacts
+from tokenreduce.tokens import Layout
+
+
+class Qwen2VL(Family):
+    model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl",)
+    remarks = "dynamic resolution, M-RoPE; a frame is a temporal patch"
+    packs = True
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        self.unit: int = self.towers[0].spatial_merge_size
+
+    def facts(self) -> ModelFacts:
+        depth = len(self.layers())
+        return ModelFacts(
+            family=self.model.config.model_type,
+            tower_depth=depth,
+            feature_block=depth - 1,
+            has_cls=False,
+            full_blocks=self.full_blocks,
+            decoder_depth=self.decoder.config.num_hidden_layers,
+            stages=("projector", "llm", "cache"),
+        )
+
+    @property
+    def full_blocks(self) -> tuple[int, ...] | None:
+        """Blocks of the tower whose attention is not cut into windows; None: all of them."""
+        return None
+
+    def layers(self, tower: int = 0) -> Any:
+        return self.towers[tower].blocks
+
+    def blocks(self, tower: int = 0) -> list[Block]:
+        return []  # merged patches would have no place in the 2x2 units
+
+    def tower_attention(self, block: int, tower: int = 0) -> nn.Module:
+        return self.layers(tower)[block].attn
+
+    def grids(self, call: TowerCall) -> list[list[int]]:
+        """Patches of each picture of a pass: temporal, down, across."""
+        return call.arguments["grid_thw"].tolist()
+
+    def patch_counts(self, call: TowerCall) -> list[int]:
+        return [t * h * w for t, h, w in self.grids(call)]
+
+    def pictures(self, call: TowerCall) -> list[Picture]:
+        layouts = [Layout(h // self.unit, w // self.unit, frames=t) for t, h, w in self.grids(call)]
+        return [Picture(layout, layout.num_tokens, rows=0, medium=None, pooled=True) for layout in layouts]
+
+    def per_picture(self, call: TowerCall, values: Tensor, pictures: list[Picture]) -> list[Tensor]:
+        units = values.view(-1, self.unit**2).mean(dim=1)
+        found = []
+        for own, (_, h, w) in zip(units.split([p.columns for p in pictures]), self.grids(call)):
+            # sums over the h * w queries of a frame become means
+            found.append(self.in_raster_order(own, h // self.unit, w // self.unit) / (h * w))
+        return found
+
+    def in_raster_order(self, units: Tensor, height: int, width: int) -> Tensor:
+        """Values (T * height * width,) of a picture's units, from the order of the tower to raster order."""
+        return units

@@ -1,0 +1,17 @@
+"""Qwen3.5: as Qwen3-VL; most layers of the language model are recurrent and keep a state instead of a cache per token."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tokenreduce.adapters.families.qwen2_vl import Qwen2VL
+from tokenreduce.method import ModelFacts
+
+
+class Qwen3_5(Qwen2VL):
+    model_types = ("qwen3_5",)
+    remarks = "dynamic resolution, M-RoPE; recurrent layers read the shortened sequence"
+    decoder_layers = ("full_attention", "linear_attention")
+
+    def facts(self) -> ModelFacts:
+        return replace(super().facts(), stages=("projector", "llm"))

@@ -1,0 +1,137 @@
+"""Attention masks of a shortened decoder layer: causal, sliding, and with blocks of tokens that attend both ways."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenreduce.adapters.hooks.sequence_packing import LayerPackings, Packing
+from tokenreduce.adapters.upstream.cache import Cache
+from tokenreduce.adapters.upstream.decoder import layer_type
+from tokenreduce.adapters.upstream.masks import layer_mask
+
+
+class LayerMasks:
+    """The masks of one decoder pass: which columns each layer holds, and which tokens attend both ways.
+
+    Attributes:
+        past: per layer, columns it held before this chunk; ``past_real``, (B, past) bool of the real ones, None: all.
+        real: per layer, the same with this chunk; known once ``visible`` was asked for.
+        two_way: (B, L) long, blocks of columns that attend to each other both ways; -1: none. None: all is causal.
+        windowed: whether sliding windows cut such blocks.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        packings: LayerPackings,
+        cache: Cache | None,
+        past: list[int],
+        past_real: list[Tensor | None],
+    ) -> None:
+        self.config = config
+        self.packings = packings
+        self.cache = cache
+        self.past = past
+        self.past_real = past_real
+        self.real: list[Tensor | None] = [None] * len(past)
+        self.two_way: Tensor | None = None
+        self.windowed = True
+        self._once: dict[Any, Any] = {}
+
+    def _memo(self, key: Any, make: Callable[[], Any]) -> Any:
+        if key not in self._once:
+            self._once[key] = make()
+        return self._once[key]
+
+    def visible(self, layer: int) -> Tensor | None:
+        """(B, past + W) bool of real columns for ``layer``, this chunk included; None when all are."""
+        start = self.packings.start(layer)
+        self.real[layer] = self._extended(layer, ("real", start), self.packings.by_first[start])
+        return self.real[layer]
+
+    def trimmed(self, layer: int, survivors: Packing, since: int) -> None:
+        """Note that the cache of ``layer`` holds the ``survivors`` of this chunk only, as the cache step ``since`` says."""
+        self.real[layer] = self._extended(layer, ("trimmed", since), survivors)
+
+    def _extended(self, layer: int, key: Any, packing: Packing) -> Tensor | None:
+        """Layers of equal history share one tensor."""
+        old, past = self.past_real[layer], self.past[layer]
+        return self._memo((*key, id(old), past), partial(_extended, old, past, packing))
+
+    def mask(self, layer: int, hidden: Tensor) -> Any:
+        """The attention mask of ``layer`` for its own cache length, as its attention backend takes it."""
+        kind = layer_type(self.config, layer)
+        visible = self.visible(layer)
+        if visible is None and self.cache is None:
+            visible = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+        key = ("mask", kind, self.past[layer], self.packings.start(layer), id(self.past_real[layer]))
+        return self._memo(key, partial(self._mask, layer, kind, hidden, visible))
+
+    def _mask(self, layer: int, kind: str, hidden: Tensor, visible: Tensor | None) -> Any:
+        blocks = None if self.two_way is None or hidden.shape[1] == 1 else self._blocks(layer)
+        return layer_mask(
+            self.config,
+            kind,
+            self.cache,
+            layer,
+            hidden,
+            visible,
+            also=None if blocks is None else both_ways(blocks, self.past[layer]),
+            windowed=self.windowed,
+        )
+
+    def _blocks(self, layer: int) -> Tensor:
+        """(B, W) long, the block of each slot; -1: none."""
+        assert self.two_way is not None
+        packing = self.packings.at(layer)
+        block = self.two_way.gather(1, packing.order)
+        return block if packing.valid is None else block.masked_fill(~packing.valid, -1)
+
+    def sees_up_to(self, layer: int) -> Tensor | None:
+        """(B, W) long, the last slot that each slot attends to in this chunk; None where all is causal."""
+        return None if self.two_way is None else ends_of(self._blocks(layer))
+
+    def whole_block(self, layer: int) -> bool:
+        """Whether all tokens of this chunk attend to each other, whatever the window of ``layer``."""
+        if self.two_way is None or self.windowed:
+            return False
+        blocks, valid = self._blocks(layer), self.packings.at(layer).valid
+        return bool((blocks == 0 if valid is None else (blocks == 0) | ~valid).all())
+
+
+def _extended(old: Tensor | None, past: int, packing: Packing) -> Tensor | None:
+    """Real columns after ``packing`` joined ``past`` ones, of which ``old`` are real."""
+    if packing.valid is None and old is None:
+        return None
+    batch, device = packing.order.shape[0], packing.order.device
+    new = packing.valid
+    if new is None:
+        new = torch.ones(batch, packing.width, dtype=torch.bool, device=device)
+    # a cropped cache is shorter than what was noted
+    seen = torch.ones(batch, past, dtype=torch.bool, device=device) if old is None else old[:, :past]
+    return torch.cat([seen, new], dim=1)
+
+
+def both_ways(blocks: Tensor, past: int) -> Callable[..., Tensor]:
+    """Mask function: whether query and key belong to the same of the ``blocks`` (B, W), which start at column ``past``."""
+    last = blocks.shape[1] - 1
+
+    def same_block(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        inside = (k >= past) & (k - past <= last)
+        mine, other = blocks[b, q - past], blocks[b, (k - past).clamp(0, last)]
+        return inside & (mine == other) & (mine >= 0)
+
+    return same_block
+
+
+def ends_of(blocks: Tensor) -> Tensor:
+    """(B, W) long, last slot of the block of each slot of ``blocks`` (B, W); its own where it is in none."""
+    slot = torch.arange(blocks.shape[1], device=blocks.device).expand_as(blocks)
+    free = blocks < 0
+    ends = torch.full_like(blocks, -1).scatter_reduce(1, blocks.clamp_min(0), torch.where(free, -1, slot), "amax")
+    return torch.where(free, slot, ends.gather(1, blocks.clamp_min(0)))

@@ -1,0 +1,129 @@
+"""What the decoder is handed: found, reduced and put back among its arguments, every column of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenreduce.adapters.families.base import Family
+from tokenreduce.adapters.hooks import deepstack
+from tokenreduce.adapters.hooks.decoder_pass import DecoderPass
+from tokenreduce.adapters.hooks.merged_tokens import merged_group
+from tokenreduce.adapters.hooks.sequence_packing import carried, write
+from tokenreduce.adapters.hooks.vision_tower import Encoded
+from tokenreduce.adapters.hooks.visual_token_positions import as_tiles, as_videos, place
+from tokenreduce.adapters.upstream.cache import DynamicCache, cache_argument, given_cache
+from tokenreduce.adapters.upstream.decoder import layer_type
+from tokenreduce.adapters.visual_inputs import Placed
+from tokenreduce.groups import ImageGroup
+from tokenreduce.kernels.rows import take_rows
+from tokenreduce.tokens import PositionPolicy
+
+
+def locate(
+    family: Family, visual: Tensor, video: Tensor, encoded: Encoded | None, images_as_video: bool
+) -> list[Placed]:
+    """The pictures of a chunk whose placeholders are ``visual`` (B, L) bool, ``video`` those of videos, in order."""
+    if not bool(visual.any()):
+        return []
+    if encoded is not None:
+        placed = place(visual, video, encoded.pictures, encoded.repeat)
+    else:
+        one = family.only_picture()
+        placed = place(visual, torch.zeros_like(visual), [one] * (int(visual.sum()) // one.columns), 1)
+    if family.tiled:
+        placed = as_tiles(placed)
+    return as_videos(placed) if images_as_video else placed
+
+
+def drop_merged(reduced: DecoderPass, family: Family, encoded: Encoded, embeds: Tensor) -> bool:
+    """Drop the duplicates that a merged tower returned: one token stays for each of its rows."""
+    assert encoded.state is not None
+    history = encoded.state.patches(family.tower_prefix)
+    methods = [method for method, step in reduced.pipeline.steps if step.stage == "encoder"]
+    in_order = all(method.output_order == "raster" for method in methods)
+    policy: PositionPolicy = "renumber" if any(method.policy == "renumber" for method in methods) else "keep"
+    groups: list[ImageGroup] = []
+    for group in reduced.groups:
+        pictures = [encoded.pictures[i] for m in group.members for i in reduced.behind[m]]
+        if any(picture.pooled for picture in pictures):
+            raise ValueError(
+                f"method={methods[0].name!r} merges patches inside the vision encoder, but this "
+                f"{family.model.config.model_type} model pools the patches of this {pictures[0].medium} after "
+                "the encoder, so merged ones cannot be told apart; use a method of stage 'projector' or 'llm'"
+            )
+        rows = [[r for i in reduced.behind[m] for r in encoded.rows[i]] for m in group.members]
+        groups += merged_group(group.showing(embeds, beside=reduced.beside.get(0)), history, rows, in_order, policy)
+    reduced.packings.repack(0, reduced.groups, groups)
+    reduced.groups = groups
+    return True
+
+
+def reduce_projected(reduced: DecoderPass, embeds: Tensor) -> bool:
+    """Carry out the projector steps; whether anything changed."""
+    if not reduced.pipeline.at("projector"):
+        return False
+    # tokens that a merged tower left behind come with their features
+    beside = reduced.beside.get(0)
+    shown = [g if g.features is not None else g.showing(embeds, beside=beside) for g in reduced.groups]
+    groups, changed = reduced.run("projector", None, shown)
+    if changed:
+        with reduced.pipeline.stopwatch(embeds.device):
+            reduced.packings.repack(0, reduced.groups, groups)
+    reduced.groups = groups
+    return changed
+
+
+def uses_cache(decoder: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether a call of ``decoder`` with ``kwargs`` fills a cache."""
+    use_cache = kwargs.get("use_cache")
+    return given_cache(kwargs) is not None or bool(decoder.config.use_cache if use_cache is None else use_cache)
+
+
+def hand_over(reduced: DecoderPass, decoder: Any, kwargs: dict[str, Any], changed: bool) -> None:
+    """Replace every argument of the decoder that has a column per token."""
+    embeds, mask, cache = kwargs["inputs_embeds"], kwargs.get("attention_mask"), reduced.cache
+    batch, length = embeds.shape[:2]
+    packing = reduced.packings.by_first[0]
+
+    positions = kwargs.get("position_ids")
+    if positions is None:
+        positions = torch.arange(length, device=embeds.device)[None] + reduced.offset
+    if positions.ndim == 3 and positions.shape[0] == 4:
+        positions = positions[1:]  # the first of four rows only serves to detect packed sequences
+    positions = positions.expand(*positions.shape[:-2], batch, length)
+    if changed:
+        columns = carried(packing, reduced.groups)
+        positions = positions.gather(-1, columns.expand(*positions.shape[:-2], -1, -1))
+        for name, value in kwargs.items():
+            aligned = isinstance(value, Tensor) and value.shape[:2] == (batch, length)
+            if aligned and name not in ("inputs_embeds", "attention_mask", "position_ids"):
+                kwargs[name] = take_rows(value, packing.order)
+        embeds = kwargs["inputs_embeds"] = write(take_rows(embeds, packing.order), packing, reduced.groups, "features")
+        if reduced.beside:
+            beside = take_rows(reduced.beside[0], packing.order)
+            reduced.beside[0] = write(beside, packing, reduced.groups, "companions")
+    if reduced.beside:
+        deepstack.hand_over(reduced, kwargs)
+    reduced.positions.given = positions
+    if any(group.renumbered for group in reduced.groups):
+        reduced.positions.renumber(0, torch.arange(packing.width, device=embeds.device).expand(batch, -1))
+    ids = reduced.positions.ids(0)
+    kwargs["position_ids"] = positions if ids is None else ids
+
+    if cache is None and uses_cache(decoder, kwargs):
+        cache = reduced.cache = reduced.masks.cache = DynamicCache(config=decoder.config)
+        kwargs[cache_argument(type(decoder).forward)] = cache
+    visible: Any = reduced.masks.visible(0)
+    if visible is None and cache is None:
+        # without a mask and without a cache, gaps between position ids would be taken for packed sequences
+        visible = torch.ones(batch, packing.width, dtype=torch.bool, device=embeds.device)
+    two_dimensional = mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)
+    if reduced.masks.two_way is not None or not two_dimensional:
+        kinds = {layer_type(decoder.config, i): i for i in reversed(range(reduced.depth))}
+        made = {kind: reduced.masks.mask(first, embeds) for kind, first in kinds.items()}
+        first = made[layer_type(decoder.config, 0)]
+        visible = made if isinstance(mask, dict) else visible if first is None else first
+    kwargs["attention_mask"] = visible

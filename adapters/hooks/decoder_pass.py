@@ -1,0 +1,166 @@
+"""One pass through the decoder: the images in it, what was decided for them, and who is left from which layer on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenreduce.adapters.hooks.attention_masks import LayerMasks
+from tokenreduce.adapters.hooks.kv_cache import DecodeState, keep_columns, physical_length
+from tokenreduce.adapters.hooks.position_ids import PositionIds
+from tokenreduce.adapters.hooks.sequence_packing import LayerPackings, Packing, carried, repacked, write
+from tokenreduce.adapters.upstream.cache import Cache
+from tokenreduce.groups import ImageGroup
+from tokenreduce.kernels.fingerprint import combine
+from tokenreduce.kernels.rows import take_rows
+from tokenreduce.pipeline import Pipeline
+from tokenreduce.signals import Signal
+from tokenreduce.tokens import Reduction, Stage, group_mean
+
+
+class DecoderPass:
+    """Everything that the hooks of one decoder pass share; travels with the pass, so that re-runs find it again.
+
+    Attributes:
+        packings, masks, positions: what each layer is handed.
+        groups: the images of this chunk as they stand now; empty for decode steps and text.
+        visual: (B, L) bool on the CPU, visual columns of this chunk.
+        offset: length of the text before this chunk, as the caller counts it.
+        repeat: decoder rows per encoded sample (beams).
+        passive: nothing changes in this pass; it is only reported.
+        captured: signals heard in decoder layers so far, with the packing they were heard under.
+        tower_values: signals of the towers, per encoded picture; ``behind``, the encoded pictures behind each image.
+        decisions: the reductions carried out so far; ``recalled``, those of an earlier pass over the same prompt.
+        beside: by first layer, (B, W, E) what is added to the hidden states of later layers.
+    """
+
+    def __init__(
+        self,
+        decoder: Any,
+        pipeline: Pipeline,
+        cache: Cache | None,
+        packing: Packing,
+        past_real: list[Tensor | None],
+        shift: list[Tensor | None],
+        visual: Tensor,
+        offset: int,
+    ) -> None:
+        self.pipeline = pipeline
+        self.cache = cache
+        self.depth: int = decoder.config.num_hidden_layers
+        past = [int(physical_length(cache, i)) for i in range(self.depth)]
+        self.packings = LayerPackings(packing, visual.sum(dim=1).tolist())
+        self.positions = PositionIds(decoder, self.packings, shift)
+        self.masks = LayerMasks(decoder.config, self.packings, cache, past, past_real)
+        self.length_in = list(packing.counts)
+        self.groups: list[ImageGroup] = []
+        self.visual = visual
+        self.offset = offset
+        self.repeat = 1
+        self.passive = False
+        self.captured: dict[Signal, tuple[Tensor, Packing]] = {}
+        self.tower_values: dict[Signal, list[Tensor]] = {}
+        self.behind: list[tuple[int, ...]] = []
+        self.beside: dict[int, Tensor] = {}
+        self.decisions: dict[tuple[Stage, int | None], list[Reduction]] = {}
+        self.recalled: dict[tuple[Stage, int | None], list[Reduction]] = {}
+        self._entered: dict[int, list[ImageGroup]] = {}  # the images as they came to each llm step
+
+    def look(self, signal: Signal, group: ImageGroup) -> Tensor:
+        """The value of ``signal`` for the current tokens of ``group``: (B, N), or (B,) for one number per image."""
+        if signal.part == "llm":
+            value, packing = self.captured[signal]
+            return value[group.samples[:, None], packing.slot[group.samples[:, None], group.seats]]
+        behind = [[self.tower_values[signal][i] for i in self.behind[m]] for m in group.members]
+        if behind[0][0].ndim == 0:  # one number per picture
+            value = torch.stack([x[0] if len(x) == 1 else combine(torch.stack(x)[None])[0] for x in behind])
+            return value.to(group.seats.device)
+        value = torch.stack([x[0] if len(x) == 1 else torch.cat(x) for x in behind]).to(group.seats.device)
+        own = value.gather(1, group.source.clamp_min(0))
+        # a summary token sits nowhere: it has the mean of the tokens it stands for
+        mean = group_mean(value.unsqueeze(-1), group.assign, group.num_tokens).squeeze(-1)
+        return torch.where(group.source < 0, mean, own)
+
+    def run(self, stage: Stage, layer: int | None, groups: list[ImageGroup]) -> tuple[list[ImageGroup], bool]:
+        """Carry out the steps of a place, as decided before for this prompt or by asking the methods."""
+        decided = self.decisions.get((stage, layer)) or self.recalled.get((stage, layer))
+        after, done, changed = self.pipeline.run(stage, layer, groups, self.look, decided)
+        self.decisions[stage, layer] = done
+        return after, changed
+
+    def shorten(self, layer: int, hidden: Tensor) -> Tensor:
+        """Carry out the llm steps of ``layer`` on ``hidden`` (B, W, D); returns the (shorter) hidden states.
+
+        When gradient checkpointing runs a layer again, the same is done again, as it was decided.
+        """
+        start = self.packings.start(layer - 1)
+        before = self.packings.by_first[start]
+        again = layer in self._entered
+        beside = self.beside.get(start)
+        entered = self._entered.setdefault(layer, self.groups)
+        groups, changed = self.run("llm", layer, [group.showing(hidden, before.slot, beside) for group in entered])
+        if changed:
+            with self.pipeline.stopwatch(hidden.device):
+                packing = self.packings.by_first[layer] if again else self.packings.repack(layer, self.groups, groups)
+                slots = before.slot.gather(1, packing.order)
+                hidden = write(take_rows(hidden, slots), packing, groups, "features")
+                if beside is not None:
+                    self.beside[layer] = write(take_rows(beside, slots), packing, groups, "companions")
+                if not again:
+                    at = before.slot.gather(1, carried(packing, groups))
+                    renumbered = any(group.renumbered for group in groups)
+                    self.positions.follow(layer, start, at, renumbered=renumbered)
+        if not again:
+            self.groups = [group.settle() for group in groups]
+        return hidden
+
+    def differs(self, layer: int) -> bool:
+        """Whether ``layer`` needs anything but what the decoder hands to every layer."""
+        past, real, shift = self.masks.past, self.masks.past_real, self.positions.shift
+        return (
+            self.packings.start(layer) != 0
+            or past[layer] != past[0]
+            or real[layer] is not real[0]
+            or shift[layer] is not shift[0]
+        )
+
+    def trim_cache(self, hidden: Tensor) -> None:
+        """Carry out the cache steps: from their layer on, the cache keeps the tokens that survived everything."""
+        for layer in self.pipeline.layers("cache"):
+            final = self.packings.at(self.depth - 1)
+            groups = [group.showing(hidden, final.slot) for group in self.groups]
+            groups, _ = self.run("cache", layer, groups)
+            if any(group.moved for group in groups):
+                raise ValueError("a cache step must select tokens in order; merging cached keys is not supported")
+            survivors = repacked(final, self.groups, groups)
+            self.groups = [group.settle() for group in groups]
+            if self.cache is None:
+                return
+            for i in range(layer, self.depth):
+                packing, past = self.packings.at(i), self.masks.past[i]
+                if packing.counts == survivors.counts:
+                    continue
+                slots = packing.slot.gather(1, survivors.order) + past
+                old = torch.arange(past, device=slots.device).expand(slots.shape[0], past)
+                keep_columns(self.cache, i, torch.cat([old, slots], dim=1))
+                self.masks.trimmed(i, survivors, layer)
+            if any(step.decode_ids == "cache_length" for _, step in self.pipeline.at("cache", layer)):
+                self._count_cache_as_position()
+
+    def _count_cache_as_position(self) -> None:
+        """From here on a new token's position id in a layer is the number of real tokens that layer's cache holds."""
+        following = self.positions.flat[:, -1] + 1
+        shifts: dict[int, Tensor] = {}
+        for i, real in enumerate(self.masks.real):
+            length = int(physical_length(self.cache, i))
+            held = following.new_full(following.shape, length) if real is None else real.sum(dim=1)
+            key = length if real is None else id(real)
+            self.positions.continue_at(i, shifts.setdefault(key, following - held))
+
+    def state(self) -> DecodeState:
+        """What the next chunk must know."""
+        logical = self.offset + self.packings.by_first[0].alive.shape[1]
+        gap = logical - int(physical_length(self.cache, 0))
+        return DecodeState(gap=gap, real=self.masks.real, shift=self.positions.shift)

@@ -1,0 +1,89 @@
+"""A wrapped encoder by itself: what its last pass kept, what it cost, and hidden states at full width."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from tokenreduce.adapters.encoders.base import EncoderFamily
+from tokenreduce.adapters.encoders.blocks import Block
+from tokenreduce.adapters.hooks.encoder_blocks import EncoderMerging
+from tokenreduce.adapters.hooks.method_calls import release
+from tokenreduce.cost import Report
+from tokenreduce.groups import Image, group_images
+from tokenreduce.pipeline import Pipeline
+from tokenreduce.tokens import Layout
+from tokenreduce.traces import Trace
+
+
+class EncoderHooks:
+    """What a wrapped encoder carries: the encoder steps, and the trace and report of its last pass."""
+
+    def __init__(self, family: EncoderFamily, pipeline: Pipeline, output_length: str = "full") -> None:
+        self.family = family
+        self.pipeline = pipeline
+        self.expand = output_length == "full"
+        layout = None if family.grid is None else Layout(*family.grid)
+        self.encoder = EncoderMerging(family.blocks, pipeline, layout, family.prefix, expand=self.expand)
+        self.trace: Trace | None = None
+        self.report: Report | None = None
+
+    def attach(self) -> list[Any]:
+        handles: list[Any] = []
+        try:
+            self.encoder.attach(handles, self._record)
+            handles.append(self.family.tower.register_forward_hook(self.leave))
+        except BaseException:
+            release(handles)
+            raise
+        return handles
+
+    def use(self, pipeline: Pipeline) -> None:
+        self.pipeline = self.encoder.pipeline = pipeline
+
+    def leave(self, tower: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Bring hidden states that were recorded on the way to full width."""
+        state = self.encoder.state
+        if not self.expand or state is None or not state.touched or not hasattr(output, "get"):
+            return None
+        if output.get("hidden_states") is not None:
+            output["hidden_states"] = self.encoder.full_width(state, output["hidden_states"])
+        return output
+
+    def _record(self, state: Any) -> None:
+        batch, rows = state.assign.shape
+        n, prefix = rows - self.family.prefix, self.family.prefix
+        layout = Layout(1, n) if self.encoder.layout is None else self.encoder.layout
+        columns = torch.arange(n)
+        groups = group_images([Image(b, columns, layout) for b in range(batch)], state.assign.device)
+        for group in groups:
+            group.history = state.patches(prefix)
+        self.trace = Trace(groups, torch.ones(batch, n, dtype=torch.bool))
+        counts = state.counts(len(self.family.blocks))
+        flops = sum(block_flops(b, before, after) for b, (before, after) in zip(self.family.blocks, counts))
+        whole = sum(block_flops(b, rows, rows) for b in self.family.blocks)
+        kept = state.size.shape[1] - prefix
+        self.report = Report(
+            tokens_in=[[n]] * batch,
+            tokens_kept=[[kept]] * batch,
+            tokens_at_layer=[[before - prefix] * batch for before, _ in counts],
+            flops=batch * flops,
+            flops_unreduced=batch * whole,
+            kv_bytes=0,
+            kv_bytes_unreduced=0,
+            methods=tuple(method.name for method in self.pipeline.methods),
+            stopwatch=self.pipeline.stopwatch.lap(),
+        )
+
+
+def block_flops(block: Block, before: int, after: int) -> int:
+    """FLOPs of a block whose attention sees ``before`` tokens and whose MLP ``after``; a multiply-add counts 2."""
+
+    def weights(module: Any) -> int:
+        return sum(p.numel() for p in module.parameters() if p.ndim == 2)
+
+    attention, mlp = weights(block.attention), weights(block.mlp)
+    width = int(block.norm2.weight.shape[0])
+    return 2 * before * attention + 4 * before * before * width + 2 * after * mlp

@@ -1,0 +1,97 @@
+"""Position ids of a shortened sequence, layer by layer: the caller's own, or counted along what is left."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from tokenreduce.adapters.hooks.sequence_packing import LayerPackings
+from tokenreduce.adapters.upstream.decoder import layer_type, rotary_embedding
+from tokenreduce.kernels.rows import take_rows
+
+
+class PositionIds:
+    """The ids of one decoder pass.
+
+    Attributes:
+        given: (1 | B, W) or, for rotary ids of several axes, (A, 1 | B, W) the caller's ids per slot of layer 0.
+        shift: per layer, (B,) long to subtract from the caller's ids of later chunks; None where ids are kept.
+    """
+
+    def __init__(self, decoder: Any, packings: LayerPackings, shift: list[Tensor | None]) -> None:
+        self.decoder = decoder
+        self.packings = packings
+        self.shift = shift
+        self.given: Tensor | None = None
+        self._slots: dict[int, Tensor] = {}  # by first layer, slot of layer 0 whose position each slot carries
+        self._ids: dict[int, Tensor] = {}  # by first layer, renumbered ids
+        self._tables: dict[Any, tuple[Tensor, ...]] = {}
+
+    @property
+    def flat(self) -> Tensor:
+        """(1 | B, W) the caller's ids, along the first axis where there are several."""
+        assert self.given is not None
+        return self.given[0] if self.given.ndim == 3 else self.given
+
+    def follow(self, layer: int, start: int, at: Tensor, *, renumbered: bool) -> None:
+        """From ``layer`` on, slot i carries what slot ``at[:, i]`` carried since ``start``."""
+        self._slots[layer] = self._slots[start].gather(1, at) if start in self._slots else at
+        if start in self._ids:
+            self._ids[layer] = self._ids[start].gather(1, at)
+        if renumbered:
+            self.renumber(layer, self._slots[layer], self._ids.get(layer))
+
+    def renumber(self, layer: int, slots: Tensor, numbered: Tensor | None = None) -> None:
+        """From ``layer`` on, count positions along the shortened sequence.
+
+        ``slots`` (B, W) finds the caller's ids of layer 0; ``numbered`` (B, W) are the ids so far, where earlier layers
+        renumbered already.
+        """
+        ids = self.flat.expand(slots.shape[0], -1).gather(1, slots)
+        if numbered is None:
+            before = self.shift[layer]  # left by the text before this chunk
+            numbered = ids if before is None else ids - before[:, None]
+        valid = self.packings.at(layer).valid
+        real = ids.new_ones(ids.shape) if valid is None else valid.long()
+        first = numbered.gather(1, real.argmax(dim=1, keepdim=True))
+        new = (first + real.cumsum(dim=1) - 1).clamp_min(0)
+        shift = ids[:, -1] - new[:, -1]
+        self.shift = [*self.shift[:layer], *[shift] * (len(self.shift) - layer)]
+        self._ids[layer] = new
+
+    def continue_at(self, layer: int, shift: Tensor) -> None:
+        """Let the ids of later chunks be the caller's minus ``shift`` (B,) in ``layer``."""
+        self.shift = [*self.shift[:layer], shift, *self.shift[layer + 1 :]]
+
+    def ids(self, layer: int) -> Tensor | None:
+        """(B, W) position ids of ``layer`` where they are not the caller's; None where they are."""
+        start, shift = self.packings.start(layer), self.shift[layer]
+        if start in self._ids:
+            return self._ids[start]
+        return None if shift is None else (self.flat - shift[:, None]).clamp_min(0)
+
+    def embeddings(self, layer: int, table: tuple[Tensor, Tensor], hidden: Tensor) -> tuple[Tensor, ...]:
+        """The rows of the rotary ``table`` of layer 0 for ``layer``, or a table of its own where ids are renumbered."""
+        start, shift = self.packings.start(layer), self.shift[layer]
+        if shift is not self.shift[0]:
+            kind = layer_type(self.decoder.config, layer)
+            key: Any = ("rotary", start, id(shift), kind)
+            if key not in self._tables:
+                self._tables[key] = self._rotary(layer, kind, hidden)
+            return self._tables[key]
+        if start not in self._slots:
+            return table
+        key = ("rows", id(table[0]), start)
+        if key not in self._tables:
+            slots = self._slots[start].to(table[0].device)
+            self._tables[key] = tuple(take_rows(axis, slots) for axis in table)
+        return self._tables[key]
+
+    def _rotary(self, layer: int, kind: str, hidden: Tensor) -> tuple[Tensor, ...]:
+        ids = self.ids(layer)
+        assert ids is not None, "a shift gives ids of their own"
+        assert self.given is not None
+        if self.given.ndim == 3:
+            ids = ids.expand(self.given.shape[0], -1, -1)
+        return rotary_embedding(self.decoder, hidden, ids, kind)

@@ -1,0 +1,224 @@
+"""The hooks on a vision-language model: they note its call, shorten what its decoder is handed, and restore the length."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tokenreduce.adapters.families.base import Family
+from tokenreduce.adapters.hooks import decoder_inputs, deepstack
+from tokenreduce.adapters.hooks.decoder_layers import KEY, LayerHooks
+from tokenreduce.adapters.hooks.decoder_outputs import at_full_length, report_of, trace_of
+from tokenreduce.adapters.hooks.decoder_pass import DecoderPass
+from tokenreduce.adapters.hooks.decoder_signals import DecoderSignals
+from tokenreduce.adapters.hooks.kv_cache import adopt, state_of
+from tokenreduce.adapters.hooks.method_calls import release
+from tokenreduce.adapters.hooks.sequence_packing import Packing, real_columns
+from tokenreduce.adapters.hooks.vision_tower import VisionTower
+from tokenreduce.adapters.upstream.cache import Cache, given_cache
+from tokenreduce.adapters.upstream.model import encoded_ahead, pixels_of
+from tokenreduce.cost import Report
+from tokenreduce.groups import group_images
+from tokenreduce.pipeline import Pipeline, acts
+from tokenreduce.tokens import Reduction
+from tokenreduce.traces import Trace
+
+OutputLength = Literal["full", "reduced"]
+
+
+class Call(NamedTuple):
+    """What the multimodal model was called with; forgotten when its forward pass ends."""
+
+    input_ids: Tensor | None
+    inputs_embeds: Tensor | None
+    pictures: Any  # the object that image features come from: encoder outputs, or pixels
+    arguments: dict[str, Any]
+
+
+class Decided(NamedTuple):
+    """What was decided for a prompt that is run without a cache, and so from the start again at every step."""
+
+    input_ids: Tensor
+    pictures: Any
+    decisions: dict[Any, list[Reduction]]
+
+
+class VisionLanguageHooks:
+    """Shortens prompts on their way into the decoder and keeps masks, positions and caches in step ever after."""
+
+    def __init__(
+        self,
+        family: Family,
+        pipeline: Pipeline,
+        output_length: OutputLength = "full",
+        images_as_video: bool = False,
+    ) -> None:
+        if images_as_video and pipeline.layers("encoder"):
+            raise ValueError(
+                "images_as_video=True shows the images of a sample together, which a method inside the encoder cannot "
+                "use; leave it out, or leave out the encoder method"
+            )
+        self.family = family
+        self.images_as_video = images_as_video
+        self.pipeline = pipeline
+        self.output_length = output_length
+        self.tower = VisionTower(family, pipeline)
+        self.call: Call | None = None
+        self.current: DecoderPass | None = None
+        self.decided: Decided | None = None
+        self.trace: Trace | None = None
+        self.report: Report | None = None
+
+    def attach(self) -> list[Any]:
+        """Install every hook; returns their handles. Nothing stays behind when one of them fails."""
+        core, decoder = self.family.core, self.family.decoder
+        handles: list[Any] = []
+        try:
+            handles.append(core.register_forward_pre_hook(self.note_call, with_kwargs=True))
+            handles.append(core.register_forward_hook(self.forget_call, always_call=True))
+            handles.append(decoder.register_forward_pre_hook(self.enter, with_kwargs=True))
+            handles.append(decoder.register_forward_hook(self.leave, with_kwargs=True))
+            if self.by_layer:
+                for i, layer in enumerate(decoder.layers):
+                    hook = LayerHooks(i)
+                    handles.append(layer.register_forward_pre_hook(hook.enter, with_kwargs=True))
+                    handles.append(layer.register_forward_hook(hook.leave))
+                DecoderSignals(self.family, self.pipeline, self.under_way).attach(handles)
+            self.tower.attach(handles)
+        except BaseException:
+            release(handles)
+            raise
+        return handles
+
+    def use(self, pipeline: Pipeline) -> None:
+        """From the next prompt on, act by ``pipeline``, which needs the same signals at the same layers."""
+        self.pipeline = pipeline
+        self.tower.use(pipeline)
+        self.decided = None
+
+    def under_way(self) -> DecoderPass | None:
+        return self.current
+
+    @property
+    def by_layer(self) -> bool:
+        """Whether single decoder layers have to be looked after."""
+        return bool(self.pipeline.layers("llm") or self.pipeline.layers("cache"))
+
+    # ------------------------------------------------------------------ the multimodal model's own call
+
+    def note_call(self, core: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if args:
+            kwargs = inspect.signature(core.forward).bind_partial(*args, **kwargs).arguments
+        given = (*encoded_ahead(kwargs), *pixels_of(kwargs))
+        pictures = next((x for x in given if x is not None), None)
+        self.call = Call(kwargs.get("input_ids"), kwargs.get("inputs_embeds"), pictures, kwargs)
+
+    def forget_call(self, core: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self.call = self.current = None
+
+    # ------------------------------------------------------------------ the decoder's call
+
+    def enter(self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.current = None
+        embeds, cache = kwargs.get("inputs_embeds"), given_cache(kwargs)
+        if self.call is None or embeds is None:
+            return None
+        state = state_of(cache)
+        batch, length = embeds.shape[:2]
+        visual = video = torch.zeros(batch, length, dtype=torch.bool)
+        if length > 1 and not (self.call.pictures is None and self.call.inputs_embeds is None):
+            # without pictures a placeholder is only a token, such as one proposed by prompt lookup
+            visual, video = self.family.placeholders(self.call.input_ids, self.call.inputs_embeds)
+        if state is None and length == 1:
+            return None  # a step after a prompt that was not reduced
+        past = int(cache.get_seq_length()) if isinstance(cache, Cache) else 0
+        shown = int(visual.sum())
+        encoded = self.tower.take(shown, batch, continues=past > 0) if shown else None
+        images = decoder_inputs.locate(self.family, visual, video, encoded, self.images_as_video)
+        if not images and length > 1 and self.call.pictures is None and self.call.inputs_embeds is not None:
+            warnings.warn(
+                "inputs_embeds came without pixel_values: image features among them cannot be told from text and are not "
+                "reduced. Pass input_ids and pixel_values to let the wrapped model encode its images itself.",
+                stacklevel=2,
+            )
+        mask = self.call.arguments.get("attention_mask")
+        if not isinstance(mask, Tensor) or mask.ndim != 2:
+            mask = kwargs.get("attention_mask")
+        real, past_real, counts = real_columns(mask, embeds, past, continues=state is not None)
+        depth = decoder.config.num_hidden_layers
+        reduced = self.current = DecoderPass(
+            decoder,
+            self.pipeline,
+            cache,
+            Packing.untouched(real, counts),
+            [past_real] * depth if state is None else state.real,
+            [None] * depth if state is None else state.shift,
+            visual,
+            offset=past,
+        )
+        reduced.masks.two_way = self.family.two_way(self.call.arguments, embeds) if length > 1 else None
+        reduced.masks.windowed = self.family.windowed
+        changed = False
+        if images:
+            reduced.behind = [item.behind for item in images]
+            reduced.groups = group_images((item.image for item in images), embeds.device)
+            reduced.recalled = self._recall(kwargs)
+            deepstack.take_over(reduced, kwargs)
+            if encoded is not None:
+                reduced.tower_values, reduced.repeat = encoded.values, encoded.repeat
+                if encoded.state is not None:
+                    changed = decoder_inputs.drop_merged(reduced, self.family, encoded, embeds)
+            changed |= decoder_inputs.reduce_projected(reduced, embeds)
+        reduced.passive = state is None and not changed and not self._acts_later(reduced)
+        if reduced.passive:
+            return None
+        kwargs = dict(kwargs)
+        with self.pipeline.stopwatch(embeds.device):
+            decoder_inputs.hand_over(reduced, self.family.decoder, kwargs, changed)
+        reduced.groups = [group.settle() for group in reduced.groups]
+        if self.by_layer:
+            kwargs[KEY] = reduced
+        return args, kwargs
+
+    def _recall(self, kwargs: dict[str, Any]) -> dict[Any, list[Reduction]]:
+        """Decisions made for this very prompt, when it now comes again, grown, because no cache is used."""
+        decided, call = self.decided, self.call
+        self.decided = None
+        if decided is None or call is None or call.input_ids is None:
+            return {}
+        if decoder_inputs.uses_cache(self.family.decoder, kwargs):
+            return {}
+        known = decided.input_ids
+        again = call.pictures is decided.pictures and call.input_ids.shape[1] > known.shape[1]
+        if again and torch.equal(call.input_ids[:, : known.shape[1]], known):
+            self.decided = decided
+            return decided.decisions
+        return {}
+
+    def _acts_later(self, reduced: DecoderPass) -> bool:
+        later = [method for method, step in self.pipeline.steps if step.stage in ("llm", "cache")]
+        return any(acts(method, group) for method in later for group in reduced.groups)
+
+    def leave(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        reduced = self.current
+        if reduced is None:
+            return None
+        hidden = output[0]
+        if not reduced.passive:
+            for layer in range(reduced.depth):
+                reduced.masks.visible(layer)
+            with self.pipeline.stopwatch(hidden.device):
+                reduced.trim_cache(hidden)
+            if reduced.cache is not None:
+                adopt(reduced.cache, reduced.state())
+            elif self.decided is None and self.call is not None and self.call.input_ids is not None:
+                self.decided = Decided(self.call.input_ids, self.call.pictures, reduced.decisions)
+        # decode steps and text that continues a shortened prompt leave trace and report alone
+        if reduced.groups or not reduced.offset:
+            self.trace = trace_of(reduced)
+            self.report = report_of(reduced, self.trace, self.family.decoder, output)
+        return at_full_length(reduced, output) if self.output_length == "full" else None

@@ -1,0 +1,263 @@
+"""What the vision towers are asked for while they run, kept until the decoder needs it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tokenreduce.adapters.attention_functions import Probe
+from tokenreduce.adapters.families.base import Family
+from tokenreduce.adapters.hooks.encoder_blocks import EncoderMerging, TowerState
+from tokenreduce.adapters.hooks.method_calls import MethodCall
+from tokenreduce.adapters.hooks.visual_token_positions import share_of
+from tokenreduce.adapters.visual_inputs import Picture, TowerCall
+from tokenreduce.kernels.attention_received import Over, attention_received
+from tokenreduce.kernels.attention_row import attention_row
+from tokenreduce.kernels.fingerprint import combine, fingerprint
+from tokenreduce.pipeline import Pipeline
+from tokenreduce.signals import AttentionReceived, ClsAttention, ImageFingerprint, Keys, Signal
+from tokenreduce.tokens import Layout
+
+MAX_CALLS = 64
+
+
+@dataclass
+class TowerPass(TowerCall):
+    """A pass of a tower and what was heard in it.
+
+    Attributes:
+        prints: (rows,) fingerprints of the pixels, where asked for.
+        values: per signal, (rows, N) of the tower's rows, or, where pictures are packed, (N,) in pieces.
+        state: what was merged; None for nothing.
+    """
+
+    prints: Tensor | None = None
+    values: dict[Signal, list[Tensor]] = field(default_factory=dict)
+    state: TowerState | None = None
+
+
+class Encoded(NamedTuple):
+    """Encoded pictures of a prompt: the signals of each, what was merged, and how many decoder rows share a sample."""
+
+    pictures: list[Picture]
+    values: dict[Signal, list[Tensor]]
+    rows: list[range]
+    state: TowerState | None
+    repeat: int
+
+
+class VisionTower:
+    """Notes what the towers encode and captures their signals, picture by picture, in the order of encoding.
+
+    Since transformers 5.18 ``generate`` encodes images once, before the forward pass, and without a cache passes the
+    same features in at every step; so values wait here, and stay until a tower runs again.
+    """
+
+    def __init__(self, family: Family, pipeline: Pipeline) -> None:
+        self.family = family
+        self.stopwatch = pipeline.stopwatch
+        self.wanted = [s for s in pipeline.needs if s.part == "tower" and not isinstance(s, Keys)]
+        self.blocks: dict[int, list[Signal]] = {}
+        for signal in self.wanted:
+            if isinstance(signal, ClsAttention):
+                self.blocks.setdefault(signal.block, []).append(signal)
+            elif isinstance(signal, AttentionReceived):
+                self.blocks.setdefault(signal.layer, []).append(signal)
+        self.calls: deque[TowerPass] = deque(maxlen=MAX_CALLS)
+        self.taken = False
+        self.seen = 0  # pictures that earlier chunks of the prompt showed
+        self.announced: dict[str, Any] = {}
+        facts = family.facts()
+        for signal in self.wanted:
+            if isinstance(signal, ClsAttention) and not facts.has_cls:
+                raise ValueError(
+                    f"{signal} is asked for, but the vision tower of a {facts.family} model has no [CLS] token; ask for "
+                    f"AttentionReceived({signal.block}) instead"
+                )
+        layout = None if facts.tower_grid is None else Layout(*facts.tower_grid)
+        merges = bool(pipeline.layers("encoder"))
+        self.encoders = [
+            EncoderMerging(family.blocks(t) if merges else [], pipeline, layout, facts.tower_prefix)
+            for t in range(len(family.towers))
+        ]
+
+    def use(self, pipeline: Pipeline) -> None:
+        for encoder in self.encoders:
+            encoder.pipeline = pipeline
+
+    def attach(self, handles: list[Any]) -> None:
+        """Append hooks and probes, each with ``remove``, to ``handles``."""
+        for t, tower in enumerate(self.family.towers):
+            handles.append(tower.register_forward_pre_hook(Begin(self, t), with_kwargs=True))
+            for block in self.blocks:
+                attention, hear = self.family.tower_attention(block, t), Hear(self, t, block)
+                handles.append(Probe(attention, hear))
+                if self.family.packs:
+                    handles.append(attention.register_forward_hook(hear.whole, always_call=True))
+            if self.encoders[t].blocks:
+                self.encoders[t].attach(handles)
+                handles.append(tower.register_forward_hook(self.end))
+        for owner, method, note, ahead in self.family.noted_calls():
+            handles.append(MethodCall(owner, method, Noted(self, note, ahead)))
+
+    def begin(self, tower: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.taken:
+            self.calls.clear()
+            self.taken = False
+            self.seen = 0
+        name, pixels = (
+            ("", args[0]) if args else next((k, kwargs[k]) for k in ("pixel_values", "hidden_states") if k in kwargs)
+        )
+        arguments = {k: v for k, v in kwargs.items() if k != name}
+        call = TowerPass(tower, 0 if self.family.packs else len(pixels), {**arguments, **self.announced})
+        self.announced = {}
+        if ImageFingerprint() in self.wanted:
+            with self.stopwatch(pixels.device):
+                pieces = (
+                    [pixels] if call.rows else [piece[None] for piece in pixels.split(self.family.patch_counts(call))]
+                )
+                call.prints = torch.cat([fingerprint(piece) for piece in pieces])
+        self.calls.append(call)
+
+    def end(self, tower: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Note what was merged, and give the model its hidden states at full width."""
+        state = self.encoders[self.calls[-1].tower].state
+        if state is None or not state.touched:
+            return None
+        self.calls[-1].state = state
+        if output.get("hidden_states") is not None:
+            output["hidden_states"] = EncoderMerging.full_width(state, output["hidden_states"])
+        return output
+
+    @torch.no_grad()
+    def listen(
+        self, tower: int, block: int, query: Tensor, key: Tensor, mask: Any, scale: float, cuts: Tensor | None
+    ) -> None:
+        bias, visible = None, None
+        if isinstance(mask, Tensor) and mask.ndim == 4:
+            row = mask[:, 0, 0]  # what patches of the first query see, as all others do
+            bias, visible = (row, row > torch.finfo(row.dtype).min / 2) if row.is_floating_point() else (None, row)
+        state = self.encoders[tower].state if self.encoders[tower].blocks else None
+        call = self.calls[-1]
+        with self.stopwatch(query.device):
+            for signal in self.blocks[block]:
+                if isinstance(signal, ClsAttention):
+                    value = attention_row(query[:, :, :1], key, scale, bias=bias, heads=signal.heads)[:, 0]
+                else:
+                    # windows of a packed picture differ in size: sums over their queries can be compared, means cannot
+                    over: Over = "mean" if call.rows else "sum"
+                    value = attention_received(
+                        query, key, scale, bias=bias, visible=visible, query_mask=visible, cuts=cuts, over=over
+                    )
+                if state is not None:
+                    value = value.gather(1, state.entered[block].clamp_min(0))
+                call.values.setdefault(signal, []).append(value if call.rows else value[0])
+
+    def take(self, visual: int, batch: int, continues: bool) -> Encoded | None:
+        """What is known of the pictures behind ``visual`` placeholders in ``batch`` rows; None: nothing was encoded here.
+
+        ``continues``: a cached prompt comes before.
+        """
+        self.taken = True
+        heard = [s for s in self.wanted if not isinstance(s, ImageFingerprint)]
+        calls = [call for call in self.calls if all(s in call.values for s in heard)]  # others were cut short
+        per_call = [self.family.pictures(call) for call in calls]
+        pictures = [picture for found in per_call for picture in found]
+        if not continues or self.seen == len(pictures):
+            self.seen = 0
+        share = share_of(visual, per_call, self.seen, batch)
+        if share is None:
+            if not pictures and not self.wanted and not any(encoder.blocks for encoder in self.encoders):
+                return None
+            raise ValueError(
+                f"the prompt holds {visual} placeholders of image tokens but the wrapped model's vision tower encoded "
+                f"{len(pictures)} images of {sum(p.columns for p in pictures)} tokens since the last prompt. Pass "
+                "pixel_values to the wrapped model itself, prepared by its own processor; features encoded before "
+                "wrapping, or by another model, carry no attention statistics. An image must reach the language model "
+                "in one piece: do not set prefill_chunk_size so that it cuts an image, nor with several samples."
+            )
+        self.seen, mine = share.stop, slice(share.start, share.stop)
+        values: dict[Signal, list[Tensor]] = {}
+        for signal in self.wanted:
+            found = [self._per_picture(call, own, signal) for call, own in zip(calls, per_call)]
+            values[signal] = [value for part in found for value in part][mine]
+        rows, first = [], 0
+        for picture in pictures:
+            rows.append(range(first, first + picture.rows))
+            first += picture.rows
+        states = [call.state for call in calls if call.state is not None]
+        return Encoded(pictures[mine], values, rows[mine], TowerState.joined(states) if states else None, share.repeat)
+
+    def _per_picture(self, call: TowerPass, pictures: list[Picture], signal: Signal) -> list[Tensor]:
+        if not isinstance(signal, ImageFingerprint):
+            return self.family.per_picture(call, torch.cat(call.values[signal]), pictures)
+        assert call.prints is not None
+        prints = call.prints.split([picture.rows or 1 for picture in pictures])
+        return [own[0] if len(own) == 1 else combine(own[None])[0] for own in prints]
+
+
+class Noted:
+    """Adds what a method call tells to the tower's latest pass, or, where it is ``ahead``, to the next one."""
+
+    def __init__(self, owner: VisionTower, note: Callable[[dict[str, Any]], dict[str, Any]], ahead: bool) -> None:
+        self.owner = owner
+        self.note = note
+        self.ahead = ahead
+
+    def __call__(self, arguments: dict[str, Any]) -> None:
+        if self.ahead:
+            self.owner.announced.update(self.note(arguments))
+        elif self.owner.calls:
+            self.owner.calls[-1].arguments.update(self.note(arguments))
+
+
+class Begin:
+    """Pre-hook of tower ``index``; an object, so that a copied model has hooks of its own."""
+
+    def __init__(self, owner: VisionTower, index: int) -> None:
+        self.owner = owner
+        self.index = index
+
+    def __call__(self, tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.owner.begin(self.index, args, kwargs)
+
+
+class Hear:
+    """Listener at one block of one tower.
+
+    Without flash attention a tower that packs pictures calls its attention once per segment; the segments wait until the
+    module is done, and are listened to together.
+    """
+
+    def __init__(self, owner: VisionTower, tower: int, block: int) -> None:
+        self.owner = owner
+        self.tower = tower
+        self.block = block
+        self.segments: list[tuple[Tensor, Tensor, float]] = []
+
+    def __call__(
+        self, module: nn.Module, query: Tensor, key: Tensor, mask: Any, scale: float, cuts: Tensor | None
+    ) -> None:
+        if self.owner.family.packs and cuts is None:
+            self.segments.append((query, key, scale))
+        else:
+            self.owner.listen(self.tower, self.block, query, key, mask, scale, cuts)
+
+    @torch.no_grad()
+    def whole(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Hook after the attention module; ``output`` is None where it raised."""
+        segments, self.segments = self.segments, []
+        if not segments or output is None:
+            return
+        queries, keys, scales = zip(*segments)
+        with self.owner.stopwatch(queries[0].device):
+            borders = torch.tensor([0, *accumulate(query.shape[2] for query in queries)])
+            cuts = borders.to(queries[0].device, non_blocking=True)
+            query, key = torch.cat(queries, dim=2), torch.cat(keys, dim=2)
+        self.owner.listen(self.tower, self.block, query, key, None, scales[0], cuts)

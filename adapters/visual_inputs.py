@@ -1,0 +1,70 @@
+"""What families tell and hooks carry out: pictures as a tower encoded them, and the calls that say how it did."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from tokenreduce.groups import Image
+from tokenreduce.tokens import Layout
+
+Medium = Literal["image", "video"]
+
+
+@dataclass
+class TowerCall:
+    """One pass of a tower.
+
+    Attributes:
+        tower: which of the family's towers.
+        rows: images in its batch; 0 in a tower that packs pictures.
+        arguments: what it was called with, pixels left out, and what the family noted of the way there and on.
+    """
+
+    tower: int
+    rows: int
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image or video as one pass of the tower encoded it.
+
+    Attributes:
+        layout: of its tokens.
+        columns: placeholders it takes in the prompt.
+        tokens: placeholders, counted from 0, that hold its tokens; None: all of them. The others are row newlines.
+        rows: how many rows of the tower's batch it takes (views, frames); 0 in a tower that packs pictures.
+        medium: None where the pass does not tell; then images come before videos.
+        pooled: whether several patches were joined in one token after the tower.
+    """
+
+    layout: Layout
+    columns: int
+    tokens: tuple[int, ...] | None = None
+    rows: int = 1
+    medium: Medium | None = "image"
+    pooled: bool = False
+
+
+class Placed(NamedTuple):
+    """A picture found in a prompt: its tokens' columns, and which encoded pictures stand behind it."""
+
+    image: Image
+    behind: tuple[int, ...]
+
+
+class NotedCall(NamedTuple):
+    """A method of the model whose arguments tell how a tower is used.
+
+    Attributes:
+        owner: the object, ``method`` the name of its method.
+        note: from the arguments of a call, by name, to what is added to ``TowerCall.arguments``.
+        ahead: whether this is about the tower's next pass, or else about its latest one.
+    """
+
+    owner: Any
+    method: str
+    note: Callable[[dict[str, Any]], dict[str, Any]]
+    ahead: bool
