@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from tokenreduce.groups import Image
-from tokenreduce.tokens import Layout
+from tokenreduce.layout import Layout
 
 Medium = Literal["image", "video"]
 

@@ -21,8 +21,8 @@ from transformers import CLIPImageProcessor
 import tokenreduce as tr
 from tokenreduce.eval import demo
 from tokenreduce.eval.results import environment, write_json
+from tokenreduce.layout import Layout
 from tokenreduce.provenance import ImageTrace, StageTrace
-from tokenreduce.tokens import Layout
 
 SIDE = 1024
 CROP = CLIPImageProcessor(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})

@@ -54,7 +54,7 @@ def accuracy(row: dict[str, Any]) -> str:
 
 def methods_table() -> str:
     import tokenreduce as tr
-    from tokenreduce.method import registry
+    from tokenreduce.registry import registry
 
     lines = ["| name | stage | looks at | paper | file |", "| --- | --- | --- | --- | --- |"]
     for row in tr.methods():

@@ -16,7 +16,7 @@ UNREDUCED = "unreduced"
 
 def budget(text: str, argument: str) -> float | int:
     """A budget from text: ``64`` is a count, ``0.25``, ``1/3`` and ``1.0`` are fractions."""
-    from tokenreduce.tokens import Budget
+    from tokenreduce.budgets import Budget
 
     try:
         if "/" in text:
@@ -62,7 +62,7 @@ class Recipe:
 
         Errors: ``ValueError`` and ``TypeError`` name the method or parameter and what is allowed.
         """
-        from tokenreduce.method import make
+        from tokenreduce.registry import make
 
         if names.strip().lower() in ("", "none", UNREDUCED):
             if keep is not None or parameters:
@@ -91,7 +91,7 @@ class Recipe:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
         """The inverse of ``as_dict``."""
-        from tokenreduce.method import make
+        from tokenreduce.registry import make
 
         steps: Iterable[Mapping[str, Any]] = data["methods"]
         methods = tuple(make(s["method"], **{k: v for k, v in s.items() if k != "method"}) for s in steps)

@@ -11,7 +11,7 @@ import torch
 from zoo.llava import best_tiles, without_padding
 
 from tokenreduce.method import Method, ModelFacts, Step
-from tokenreduce.tokens import Reduction
+from tokenreduce.reduction import Reduction
 from tokenreduce.traces import Trace
 
 TOLERANCE = 2e-6  # float32 softmax, two orders of summation

@@ -14,7 +14,8 @@ import zoo
 import tokenreduce as tr
 from tokenreduce.adapters.families.base import Family
 from tokenreduce.adapters.registry import families, family_of
-from tokenreduce.method import Method, registry
+from tokenreduce.method import Method
+from tokenreduce.registry import registry
 
 #: for models this small: a window that divides grids of 4 x 4, and a budget that five layers can meet
 SMALL: dict[str, dict[str, Any]] = {"mustdrop": {"window": 2, "keep": 0.75}}

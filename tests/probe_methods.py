@@ -8,8 +8,9 @@ import torch
 
 from tokenreduce.kernels.fingerprint import hash_uniform
 from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.reduction import Reduction
 from tokenreduce.signals import ImageFingerprint, Keys
-from tokenreduce.tokens import Reduction, VisualTokens
+from tokenreduce.tokens import VisualTokens
 
 FINGERPRINT = ImageFingerprint()
 

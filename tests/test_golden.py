@@ -13,7 +13,7 @@ import pytest
 import torch
 from golden_cases.vectors import difference, differences, find, load
 
-from tokenreduce.method import registry
+from tokenreduce.registry import registry
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

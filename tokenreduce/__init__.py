@@ -14,8 +14,11 @@ if (_checkout / "setup.cfg").is_file() and (_checkout / "adapters").is_dir():
     __path__.append(str(_checkout))
 
 if TYPE_CHECKING:
+    from tokenreduce import methods
+    from tokenreduce.budgets import Budget
     from tokenreduce.cost import Report
     from tokenreduce.draw import compare, draw, explore
+    from tokenreduce.layout import Layout
     from tokenreduce.method import Method, ModelFacts, Step
     from tokenreduce.methods.fastervlm import FasterVLM
     from tokenreduce.methods.fastv import FastV
@@ -27,23 +30,24 @@ if TYPE_CHECKING:
     from tokenreduce.methods.random import Random
     from tokenreduce.methods.tome import ToMe
     from tokenreduce.methods.uniform import Uniform
-    from tokenreduce.tables import families, methods
-    from tokenreduce.tokens import Budget, Layout, Reduction, VisualTokens
+    from tokenreduce.reduction import Reduction
+    from tokenreduce.tables import families
+    from tokenreduce.tokens import VisualTokens
     from tokenreduce.traces import Trace, load_trace
     from tokenreduce.wrapping import budget, is_wrapped, report, trace, unwrap, wrap, wrapped
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "Budget": "tokens",
+    "Budget": "budgets",
     "Report": "cost",
     "Method": "method",
     "ModelFacts": "method",
     "Step": "method",
     "explore": "draw.explorer",
     "families": "tables",
-    "Layout": "tokens",
-    "Reduction": "tokens",
+    "Layout": "layout",
+    "Reduction": "reduction",
     "VisualTokens": "tokens",
     "Trace": "traces",
     "budget": "wrapping",
@@ -65,7 +69,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(_import_module(f"tokenreduce.{_HOME[name]}"), name)
     if not name.startswith("_") and name[:1].isupper():
-        from tokenreduce.method import registry
+        from tokenreduce.registry import registry
 
         for cls in registry().values():
             if cls.__name__ == name:
@@ -74,6 +78,6 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    from tokenreduce.method import registry
+    from tokenreduce.registry import registry
 
     return sorted([*_HOME, "draw", "methods", *(cls.__name__ for cls in registry().values()), "__version__"])

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from tokenreduce.files import writing
+from tokenreduce.layout import Layout
 from tokenreduce.provenance import TENSORS, ImageTrace, StageTrace
-from tokenreduce.tokens import Layout
 
 VERSION = 1
 DESCRIPTION = "trace.json"

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from tokenreduce.layout import Layout
 from tokenreduce.provenance import StageTrace
-from tokenreduce.tokens import Layout, Reduction, Stage
+from tokenreduce.reduction import Reduction
+from tokenreduce.tokens import Stage
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from tokenreduce.budgets import Budget
+from tokenreduce.layout import Seen
+from tokenreduce.reduction import PositionPolicy, Reduction
 from tokenreduce.signals import Signal
-from tokenreduce.tokens import Budget, PositionPolicy, Reduction, Seen, Stage, VisualTokens
+from tokenreduce.tokens import Stage, VisualTokens
+from tokenreduce.validation import choice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +67,9 @@ class Step:
     decode_ids: Literal["continue", "cache_length"] = "continue"
 
 
+_REGISTERED: dict[str, type[Method]] = {}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """Base of all methods: a frozen dataclass whose fields are the hyper-parameters.
@@ -96,7 +101,7 @@ class Method:
     def __init_subclass__(cls, *, register: bool = True, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if register and "name" in cls.__dict__:
-            _REGISTRY[cls.name] = cls
+            _REGISTERED[cls.name] = cls
 
     def __post_init__(self) -> None:
         _ = self.budget  # raises where keep is no budget
@@ -124,46 +129,6 @@ class Method:
         raise NotImplementedError
 
 
-def choice(argument: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{argument}={value!r}; allowed: {', '.join(map(repr, allowed))}")
-
-
-def in_range(argument: str, value: float, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{argument}={value!r} is a {type(value).__name__}; allowed: a number in [{low:g}, {high:g}]")
-    if not low <= value <= high:
-        raise ValueError(f"{argument}={value!r} is outside [{low:g}, {high:g}]")
-
-
-_REGISTRY: dict[str, type[Method]] = {}
-
-
-def registry() -> dict[str, type[Method]]:
-    """All known methods by name, baselines last."""
-    import tokenreduce.methods  # noqa: F401  (defining a method registers it)
-
-    return dict(sorted(_REGISTRY.items(), key=lambda item: (item[1].paper == "", item[0])))
-
-
-def make(method: str | Method | type[Method], **parameters: Any) -> Method:
-    """An instance from a name, a class or an instance, with ``parameters`` set; unknown words are errors that teach."""
-    if isinstance(method, str):
-        known = registry()
-        if method.lower() not in known:
-            near = difflib.get_close_matches(method.lower(), known, n=1, cutoff=0.5)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"method={method!r} is unknown; known: {', '.join(known)}.{hint}")
-        method = known[method.lower()]
-    cls = method if isinstance(method, type) else type(method)
-    if not issubclass(cls, Method):
-        raise TypeError(
-            f"method={method!r} is a {cls.__name__}; allowed: a name from tr.methods(), or an instance such as tr.FastV(keep=0.5)"
-        )
-    fields = [f.name for f in dataclasses.fields(cls)]
-    for key in parameters:
-        if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise TypeError(f"{cls.name} has no parameter {key!r}; it has: {', '.join(fields)}.{hint}")
-    return cls(**parameters) if isinstance(method, type) else dataclasses.replace(method, **parameters)
+def registered() -> dict[str, type[Method]]:
+    """The methods defined so far by name, baselines last."""
+    return dict(sorted(_REGISTERED.items(), key=lambda item: (item[1].paper == "", item[0])))

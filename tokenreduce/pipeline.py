@@ -8,10 +8,11 @@ from torch import Tensor
 
 from tokenreduce.groups import ImageGroup
 from tokenreduce.method import Method, ModelFacts, Step
-from tokenreduce.parts import part_of, reduce_parts
+from tokenreduce.reduction import Reduction
 from tokenreduce.signals import Keys, Signal
 from tokenreduce.stopwatch import Stopwatch
-from tokenreduce.tokens import STAGES, Reduction, Stage, VisualTokens
+from tokenreduce.tokens import STAGES, Stage, VisualTokens
+from tokenreduce.views import reduce_views, view_of
 
 Look = Callable[[Signal, ImageGroup], Tensor]
 
@@ -81,7 +82,7 @@ class Pipeline:
         changed = False
         for method, step in self.at(stage, layer):
             passed: list[ImageGroup] = []
-            parted = stage == "projector"  # inside the language model a method sees the whole picture
+            parted = stage == "projector"  # inside the language model a method sees the whole image
             for group in self._alike(groups, method) if parted else groups:
                 if not acts(method, group):
                     passed.append(group)
@@ -111,33 +112,33 @@ class Pipeline:
 
     @staticmethod
     def _alike(groups: list[ImageGroup], method: Method) -> list[ImageGroup]:
-        """``groups`` such that within each, all pictures have equally many tokens of every part."""
+        """``groups`` such that within each, all images have equally many tokens of every view."""
         alike: list[ImageGroup] = []
         for group in groups:
-            parts = group.layout.parts(method.sees)
-            if len(parts) == 1 or group.num_tokens == group.layout.num_tokens or not acts(method, group):
+            views = group.layout.split(method.sees)
+            if len(views) == 1 or group.num_tokens == group.layout.num_tokens or not acts(method, group):
                 alike.append(group)
                 continue
             rows: dict[tuple[int, ...], list[int]] = {}
-            for i, row in enumerate(part_of(parts, group.source, group.assign).tolist()):
-                rows.setdefault(tuple(row.count(p) for p in range(len(parts))), []).append(i)
+            for i, row in enumerate(view_of(views, group.source, group.assign).tolist()):
+                rows.setdefault(tuple(row.count(p) for p in range(len(views))), []).append(i)
             alike += [group] if len(rows) == 1 else [group.rows(index) for index in rows.values()]
         return alike
 
     @staticmethod
     def _ask(method: Method, tokens: VisualTokens, group: ImageGroup, parted: bool) -> Reduction:
-        parts = group.layout.parts(method.sees)
-        if not parted or len(parts) == 1:
+        views = group.layout.split(method.sees)
+        if not parted or len(views) == 1:
             return method.reduce(tokens)
         if tokens.num_tokens == group.layout.num_tokens:
-            sizes = [len(own) for _, own in parts]
-            return reduce_parts(method, tokens, parts, part_of(parts, group.source, group.assign), sizes)
-        of = part_of(parts, group.source, group.assign)
+            sizes = [len(own) for _, own in views]
+            return reduce_views(method, tokens, views, view_of(views, group.source, group.assign), sizes)
+        of = view_of(views, group.source, group.assign)
         first = of[0].tolist()
-        return reduce_parts(method, tokens, parts, of, [first.count(p) for p in range(len(parts))])
+        return reduce_views(method, tokens, views, of, [first.count(p) for p in range(len(views))])
 
 
 def acts(method: Method, group: ImageGroup) -> bool:
-    """Whether ``method`` has anything to do with the pictures of ``group``."""
+    """Whether ``method`` has anything to do with the images of ``group``."""
     medium = "video" if group.layout.frames > 1 else "image"
     return medium in method.media and not method.is_identity(group.num_tokens)

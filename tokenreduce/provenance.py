@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from tokenreduce.tokens import Layout, Stage
+from tokenreduce.layout import Layout
+from tokenreduce.tokens import Stage
 
 TENSORS = ("assign", "seats", "source", "role", "score")  # of a ``StageTrace``
 

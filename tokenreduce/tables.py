@@ -1,8 +1,7 @@
-"""What there is: tables of methods and of model families."""
+"""Tables as people read them, and the table of model families."""
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 
@@ -26,24 +25,6 @@ class Table(list[dict[str, Any]]):
             for row in self
         )
         return f"<table><tr>{head}</tr>{body}</table>"
-
-
-def methods() -> Table:
-    """One row per method: name, title, stages, what it looks at, parameters with defaults, paper."""
-    from tokenreduce.method import registry
-
-    return Table(
-        {
-            "name": name,
-            "title": cls.title,
-            "stages": " + ".join(cls.stages),
-            "media": ", ".join(cls.media),
-            "looks_at": cls.looks_at,
-            "parameters": ", ".join(f"{f.name}={f.default!r}" for f in dataclasses.fields(cls)),
-            "paper": cls.paper or "baseline",
-        }
-        for name, cls in registry().items()
-    )
 
 
 def families() -> Table:

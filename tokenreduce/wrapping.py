@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from tokenreduce.method import Method, make
+from tokenreduce.method import Method
 from tokenreduce.pipeline import Pipeline
+from tokenreduce.registry import make
 
 if TYPE_CHECKING:
     from torch import nn

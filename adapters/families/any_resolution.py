@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokenreduce.adapters.families.llava import ClipTower, frames_of_videos
 from tokenreduce.adapters.visual_inputs import NotedCall, Picture, TowerCall
-from tokenreduce.tokens import Layout
+from tokenreduce.layout import Layout
 
 
 class AnyresTower(ClipTower):

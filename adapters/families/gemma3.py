@@ -10,8 +10,8 @@ from torch import Tensor
 
 from tokenreduce.adapters.families.base import Family
 from tokenreduce.adapters.visual_inputs import Picture, TowerCall
+from tokenreduce.layout import Layout
 from tokenreduce.method import ModelFacts
-from tokenreduce.tokens import Layout
 
 
 class Gemma3(Family):

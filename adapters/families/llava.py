@@ -6,8 +6,9 @@ from typing import Any
 
 from tokenreduce.adapters.families.base import Family
 from tokenreduce.adapters.visual_inputs import NotedCall, Picture, TowerCall
+from tokenreduce.layout import Layout
 from tokenreduce.method import ModelFacts
-from tokenreduce.tokens import STAGES, Layout
+from tokenreduce.tokens import STAGES
 
 TOWERS = {"clip_vision_model": 1, "siglip_vision_model": 0}  # rows before the first patch
 

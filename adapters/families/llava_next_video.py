@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tokenreduce.adapters.families.any_resolution import AnyresTower
 from tokenreduce.adapters.visual_inputs import Picture, TowerCall
-from tokenreduce.tokens import Layout
+from tokenreduce.layout import Layout
 
 
 class LlavaNextVideo(AnyresTower):

@@ -11,8 +11,9 @@ from torch import Tensor
 from tokenreduce.adapters.families.base import Family
 from tokenreduce.adapters.upstream.cache import given_cache
 from tokenreduce.adapters.visual_inputs import Picture, TowerCall
+from tokenreduce.layout import Layout
 from tokenreduce.method import ModelFacts
-from tokenreduce.tokens import STAGES, Layout
+from tokenreduce.tokens import STAGES
 
 
 class PaliGemma(Family):

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from tokenreduce.adapters.encoders.blocks import Block
 from tokenreduce.adapters.families.base import Family
 from tokenreduce.adapters.visual_inputs import Picture, TowerCall
+from tokenreduce.layout import Layout
 from tokenreduce.method import ModelFacts
-from tokenreduce.tokens import Layout
 
 
 class Qwen2VL(Family):

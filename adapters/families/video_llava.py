@@ -6,7 +6,7 @@ from typing import Any
 
 from tokenreduce.adapters.families.llava import ClipTower, frames_of_videos
 from tokenreduce.adapters.visual_inputs import NotedCall, Picture, TowerCall
-from tokenreduce.tokens import Layout
+from tokenreduce.layout import Layout
 
 
 class VideoLlava(ClipTower):

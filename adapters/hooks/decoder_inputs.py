@@ -19,7 +19,7 @@ from tokenreduce.adapters.upstream.decoder import layer_type
 from tokenreduce.adapters.visual_inputs import Placed
 from tokenreduce.groups import ImageGroup
 from tokenreduce.kernels.rows import take_rows
-from tokenreduce.tokens import PositionPolicy
+from tokenreduce.reduction import PositionPolicy
 
 
 def locate(

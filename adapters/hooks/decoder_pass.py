@@ -14,10 +14,12 @@ from tokenreduce.adapters.hooks.sequence_packing import LayerPackings, Packing, 
 from tokenreduce.adapters.upstream.cache import Cache
 from tokenreduce.groups import ImageGroup
 from tokenreduce.kernels.fingerprint import combine
+from tokenreduce.kernels.group_mean import group_mean
 from tokenreduce.kernels.rows import take_rows
 from tokenreduce.pipeline import Pipeline
+from tokenreduce.reduction import Reduction
 from tokenreduce.signals import Signal
-from tokenreduce.tokens import Reduction, Stage, group_mean
+from tokenreduce.tokens import Stage
 
 
 class DecoderPass:

@@ -13,8 +13,8 @@ from tokenreduce.adapters.hooks.encoder_blocks import EncoderMerging
 from tokenreduce.adapters.hooks.method_calls import release
 from tokenreduce.cost import Report
 from tokenreduce.groups import Image, group_images
+from tokenreduce.layout import Layout
 from tokenreduce.pipeline import Pipeline
-from tokenreduce.tokens import Layout
 from tokenreduce.traces import Trace
 
 

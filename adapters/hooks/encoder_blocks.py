@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from tokenreduce.adapters.encoders.blocks import Block
 from tokenreduce.kernels.rows import take_rows
+from tokenreduce.layout import Layout
 from tokenreduce.method import Method, Step
 from tokenreduce.pipeline import Pipeline
 from tokenreduce.provenance import StageTrace
+from tokenreduce.reduction import Reduction
 from tokenreduce.signals import Keys
-from tokenreduce.tokens import Layout, Reduction, VisualTokens
+from tokenreduce.tokens import VisualTokens
 
 
 @dataclass

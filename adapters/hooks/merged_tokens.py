@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokenreduce.groups import ImageGroup
 from tokenreduce.provenance import StageTrace
-from tokenreduce.tokens import PositionPolicy, Reduction
+from tokenreduce.reduction import PositionPolicy, Reduction
 
 
 def merged_group(

@@ -24,7 +24,7 @@ from tokenreduce.adapters.upstream.model import encoded_ahead, pixels_of
 from tokenreduce.cost import Report
 from tokenreduce.groups import group_images
 from tokenreduce.pipeline import Pipeline, acts
-from tokenreduce.tokens import Reduction
+from tokenreduce.reduction import Reduction
 from tokenreduce.traces import Trace
 
 OutputLength = Literal["full", "reduced"]

@@ -20,9 +20,9 @@ from tokenreduce.adapters.visual_inputs import Picture, TowerCall
 from tokenreduce.kernels.attention_received import Over, attention_received
 from tokenreduce.kernels.attention_row import attention_row
 from tokenreduce.kernels.fingerprint import combine, fingerprint
+from tokenreduce.layout import Layout
 from tokenreduce.pipeline import Pipeline
 from tokenreduce.signals import AttentionReceived, ClsAttention, ImageFingerprint, Keys, Signal
-from tokenreduce.tokens import Layout
 
 MAX_CALLS = 64
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tokenreduce.adapters.visual_inputs import Picture, Placed
 from tokenreduce.groups import Image
-from tokenreduce.tokens import Layout
+from tokenreduce.layout import Layout
 
 
 def place(visual: Tensor, video: Tensor, pictures: Sequence[Picture], repeat: int) -> list[Placed]:

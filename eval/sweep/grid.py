@@ -94,7 +94,7 @@ def _several(value: Any) -> list[Any]:
 
 
 def _budgets(values: Any) -> list[Any]:
-    from tokenreduce.tokens import Budget
+    from tokenreduce.budgets import Budget
 
     return [budget(v, "keep") if isinstance(v, str) else Budget(v).keep for v in _several(values)]
 

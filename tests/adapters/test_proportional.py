@@ -19,8 +19,8 @@ from tokenreduce.adapters.encoders.blocks import OpenClipBlock
 from tokenreduce.adapters.registry import family_of
 from tokenreduce.eval.bench.timing import LargestTensor
 from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.reduction import Reduction
 from tokenreduce.signals import AttentionReceived, ClsAttention
-from tokenreduce.tokens import Reduction
 
 TOLERANCE = 3e-5  # float32, the bias added to the logits or carried through the product
 FUSED = {

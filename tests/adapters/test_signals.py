@@ -8,8 +8,8 @@ from models import llava, prompt
 
 import tokenreduce as tr
 from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.reduction import Reduction
 from tokenreduce.signals import AttentionReceived, ClsAttention, ImageFingerprint, LastQueryAttention, TextAttention
-from tokenreduce.tokens import Reduction
 
 TOLERANCE = 2e-6  # float32 softmax, two orders of summation
 
@@ -125,7 +125,7 @@ def test_no_attention_map_is_made(pair, monkeypatch):
 def test_which_encoded_picture_stands_behind_which_prompt_image(repeat):
     from tokenreduce.adapters.hooks.visual_token_positions import place, share_of
     from tokenreduce.adapters.visual_inputs import Picture
-    from tokenreduce.tokens import Layout
+    from tokenreduce.layout import Layout
 
     counts, pictures = [2, 0, 1, 3], [Picture(Layout(1, n), n) for n in (3, 2, 4, 1, 2, 3)]
     first = [0, 2, 2, 3]
@@ -145,7 +145,7 @@ def test_which_encoded_picture_stands_behind_which_prompt_image(repeat):
 def test_which_pictures_a_chunk_of_a_prompt_shows():
     from tokenreduce.adapters.hooks.visual_token_positions import share_of
     from tokenreduce.adapters.visual_inputs import Picture
-    from tokenreduce.tokens import Layout
+    from tokenreduce.layout import Layout
 
     old, new = [[Picture(Layout(1, n), n) for n in sizes] for sizes in ((5,), (3, 2, 4))]
     assert share_of(9, [new], 0, 1) == (0, 3, 1)

@@ -7,7 +7,7 @@ import torch
 from models import llava, prompt, tokens_per_image
 
 import tokenreduce as tr
-from tokenreduce.method import registry
+from tokenreduce.registry import registry
 
 
 def hooks(model) -> list[tuple[str, int, int]]:

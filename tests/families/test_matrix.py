@@ -8,7 +8,7 @@ import pairs
 import pytest
 import reduced
 
-from tokenreduce.method import registry
+from tokenreduce.registry import registry
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "families.md").read_text()
 

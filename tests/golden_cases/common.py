@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenreduce.layout import Layout
 from tokenreduce.method import Method, ModelFacts
-from tokenreduce.tokens import STAGES, Layout, Reduction, VisualTokens
+from tokenreduce.reduction import Reduction
+from tokenreduce.tokens import STAGES, VisualTokens
 
 FACTS = ModelFacts(
     family="golden", stages=STAGES, tower_depth=24, feature_block=22, has_cls=True, tower_prefix=1, decoder_depth=32

@@ -13,8 +13,9 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from tokenreduce.adapters.registry import family_of
 from tokenreduce.kernels.attention_row import attention_row
+from tokenreduce.layout import Layout
 from tokenreduce.methods.fastervlm import FasterVLM
-from tokenreduce.tokens import Layout, Reduction
+from tokenreduce.reduction import Reduction
 
 
 def run(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:

@@ -19,8 +19,8 @@ from tokenreduce.adapters.hooks.sequence_packing import Packing, carried, repack
 from tokenreduce.groups import Image, group_images
 from tokenreduce.kernels.attention_received import attention_received
 from tokenreduce.kernels.attention_row import attention_row
+from tokenreduce.layout import Layout
 from tokenreduce.methods.fastv import FastV
-from tokenreduce.tokens import Layout
 
 
 def run(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:

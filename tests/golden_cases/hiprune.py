@@ -8,10 +8,12 @@ from typing import Any
 from golden_cases.common import FACTS, kept_mask, make, query_and_key, show
 from torch import Tensor
 
+from tokenreduce.budgets import Budget
 from tokenreduce.kernels.attention_received import attention_received
+from tokenreduce.layout import Layout
 from tokenreduce.method import ModelFacts
 from tokenreduce.methods.hiprune import HiPrune
-from tokenreduce.tokens import Budget, Layout, Reduction
+from tokenreduce.reduction import Reduction
 
 
 def run(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:

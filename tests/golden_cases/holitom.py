@@ -13,12 +13,15 @@ from tokenreduce.adapters.hooks.sequence_packing import Packing, carried, repack
 from tokenreduce.groups import Image, group_images
 from tokenreduce.kernels.attention_row import attention_row
 from tokenreduce.kernels.density_peaks import density_peaks
+from tokenreduce.kernels.group_mean import group_mean
 from tokenreduce.kernels.rows import take_rows
 from tokenreduce.kernels.temporal_segmentation import temporal_segmentation
 from tokenreduce.kernels.temporal_similarity import temporal_similarity
+from tokenreduce.layout import Layout
 from tokenreduce.method import Step
 from tokenreduce.methods.holitom import HoliTom, corrected, stands
-from tokenreduce.tokens import Layout, Reduction, VisualTokens, group_mean
+from tokenreduce.reduction import Reduction
+from tokenreduce.tokens import VisualTokens
 
 
 def run(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:

@@ -20,9 +20,11 @@ from tokenreduce.adapters.families.llava import Llava
 from tokenreduce.groups import Image, ImageGroup, group_images
 from tokenreduce.kernels.attention_row import attention_row
 from tokenreduce.kernels.window_similarity import window_similarity
+from tokenreduce.layout import Layout
 from tokenreduce.method import ModelFacts, Step
 from tokenreduce.methods.mustdrop import KEY, ROLES, MustDrop, attended, key_set
-from tokenreduce.tokens import Layout, Reduction, VisualTokens
+from tokenreduce.reduction import Reduction
+from tokenreduce.tokens import VisualTokens
 
 
 def run(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 import tokenreduce as tr
+from tokenreduce.layout import Layout
 from tokenreduce.method import Method
 from tokenreduce.methods.tome import ToMe, match, schedule, unmerge
+from tokenreduce.reduction import Reduction
 from tokenreduce.signals import Keys
-from tokenreduce.tokens import Layout, Reduction, VisualTokens
+from tokenreduce.tokens import VisualTokens
 
 
 def run(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:

@@ -13,13 +13,16 @@ from models import llava, prompt
 from torch import Tensor
 
 import tokenreduce as tr
+from tokenreduce.budgets import Budget
 from tokenreduce.groups import Image, group_images
 from tokenreduce.kernels.density_peaks import density_peaks
 from tokenreduce.kernels.temporal_segmentation import temporal_segmentation
+from tokenreduce.layout import Layout
 from tokenreduce.method import ModelFacts, Step
 from tokenreduce.methods.holitom import HoliTom, Segment, fold
+from tokenreduce.reduction import Reduction
 from tokenreduce.signals import AttentionReceived, LastQueryAttention
-from tokenreduce.tokens import STAGES, Budget, Layout, Reduction, VisualTokens
+from tokenreduce.tokens import STAGES, VisualTokens
 
 FACTS = ModelFacts(family="stand-in", stages=STAGES, tower_depth=24, feature_block=22, has_cls=False, decoder_depth=28)
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # float32 means of at most a few hundred values

@@ -7,8 +7,10 @@ import torch
 import zoo
 
 import tokenreduce as tr
+from tokenreduce.kernels.group_mean import group_mean
+from tokenreduce.layout import Layout
 from tokenreduce.methods.tome import in_rounds, match
-from tokenreduce.tokens import Layout, VisualTokens, group_mean
+from tokenreduce.tokens import VisualTokens
 
 METHODS = {"tome": tr.ToMe, "pitome": tr.PiToMe}
 

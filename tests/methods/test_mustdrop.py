@@ -17,6 +17,7 @@ from torch import Tensor
 
 import tokenreduce as tr
 from tokenreduce.kernels.window_similarity import window_similarity
+from tokenreduce.layout import Layout
 from tokenreduce.method import ModelFacts, Step
 from tokenreduce.methods.mustdrop import (
     KEY,
@@ -30,8 +31,9 @@ from tokenreduce.methods.mustdrop import (
     remaining,
     urgency,
 )
+from tokenreduce.reduction import Reduction
 from tokenreduce.signals import AttentionReceived, ClsAttention, TextAttention
-from tokenreduce.tokens import Layout, Reduction, VisualTokens
+from tokenreduce.tokens import VisualTokens
 
 TOLERANCE = 3e-5  # float32 logits of size 5; batched and single matrix products round differently
 

@@ -18,7 +18,8 @@ from standins import FACTS, alone, random
 from torch import Tensor
 
 import tokenreduce as tr
-from tokenreduce.method import ModelFacts, make
+from tokenreduce.layout import Layout
+from tokenreduce.method import ModelFacts
 from tokenreduce.methods.pitome import (
     MATCHINGS,
     PRESETS,
@@ -31,8 +32,10 @@ from tokenreduce.methods.pitome import (
     spread_by_share,
 )
 from tokenreduce.methods.tome import Pairs, match
+from tokenreduce.reduction import Reduction
+from tokenreduce.registry import make
 from tokenreduce.signals import Keys
-from tokenreduce.tokens import Layout, Reduction, VisualTokens
+from tokenreduce.tokens import VisualTokens
 
 
 def shown(x: Tensor, amount: Any, prefix: int, keys: Tensor | None = None, size: Tensor | None = None) -> VisualTokens:

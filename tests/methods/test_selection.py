@@ -16,13 +16,17 @@ from torch import Tensor
 
 from tokenreduce.groups import Image, group_images
 from tokenreduce.kernels.grid_partition import grid_partition
-from tokenreduce.method import Method, ModelFacts, Step, make, registry
+from tokenreduce.kernels.top_k import top_k
+from tokenreduce.layout import Layout
+from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.methods.fastervlm import FasterVLM
 from tokenreduce.methods.fastv import FastV
 from tokenreduce.methods.hiprune import ROLES, HiPrune
 from tokenreduce.methods.pool import Pool
 from tokenreduce.methods.random import Random
 from tokenreduce.methods.uniform import Uniform
+from tokenreduce.reduction import Reduction
+from tokenreduce.registry import make, registry
 from tokenreduce.signals import (
     AttentionReceived,
     ClsAttention,
@@ -31,7 +35,7 @@ from tokenreduce.signals import (
     Signal,
     TextAttention,
 )
-from tokenreduce.tokens import STAGES, Layout, Reduction, VisualTokens, top_k
+from tokenreduce.tokens import STAGES, VisualTokens
 
 FACTS = ModelFacts(
     family="stand-in", stages=STAGES, tower_depth=24, feature_block=22, has_cls=True, tower_prefix=1, decoder_depth=32

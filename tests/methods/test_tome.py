@@ -16,10 +16,12 @@ from standins import FACTS, alone, random
 from torch import Tensor
 
 import tokenreduce as tr
-from tokenreduce.method import make
+from tokenreduce.layout import Layout
 from tokenreduce.methods.tome import ToMe, fit, match, schedule, spread, unmerge
+from tokenreduce.reduction import Reduction
+from tokenreduce.registry import make
 from tokenreduce.signals import Keys
-from tokenreduce.tokens import Layout, Reduction, VisualTokens
+from tokenreduce.tokens import VisualTokens
 
 
 def shown(

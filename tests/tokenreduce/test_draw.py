@@ -13,8 +13,8 @@ from transformers import CLIPImageProcessor, LlavaImageProcessor
 
 import tokenreduce as tr
 from tokenreduce.draw import ROLE_COLORS, cell_boxes, describe, draw, figure, legend, seen_box, sheet
+from tokenreduce.layout import Layout
 from tokenreduce.provenance import ImageTrace, StageTrace
-from tokenreduce.tokens import Layout
 
 GRID = Layout(12, 12)
 

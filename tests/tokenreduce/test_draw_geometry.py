@@ -28,7 +28,7 @@ from transformers import (
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
 from tokenreduce.draw import cell_boxes, seen_box, tiles_of, view_boxes
-from tokenreduce.tokens import Layout
+from tokenreduce.layout import Layout
 
 PLAIN = {"do_normalize": False, "return_tensors": "pt"}
 SIZES = [(300, 200), (200, 300), (340, 340), (97, 411), (640, 480), (1000, 210)]

@@ -16,8 +16,8 @@ from tokenreduce.draw import ROLE_COLORS, animate, step_names, strip
 from tokenreduce.draw.provenance_map import provenance_map
 from tokenreduce.draw.token_map import token_map
 from tokenreduce.eval import demo
+from tokenreduce.layout import Layout
 from tokenreduce.provenance import ImageTrace, StageTrace
-from tokenreduce.tokens import Layout
 
 PLAIN = Image.new("RGB", (100, 100), (90, 90, 90))
 

@@ -16,8 +16,8 @@ import tokenreduce as tr
 from tokenreduce.cli import app
 from tokenreduce.draw import write_page
 from tokenreduce.eval import demo
+from tokenreduce.layout import Layout
 from tokenreduce.provenance import ImageTrace, StageTrace
-from tokenreduce.tokens import Layout
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 

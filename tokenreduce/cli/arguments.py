@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def chosen_methods(names: list[str], keep: str | None, parameters: list[str], positions: str | None) -> list[Method]:
     """Instances from what stands on the command line."""
-    from tokenreduce.method import make
+    from tokenreduce.registry import make
 
     split = [name.partition(":") for name in names]
     given: list[dict[str, Any]] = [{"keep": budget(own, f"--method {name}:")} if own else {} for name, _, own in split]

@@ -14,7 +14,8 @@ from tokenreduce.draw.model_view import pixels_of
 from tokenreduce.draw.prompt import draw_picture, images_of_picture
 from tokenreduce.draw.stages import summarize
 from tokenreduce.draw.token_map import token_map
-from tokenreduce.method import Method, make
+from tokenreduce.method import Method
+from tokenreduce.registry import make
 from tokenreduce.wrapping import is_wrapped
 
 if TYPE_CHECKING:

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from tokenreduce import methods as known_methods
 from tokenreduce.answers import Answer, answer
 from tokenreduce.draw.overlay import draw
 from tokenreduce.draw.stages import step_names
 from tokenreduce.loading import model_inputs
-from tokenreduce.method import make
-from tokenreduce.tables import methods as known_methods
+from tokenreduce.registry import make
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from tokenreduce.draw.overlay import draw
+from tokenreduce.layout import Layout
 from tokenreduce.provenance import ImageTrace
-from tokenreduce.tokens import Layout
 
 
 def token_map(image: ImageTrace, **options: Any) -> Image.Image:

@@ -3,20 +3,34 @@
 ``tokenreduce.methods()`` lists them: the folder can be called.
 """
 
+import dataclasses
 import sys
 from importlib import import_module
 from pkgutil import iter_modules
 from types import ModuleType
+
+from tokenreduce.method import registered
+from tokenreduce.tables import Table
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
 
 class _Folder(ModuleType):
-    def __call__(self) -> object:
-        from tokenreduce.tables import methods
-
-        return methods()
+    def __call__(self) -> Table:
+        """One row per method: name, title, stages, what it looks at, parameters with defaults, paper."""
+        return Table(
+            {
+                "name": name,
+                "title": cls.title,
+                "stages": " + ".join(cls.stages),
+                "media": ", ".join(cls.media),
+                "looks_at": cls.looks_at,
+                "parameters": ", ".join(f"{f.name}={f.default!r}" for f in dataclasses.fields(cls)),
+                "paper": cls.paper or "baseline",
+            }
+            for name, cls in registered().items()
+        )
 
 
 sys.modules[__name__].__class__ = _Folder

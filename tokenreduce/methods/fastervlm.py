@@ -7,9 +7,11 @@ from typing import Literal
 
 from torch import Tensor
 
-from tokenreduce.method import Method, ModelFacts, Step, choice
+from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.reduction import Reduction
 from tokenreduce.signals import AttentionReceived, ClsAttention, Signal
-from tokenreduce.tokens import Reduction, VisualTokens
+from tokenreduce.tokens import VisualTokens
+from tokenreduce.validation import choice
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tokenreduce.method import Method, ModelFacts, Step, choice
+from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.reduction import Reduction
 from tokenreduce.signals import AttentionReceived, LastQueryAttention, Signal
-from tokenreduce.tokens import Reduction, VisualTokens
+from tokenreduce.tokens import VisualTokens
+from tokenreduce.validation import choice
 
 
 @dataclass(frozen=True, kw_only=True)

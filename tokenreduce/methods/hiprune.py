@@ -8,9 +8,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tokenreduce.method import Method, ModelFacts, Step, choice, in_range
+from tokenreduce.kernels.top_k import top_k
+from tokenreduce.layout import Layout
+from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.reduction import PositionPolicy, Reduction
 from tokenreduce.signals import AttentionReceived
-from tokenreduce.tokens import Layout, PositionPolicy, Reduction, VisualTokens, top_k
+from tokenreduce.tokens import VisualTokens
+from tokenreduce.validation import choice, in_range
 
 ROLES = ("dropped", "anchor", "buffer", "register")
 

@@ -11,15 +11,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokenreduce.budgets import Budget
 from tokenreduce.kernels.bipartite_matching import bipartite_matching
 from tokenreduce.kernels.density_peaks import density_peaks
 from tokenreduce.kernels.group_mean import group_mean
 from tokenreduce.kernels.rows import take_rows
 from tokenreduce.kernels.temporal_segmentation import MAX_WINDOW, TemporalSegmenter, temporal_segmentation
 from tokenreduce.kernels.temporal_similarity import temporal_similarity
-from tokenreduce.method import Method, ModelFacts, Step, choice, in_range
+from tokenreduce.kernels.top_k import top_k
+from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.reduction import Reduction
 from tokenreduce.signals import AttentionReceived, LastQueryAttention
-from tokenreduce.tokens import Budget, Reduction, VisualTokens, top_k
+from tokenreduce.tokens import VisualTokens
+from tokenreduce.validation import choice, in_range
 
 #: 18 of 28 layers in the paper's 7B setting
 INNER_DEPTH = 0.643

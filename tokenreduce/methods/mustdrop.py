@@ -10,10 +10,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tokenreduce.budgets import Budget
+from tokenreduce.kernels.top_k import top_k
 from tokenreduce.kernels.window_similarity import window_similarity
-from tokenreduce.method import Method, ModelFacts, Step, choice, in_range
+from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.reduction import Reduction
 from tokenreduce.signals import AttentionReceived, ClsAttention, Signal, TextAttention
-from tokenreduce.tokens import Budget, Reduction, VisualTokens, top_k
+from tokenreduce.tokens import VisualTokens
+from tokenreduce.validation import choice, in_range
 
 ROLES = ("patch", "key")
 KEY = 1

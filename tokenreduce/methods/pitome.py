@@ -8,10 +8,12 @@ from typing import Literal
 
 from torch import Tensor
 
+from tokenreduce.budgets import Budget
 from tokenreduce.kernels.bipartite_matching import bipartite_matching
 from tokenreduce.kernels.energy_score import energy_score
 from tokenreduce.kernels.rows import take_rows
-from tokenreduce.method import Method, ModelFacts, Step, choice, in_range
+from tokenreduce.kernels.top_k import top_k
+from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.methods.tome import (
     OutputOrder,
     Pairs,
@@ -25,8 +27,10 @@ from tokenreduce.methods.tome import (
     patches_kept,
     schedule,
 )
+from tokenreduce.reduction import DROPPED, Reduction
 from tokenreduce.signals import Keys
-from tokenreduce.tokens import DROPPED, Budget, Reduction, VisualTokens, top_k
+from tokenreduce.tokens import VisualTokens
+from tokenreduce.validation import choice, in_range
 
 Matching = Literal["energy", "energy_bsm", "bsm"]
 MATCHINGS = ("energy", "energy_bsm", "bsm")

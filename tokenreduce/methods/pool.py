@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.methods.uniform import regions
-from tokenreduce.tokens import Reduction, VisualTokens
+from tokenreduce.reduction import Reduction
+from tokenreduce.tokens import VisualTokens
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from tokenreduce.kernels.fingerprint import hash_uniform
 from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.reduction import Reduction
 from tokenreduce.signals import ImageFingerprint
-from tokenreduce.tokens import Reduction, VisualTokens
+from tokenreduce.tokens import VisualTokens
 
 
 @dataclass(frozen=True, kw_only=True)

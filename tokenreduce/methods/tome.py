@@ -10,12 +10,15 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from tokenreduce.budgets import Budget
 from tokenreduce.kernels.bipartite_matching import bipartite_matching
 from tokenreduce.kernels.compaction import compact
 from tokenreduce.kernels.rows import take_rows
-from tokenreduce.method import Method, ModelFacts, Step, choice, in_range
+from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.reduction import Reduction
 from tokenreduce.signals import Keys
-from tokenreduce.tokens import Budget, Reduction, VisualTokens
+from tokenreduce.tokens import VisualTokens
+from tokenreduce.validation import choice, in_range
 
 OutputOrder = Literal["raster", "reference"]
 Place = Literal["encoder", "projector"]

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from tokenreduce.kernels.grid_partition import grid_partition
+from tokenreduce.layout import Layout
 from tokenreduce.method import Method, ModelFacts, Step
-from tokenreduce.tokens import Layout, Reduction, VisualTokens
+from tokenreduce.reduction import Reduction
+from tokenreduce.tokens import VisualTokens
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokenreduce.layout import Layout
 from tokenreduce.methods.holitom import HoliTom
 from tokenreduce.signals import AttentionReceived, Signal
-from tokenreduce.tokens import Layout, VisualTokens
+from tokenreduce.tokens import VisualTokens
 
 from . import density_peaks, temporal_segmentation
 from .case import Case

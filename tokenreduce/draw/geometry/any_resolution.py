@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tokenreduce.adapters.upstream.processors import Settings, best_canvas, entry, fitted_size
 from tokenreduce.draw.geometry.crops import Box, squared
-from tokenreduce.tokens import Layout
+from tokenreduce.layout import Layout
 
 
 def any_resolution(size: tuple[int, int], setting: Settings, layout: Layout) -> list[Box]:

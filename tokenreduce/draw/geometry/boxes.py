@@ -11,7 +11,7 @@ from tokenreduce.draw.geometry.any_resolution import any_resolution
 from tokenreduce.draw.geometry.crops import Box, cropped
 from tokenreduce.draw.geometry.settings import settings_of
 from tokenreduce.draw.geometry.tiles import cut, pan_and_scan, split, with_thumbnail
-from tokenreduce.tokens import Layout
+from tokenreduce.layout import Layout
 
 
 def cell_boxes(image_size: tuple[int, int], processor: Any, layout: Layout, tile: int = 0) -> np.ndarray:

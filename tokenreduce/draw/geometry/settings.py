@@ -6,7 +6,7 @@ from typing import Any
 
 from tokenreduce.adapters.upstream.processors import Settings, pixel_processor, reader
 from tokenreduce.draw.geometry.transforms import from_transforms
-from tokenreduce.tokens import Layout
+from tokenreduce.layout import Layout
 
 
 def settings_of(processor: Any, layout: Layout | None = None) -> Settings:

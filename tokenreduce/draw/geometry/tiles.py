@@ -6,7 +6,7 @@ import math
 
 from tokenreduce.adapters.upstream.processors import LONGEST_EDGE, Settings, entry
 from tokenreduce.draw.geometry.crops import Box
-from tokenreduce.tokens import Layout
+from tokenreduce.layout import Layout
 
 
 def grid(size: tuple[int, int], rows: int, columns: int) -> list[Box]:

@@ -1,4 +1,4 @@
-"""A picture of several parts: budgets shared exactly, plans joined."""
+"""An image of several views: budgets shared exactly, plans joined."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tokenreduce as tr
-from tokenreduce.parts import allot, part_of, reduce_parts
+from tokenreduce.kernels.group_mean import group_mean
+from tokenreduce.kernels.top_k import top_k
+from tokenreduce.layout import Layout
+from tokenreduce.reduction import Reduction
 from tokenreduce.signals import AttentionReceived, ClsAttention, ImageFingerprint
-from tokenreduce.tokens import Layout, Reduction, VisualTokens, group_mean, top_k
+from tokenreduce.tokens import VisualTokens
+from tokenreduce.views import reduce_views, share_budget, view_of
 
 # a base view, and tiles of which two cells were cut off, in stitched order
 TILES = Layout(
@@ -21,7 +25,7 @@ TILES = Layout(
 @given(st.integers(0, 40), st.lists(st.integers(1, 20), min_size=1, max_size=6))
 def test_shares_are_exact_and_fair(k, sizes):
     k = min(k, sum(sizes))
-    shares = allot(k, sizes)
+    shares = share_budget(k, sizes)
     assert sum(shares) == k
     assert all(0 <= share <= size for share, size in zip(shares, sizes))
     assert all(abs(share - k * size / sum(sizes)) < 1 for share, size in zip(shares, sizes))
@@ -33,18 +37,18 @@ def shown(layout: Layout, batch: int = 2, **signals) -> VisualTokens:
 
 
 def ask(method, tokens: VisualTokens, by: str = "video"):
-    parts = tokens.layout.parts(by)
-    of = part_of(parts, tokens.source, tokens.source)
-    return reduce_parts(method, tokens, parts, of, [len(own) for _, own in parts]), parts
+    views = tokens.layout.split(by)
+    of = view_of(views, tokens.source, tokens.source)
+    return reduce_views(method, tokens, views, of, [len(own) for _, own in views]), views
 
 
 def test_the_best_of_each_tile():
     score = torch.rand(2, 10, generator=torch.Generator().manual_seed(0))
-    plan, parts = ask(tr.FasterVLM(keep=0.5), shown(TILES, signals={ClsAttention(1): score}))
+    plan, views = ask(tr.FasterVLM(keep=0.5), shown(TILES, signals={ClsAttention(1): score}))
     assert plan.in_order
     for b in range(2):
         expected = set()
-        for (_, own), share in zip(parts, (2, 2, 1), strict=True):
+        for (_, own), share in zip(views, (2, 2, 1), strict=True):
             expected |= set(sorted(own, key=lambda n: -score[b, n])[:share])
         assert plan.source[b].tolist() == sorted(expected)
     assert torch.equal(plan.score, score)
@@ -54,8 +58,8 @@ def test_buffers_stay_within_a_frame_and_roles_come_along():
     video = Layout(3, 3, frames=4)
     signals = {AttentionReceived(0): torch.rand(2, 36), AttentionReceived(1): torch.rand(2, 36)}
     tokens = shown(video, signals=signals)
-    plan, parts = ask(tr.HiPrune(keep=20, alpha=1.0), tokens, "frame")
-    for t, (layout, own) in enumerate(parts):
+    plan, views = ask(tr.HiPrune(keep=20, alpha=1.0), tokens, "frame")
+    for t, (layout, own) in enumerate(views):
         index = torch.tensor(own)
         alone = VisualTokens(tokens.features[:, index], layout, signals={s: v[:, index] for s, v in signals.items()})
         single = tr.HiPrune(keep=5, alpha=1.0).reduce(alone)
@@ -68,9 +72,9 @@ def test_buffers_stay_within_a_frame_and_roles_come_along():
 def test_means_stay_within_a_tile(method):
     tokens = shown(TILES)
     tokens.amount = 3
-    plan, parts = ask(method, tokens)
+    plan, views = ask(method, tokens)
     assert plan.num_kept == 5
-    owner = part_of(parts, tokens.source, tokens.source)
+    owner = view_of(views, tokens.source, tokens.source)
     for b in range(2):
         assert all(len(set(owner[b][plan.assign[b] == row].tolist())) == 1 for row in range(5))
     assert torch.equal(plan.carry(tokens.features), group_mean(tokens.features, plan.assign, 5, plan.weight))

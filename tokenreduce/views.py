@@ -1,4 +1,4 @@
-"""One picture, several parts: a method is shown each tile or frame by itself, its plans become one for the picture."""
+"""One image, several views: a method is given each tile or frame by itself, and its plans become one for the image."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from torch import Tensor
 
 from tokenreduce.kernels.fingerprint import combine
 from tokenreduce.kernels.rows import take_rows
+from tokenreduce.layout import Layout
 from tokenreduce.method import Method
-from tokenreduce.tokens import Layout, Reduction, VisualTokens
+from tokenreduce.reduction import Reduction
+from tokenreduce.tokens import VisualTokens
 
-Parts = Sequence[tuple[Layout, tuple[int, ...]]]
+Views = Sequence[tuple[Layout, tuple[int, ...]]]
 
 
-def allot(k: int, sizes: Sequence[int]) -> list[int]:
-    """``k`` tokens shared among parts in proportion to ``sizes``, exactly, by largest remainder (ties: the first part)."""
+def share_budget(k: int, sizes: Sequence[int]) -> list[int]:
+    """``k`` tokens shared among views in proportion to ``sizes``, exactly, by largest remainder (ties: the first view)."""
     total = sum(sizes)
     shares = [k * size // total for size in sizes]
     by_remainder = sorted(range(len(sizes)), key=lambda i: (-(k * sizes[i] % total), i))
@@ -27,9 +29,9 @@ def allot(k: int, sizes: Sequence[int]) -> list[int]:
     return shares
 
 
-def part_of(parts: Parts, source: Tensor, assign: Tensor) -> Tensor:
-    """(B, N) part that each current token belongs to; a summary token, to a part of what it stands for."""
-    owner, _ = _places(parts, source.device)
+def view_of(views: Views, source: Tensor, assign: Tensor) -> Tensor:
+    """(B, N) view that each current token belongs to; a summary token, to a view of what it stands for."""
+    owner, _ = _places(views, source.device)
     own = owner[source.clamp_min(0)]
     if assign.shape[1] == source.shape[1]:  # untouched so far: no summaries
         return own
@@ -39,44 +41,44 @@ def part_of(parts: Parts, source: Tensor, assign: Tensor) -> Tensor:
     return torch.where(source < 0, stood, own)
 
 
-def reduce_parts(method: Method, tokens: VisualTokens, parts: Parts, of: Tensor, sizes: Sequence[int]) -> Reduction:
-    """Ask ``method`` about each part and join its plans.
+def reduce_views(method: Method, tokens: VisualTokens, views: Views, of: Tensor, sizes: Sequence[int]) -> Reduction:
+    """Ask ``method`` about each view and join its plans.
 
     Args:
-        tokens: the current tokens of B pictures of the same layout.
-        parts: of that layout, ``Layout.parts``.
-        of: (B, N) part of each current token; every picture has ``sizes[p]`` tokens of part p.
+        tokens: the current tokens of B images of the same layout.
+        views: of that layout, ``Layout.split``.
+        of: (B, N) view of each current token; every image has ``sizes[p]`` tokens of view p.
 
-    The picture's budget is shared among its parts in proportion to their tokens, and filled exactly.
+    The image's budget is shared among its views in proportion to their tokens, and filled exactly.
     """
-    _, local = _places(parts, of.device)
-    shares: Sequence[int | None] = [None] * len(parts)
+    _, local = _places(views, of.device)
+    shares: Sequence[int | None] = [None] * len(views)
     if method.keep is not None:
-        shares = allot(method.budget.count(tokens.num_tokens), sizes)
-    at = of.sort(dim=1, stable=True).indices.split(list(sizes), dim=1)  # current tokens of each part, ascending
+        shares = share_budget(method.budget.count(tokens.num_tokens), sizes)
+    at = of.sort(dim=1, stable=True).indices.split(list(sizes), dim=1)  # current tokens of each view, ascending
     alike: dict[tuple[Layout, int, int | None], list[int]] = {}
-    for p, (layout, _) in enumerate(parts):
+    for p, (layout, _) in enumerate(views):
         alike.setdefault((layout, sizes[p], shares[p]), []).append(p)
     asked: dict[int, Reduction] = {}
-    for (layout, _, share), own in alike.items():  # parts of a kind are asked about together
+    for (layout, _, share), own in alike.items():  # views of a kind are asked about together
         index = torch.stack([at[p] for p in own], dim=1)
-        plan = _ask(method, _part(tokens, layout, index, local, own), share)
-        asked |= {p: _of_part(plan, i, len(own)) for i, p in enumerate(own)}
-    return _joined([asked[p] for p in range(len(parts))], at, tokens)
+        plan = _ask(method, _view(tokens, layout, index, local, own), share)
+        asked |= {p: _of_view(plan, i, len(own)) for i, p in enumerate(own)}
+    return _joined([asked[p] for p in range(len(views))], at, tokens)
 
 
-def _places(parts: Parts, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(N0,) part of every original token, and its place within that part."""
-    n = sum(len(own) for _, own in parts)
+def _places(views: Views, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(N0,) view of every original token, and its place within that view."""
+    n = sum(len(own) for _, own in views)
     owner, local = torch.empty(n, dtype=torch.long), torch.empty(n, dtype=torch.long)
-    for p, (_, own) in enumerate(parts):
+    for p, (_, own) in enumerate(views):
         index = torch.tensor(own, dtype=torch.long)
         owner[index], local[index] = p, torch.arange(len(own))
     return owner.to(device), local.to(device)
 
 
-def _part(tokens: VisualTokens, layout: Layout, index: Tensor, local: Tensor, own: list[int]) -> VisualTokens:
-    """The tokens ``index`` (B, P, n) of the P parts ``own``, each part a picture of its own: B * P of them."""
+def _view(tokens: VisualTokens, layout: Layout, index: Tensor, local: Tensor, own: list[int]) -> VisualTokens:
+    """The tokens ``index`` (B, P, n) of the P views ``own``, each view an image of its own: B * P of them."""
     count = index.shape[1]
 
     def of(x: Tensor) -> Tensor:
@@ -101,8 +103,8 @@ def _part(tokens: VisualTokens, layout: Layout, index: Tensor, local: Tensor, ow
     )
 
 
-def _of_part(plan: Reduction, i: int, count: int) -> Reduction:
-    """What ``plan``, for ``count`` parts of every picture, says of part i."""
+def _of_view(plan: Reduction, i: int, count: int) -> Reduction:
+    """What ``plan``, for ``count`` views of every image, says of view i."""
 
     given: dict[str, Any] = {name: x[i::count] for name, x in vars(plan).items() if isinstance(x, Tensor)}
     return replace(plan, **given)

@@ -1,0 +1,73 @@
+"""Where the visual tokens of an image or video came from: grids, frames, tiles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+Seen = Literal["frame", "video"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the N tokens of one picture came from: an image, a video, or an image cut into tiles.
+
+    ``frames`` grids of ``height`` x ``width`` cells in raster order; ``cells[n]`` is the flat cell of token n, or None
+    when token n simply is cell n. Tokens without a cell (row newlines, a forwarded [CLS]) never reach a method.
+
+    An image that the vision tower saw in several ``views`` (a base view and tiles) has the layout of each view, in the
+    order of the tower, and ``cells[n]`` counts tokens through all of them; ``height`` and ``width`` then only say how
+    large the grid is that the tiles form together.
+    """
+
+    height: int
+    width: int
+    frames: int = 1
+    cells: tuple[int, ...] | None = None
+    views: tuple[Layout, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        if self.cells is not None:
+            return len(self.cells)
+        return sum(view.num_tokens for view in self.views) or self.frames * self.height * self.width
+
+    @property
+    def is_grid(self) -> bool:
+        """True when token n is cell n of a complete grid."""
+        return self.cells is None and not self.views
+
+    def split(self, by: Seen) -> tuple[tuple[Layout, tuple[int, ...]], ...]:
+        """Views, and with ``by="frame"`` frames: the layout of each and its tokens n, ascending."""
+        return _split(self, by)
+
+    @property
+    def patches(self) -> tuple[int, ...]:
+        """Cell of every token, counted through the complete grids of all views."""
+        if not self.views:
+            return self.cells if self.cells is not None else tuple(range(self.num_tokens))
+        cells, first = [], 0
+        for view in self.views:
+            cells += [first + cell for cell in view.patches]
+            first += view.frames * view.height * view.width
+        return tuple(cells) if self.cells is None else tuple(cells[i] for i in self.cells)
+
+
+@lru_cache(maxsize=256)
+def _split(layout: Layout, by: Seen) -> tuple[tuple[Layout, tuple[int, ...]], ...]:
+    whole = tuple(range(layout.num_tokens))
+    if layout.views:
+        owner = [v for v, view in enumerate(layout.views) for _ in range(view.num_tokens)]
+        cells = layout.cells or whole
+        return tuple((view, tuple(n for n in whole if owner[cells[n]] == v)) for v, view in enumerate(layout.views))
+    if by == "video" or layout.frames == 1:
+        return ((layout, whole),)
+    area = layout.height * layout.width
+    places = layout.cells or whole
+    frames = []
+    for t in range(layout.frames):
+        own = tuple(n for n in whole if places[n] // area == t)
+        cells = tuple(places[n] % area for n in own)
+        frames.append((Layout(layout.height, layout.width, cells=None if cells == tuple(range(area)) else cells), own))
+    return tuple(frames)
