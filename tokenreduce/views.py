@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from tokenreduce.kernels.rows import take_rows
 from tokenreduce.layout import Layout
 from tokenreduce.method import Method
 from tokenreduce.reduction import Reduction
+from tokenreduce.schedules import largest_remainder
 from tokenreduce.tokens import VisualTokens
 
 Views = Sequence[tuple[Layout, tuple[int, ...]]]
@@ -22,11 +24,7 @@ Views = Sequence[tuple[Layout, tuple[int, ...]]]
 def share_budget(k: int, sizes: Sequence[int]) -> list[int]:
     """``k`` tokens shared among views in proportion to ``sizes``, exactly, by largest remainder (ties: the first view)."""
     total = sum(sizes)
-    shares = [k * size // total for size in sizes]
-    by_remainder = sorted(range(len(sizes)), key=lambda i: (-(k * sizes[i] % total), i))
-    for i in by_remainder[: k - sum(shares)]:
-        shares[i] += 1
-    return shares
+    return largest_remainder([Fraction(k * size, total) for size in sizes], k)
 
 
 def view_of(views: Views, source: Tensor, assign: Tensor) -> Tensor:

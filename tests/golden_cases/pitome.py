@@ -11,16 +11,8 @@ from golden_cases.tome import outputs, shown, timm_vit, wrapped
 from torch import Tensor
 
 from tokenreduce.kernels.energy_score import energy_score
-from tokenreduce.methods.pitome import (
-    Merge,
-    PiToMe,
-    by_energy,
-    match_energy,
-    match_energy_bsm,
-    match_text,
-    merges,
-)
-from tokenreduce.methods.tome import match
+from tokenreduce.matching import by_energy, match, match_energy, match_energy_bsm, match_text
+from tokenreduce.methods.pitome import Merge, PiToMe, merges
 from tokenreduce.signals import Keys
 
 VARIANTS = {"pitome": "energy", "pitome_bsm": "energy_bsm", "bsm": "bsm"}

@@ -14,9 +14,11 @@ from torch import Tensor
 
 import tokenreduce as tr
 from tokenreduce.layout import Layout
+from tokenreduce.matching import match, unmerge
 from tokenreduce.method import Method
-from tokenreduce.methods.tome import ToMe, match, schedule, unmerge
+from tokenreduce.methods.tome import ToMe
 from tokenreduce.reduction import Reduction
+from tokenreduce.schedules import schedule
 from tokenreduce.signals import Keys
 from tokenreduce.tokens import VisualTokens
 

@@ -19,9 +19,10 @@ from tokenreduce.kernels.density_peaks import density_peaks
 from tokenreduce.kernels.temporal_segmentation import temporal_segmentation
 from tokenreduce.layout import Layout
 from tokenreduce.method import ModelFacts, Step
-from tokenreduce.methods.holitom import HoliTom, Segment, fold
+from tokenreduce.methods.holitom import HoliTom, fold
 from tokenreduce.reduction import Reduction
 from tokenreduce.signals import AttentionReceived, LastQueryAttention
+from tokenreduce.streaming import Segment
 from tokenreduce.tokens import STAGES, VisualTokens
 
 FACTS = ModelFacts(family="stand-in", stages=STAGES, tower_depth=24, feature_block=22, has_cls=False, decoder_depth=28)

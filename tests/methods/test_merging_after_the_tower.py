@@ -9,7 +9,7 @@ import zoo
 import tokenreduce as tr
 from tokenreduce.kernels.group_mean import group_mean
 from tokenreduce.layout import Layout
-from tokenreduce.methods.tome import in_rounds, match
+from tokenreduce.matching import in_rounds, match
 from tokenreduce.tokens import VisualTokens
 
 METHODS = {"tome": tr.ToMe, "pitome": tr.PiToMe}

@@ -19,19 +19,9 @@ import tokenreduce as tr
 from tokenreduce.kernels.window_similarity import window_similarity
 from tokenreduce.layout import Layout
 from tokenreduce.method import ModelFacts, Step
-from tokenreduce.methods.mustdrop import (
-    KEY,
-    ROLES,
-    MustDrop,
-    attended,
-    decay,
-    key_set,
-    lengths,
-    merged_windows,
-    remaining,
-    urgency,
-)
+from tokenreduce.methods.mustdrop import KEY, ROLES, MustDrop, attended, key_set, merged_windows, remaining, urgency
 from tokenreduce.reduction import Reduction
+from tokenreduce.schedules import decay, lengths
 from tokenreduce.signals import AttentionReceived, ClsAttention, TextAttention
 from tokenreduce.tokens import VisualTokens
 

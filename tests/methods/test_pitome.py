@@ -19,19 +19,9 @@ from torch import Tensor
 
 import tokenreduce as tr
 from tokenreduce.layout import Layout
+from tokenreduce.matching import Pairs, match, match_energy, match_energy_bsm, match_text
 from tokenreduce.method import ModelFacts
-from tokenreduce.methods.pitome import (
-    MATCHINGS,
-    PRESETS,
-    Merge,
-    PiToMe,
-    match_energy,
-    match_energy_bsm,
-    match_text,
-    merges,
-    spread_by_share,
-)
-from tokenreduce.methods.tome import Pairs, match
+from tokenreduce.methods.pitome import MATCHINGS, PRESETS, Merge, PiToMe, merges, spread_by_share
 from tokenreduce.reduction import Reduction
 from tokenreduce.registry import make
 from tokenreduce.signals import Keys

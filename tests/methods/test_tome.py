@@ -17,9 +17,11 @@ from torch import Tensor
 
 import tokenreduce as tr
 from tokenreduce.layout import Layout
-from tokenreduce.methods.tome import ToMe, fit, match, schedule, spread, unmerge
+from tokenreduce.matching import match, unmerge
+from tokenreduce.methods.tome import ToMe
 from tokenreduce.reduction import Reduction
 from tokenreduce.registry import make
+from tokenreduce.schedules import fit, schedule, spread
 from tokenreduce.signals import Keys
 from tokenreduce.tokens import VisualTokens
 

@@ -14,14 +14,15 @@ from torch import Tensor
 from tokenreduce.budgets import Budget
 from tokenreduce.kernels.bipartite_matching import bipartite_matching
 from tokenreduce.kernels.density_peaks import density_peaks
-from tokenreduce.kernels.group_mean import group_mean
 from tokenreduce.kernels.rows import take_rows
-from tokenreduce.kernels.temporal_segmentation import MAX_WINDOW, TemporalSegmenter, temporal_segmentation
+from tokenreduce.kernels.temporal_segmentation import MAX_WINDOW, temporal_segmentation
 from tokenreduce.kernels.temporal_similarity import temporal_similarity
 from tokenreduce.kernels.top_k import top_k
 from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.reduction import Reduction
+from tokenreduce.schedules import largest_remainder
 from tokenreduce.signals import AttentionReceived, LastQueryAttention
+from tokenreduce.streaming import SegmentStream
 from tokenreduce.tokens import VisualTokens
 from tokenreduce.validation import choice, in_range
 
@@ -141,9 +142,24 @@ class HoliTom(Method):
             positions=self.positions,
         )
 
-    def stream(self, limit: int = 64) -> HoliTomStream:
-        """The outer part for a video that arrives frame by frame; holds at most ``limit`` frames."""
-        return HoliTomStream(self, limit)
+    def stream(self, limit: int = 64) -> SegmentStream:
+        """The outer part for a video that arrives frame by frame; holds at most ``limit`` frames.
+
+        Each segment gets its own share of the budget: the tokens equal those of ``HoliTom(ratio="segment")`` on the
+        whole video.
+        """
+        if isinstance(self.keep, int):
+            raise ValueError(
+                f"keep={self.keep} tokens per video cannot be spread over a stream of unknown length; give a fraction, "
+                "such as keep=0.25"
+            )
+        return SegmentStream(self._alone, self.tau, self.max_window, limit)
+
+    def _alone(self, x: Tensor, score: Tensor, still: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As ``_video``, for one segment ``x`` (T, N, D) whose places are ``still`` (T - 1, N) between its frames."""
+        held = stands(still, 0, len(x))
+        (share,) = allot([(len(x), int(held.sum()))], x.shape[1], self.budget, exact=self.exact)
+        return self._segment(x, score, held, share)
 
     def _video(self, x: Tensor, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Row (T * N,), source (K,) and weight (T * N,) of the tokens ``x`` (T, N, D) of one video."""
@@ -247,11 +263,7 @@ def allot(spans: Sequence[tuple[int, int]], n: int, budget: Budget, *, exact: bo
     clusters = [is_first for frames, _ in spans for is_first in (True, *[False] * frames)]
     quotas = [size * ratio for size in sizes]
     if exact:
-        counts = [math.floor(quota) for quota in quotas]
-        missing = min(budget.count(total), left) - sum(counts)
-        by_remainder = sorted(range(len(quotas)), key=lambda i: (counts[i] - quotas[i], i))
-        for i in by_remainder[:missing]:
-            counts[i] += 1
+        counts = largest_remainder(quotas, min(budget.count(total), left))
     else:
         slack = 1e-9  # a product that should be whole
         counts = [round(q) if first else math.ceil(q - slack) for q, first in zip(quotas, clusters)]
@@ -281,91 +293,3 @@ def fold(features: Tensor, score: Tensor, k: int) -> Reduction:
     weight = torch.zeros(batch, n, device=score.device).scatter_(1, keep, torch.exp2(-folded.float()))
     weight.scatter_(1, rest.gather(1, order), torch.exp2(-later.float()))
     return Reduction.merge(assign, keep, weight, score=score)
-
-
-@dataclass(frozen=True)
-class Segment:
-    """The tokens of one finished segment of a stream, in the order of the method.
-
-    Attributes:
-        start, stop: frames ``start`` to ``stop`` - 1, counted from the beginning of the stream.
-        features: (K, D). ``frame``, ``cell``: (K,) long, where each token sits; ``size``: (K,), tokens it stands for.
-    """
-
-    start: int
-    stop: int
-    features: Tensor
-    frame: Tensor
-    cell: Tensor
-    size: Tensor
-
-
-class HoliTomStream:
-    """The outer part of HoliTom, frame by frame.
-
-    A segment is handed out as soon as no later frame can change it; then the segments are exactly those of the whole
-    video. Each gets its own share of the budget, so the tokens equal those of ``HoliTom(ratio="segment")`` on the whole
-    video. When ``limit`` frames are undecided, the best cut so far is made final: memory is at most ``limit`` frames of
-    N * D features and N scores, N run lengths and 2 * ``limit`` integers, however long the video.
-
-    Example:
-        >>> import torch
-        >>> stream = HoliTom(keep=0.25).stream(limit=32)
-        >>> frames = torch.randn(1, 6, 16).expand(5, -1, -1)
-        >>> segments = [s for frame in frames for s in stream.push(frame, torch.rand(6))] + stream.flush()
-        >>> [(s.start, s.stop, tuple(s.features.shape)) for s in segments]
-        [(0, 5, (6, 16))]
-    """
-
-    def __init__(self, method: HoliTom, limit: int = 64) -> None:
-        if limit < 1:
-            raise ValueError(f"limit={limit} frames; allowed: an int >= 1, such as limit=64")
-        if isinstance(method.keep, int):
-            raise ValueError(
-                f"keep={method.keep} tokens per video cannot be spread over a stream of unknown length; give a fraction, "
-                "such as keep=0.25"
-            )
-        self.method = method
-        self.limit = limit
-        self._segmenter = TemporalSegmenter(method.max_window)
-        self._held: list[tuple[Tensor, Tensor, Tensor]] = []  # features, scores, places still since the frame before
-
-    def push(self, frame: Tensor, score: Tensor) -> list[Segment]:
-        """Add ``frame`` (N, D) with its attention ``score`` (N,); returns the segments that are finished now."""
-        still = torch.zeros(len(frame), dtype=torch.bool, device=frame.device)
-        if self._held:
-            before = self._held[-1][0]
-            if before.shape != frame.shape:
-                raise ValueError(
-                    f"frame of shape {tuple(frame.shape)} after frames of shape {tuple(before.shape)}; allowed: equal "
-                    "shapes. Start a new stream for another video."
-                )
-            still = temporal_similarity(torch.stack([before, frame]))[0] > self.method.tau
-        self._segmenter.push(still)
-        self._held.append((frame, score, still))
-        finished = self._hand_out(self._segmenter.settled())
-        if self._segmenter.undecided >= self.limit:
-            finished += self._hand_out(self._segmenter.finish())
-        return finished
-
-    def flush(self) -> list[Segment]:
-        """The end of the video: the remaining segments. The next frame pushed begins another video."""
-        segments = self._hand_out(self._segmenter.finish())
-        self._segmenter = TemporalSegmenter(self.method.max_window)
-        return segments
-
-    def _hand_out(self, spans: list[tuple[int, int]]) -> list[Segment]:
-        return [self._segment(start, stop) for start, stop in spans]
-
-    def _segment(self, start: int, stop: int) -> Segment:
-        """The tokens of the oldest ``stop - start`` frames held, which leave."""
-        method, frames = self.method, self._held[: stop - start]
-        del self._held[: stop - start]
-        x, score, still = (torch.stack(part) for part in zip(*frames))
-        held = stands(still[1:], 0, len(frames))
-        n = x.shape[1]
-        (share,) = allot([(len(frames), int(held.sum()))], n, method.budget, exact=method.exact)
-        assign, source, weight = method._segment(x, score, held, share)
-        size = torch.bincount(assign[assign >= 0], minlength=len(source))
-        features = group_mean(x.flatten(0, 1)[None], assign[None], len(source), weight[None])[0]
-        return Segment(start, stop, features, start + source // n, source % n, size)

@@ -15,6 +15,7 @@ from tokenreduce.kernels.top_k import top_k
 from tokenreduce.kernels.window_similarity import window_similarity
 from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.reduction import Reduction
+from tokenreduce.schedules import decay, lengths
 from tokenreduce.signals import AttentionReceived, ClsAttention, Signal, TextAttention
 from tokenreduce.tokens import VisualTokens
 from tokenreduce.validation import choice, in_range
@@ -331,26 +332,3 @@ def remaining(kept: Tensor, **more: str) -> Reduction:
         in_order=True,
         **more,  # type: ignore[arg-type]
     )
-
-
-def decay(first: int, goal: float, runs: list[int], *, first_power: int = 0) -> float:
-    """q in [0, 1] for which lengths ``first`` * q^(i + first_power), each at least 1, over ``runs`` average ``goal``."""
-    low, high, depth = 0.0, 1.0, sum(runs)
-    for _ in range(60):
-        q = (low + high) / 2
-        average = sum(run * max(1.0, first * q ** (i + first_power)) for i, run in enumerate(runs)) / depth
-        low, high = (q, high) if average < goal else (low, q)
-    return high
-
-
-def lengths(first: int, goal: float, runs: list[int]) -> list[int]:
-    """Whole lengths, ``first`` and then falling geometrically, whose average over ``runs`` is ``goal``, as nearly as they
-    can: each is set in turn, longest run first, to what the others leave.
-    """
-    q, total = decay(first, goal, runs), goal * sum(runs)
-    found = [first, *(max(1, round(first * q**i)) for i in range(1, len(runs)))]
-    for i in sorted(range(1, len(runs)), key=lambda i: -runs[i]):
-        rest = total - sum(run * n for j, (run, n) in enumerate(zip(runs, found)) if j != i)
-        below = found[i + 1] if i + 1 < len(found) else 1
-        found[i] = min(max(round(rest / runs[i]), below), found[i - 1])
-    return found

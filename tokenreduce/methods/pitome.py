@@ -9,25 +9,10 @@ from typing import Literal
 from torch import Tensor
 
 from tokenreduce.budgets import Budget
-from tokenreduce.kernels.bipartite_matching import bipartite_matching
-from tokenreduce.kernels.energy_score import energy_score
-from tokenreduce.kernels.rows import take_rows
-from tokenreduce.kernels.top_k import top_k
+from tokenreduce.matching import OutputOrder, Pairs, in_rounds, match, match_energy, match_energy_bsm, ordered
 from tokenreduce.method import Method, ModelFacts, Step
-from tokenreduce.methods.tome import (
-    OutputOrder,
-    Pairs,
-    Place,
-    best_pairs,
-    fit,
-    in_rounds,
-    match,
-    needs_encoder,
-    ordered,
-    patches_kept,
-    schedule,
-)
 from tokenreduce.reduction import DROPPED, Reduction
+from tokenreduce.schedules import Place, fit, needs_encoder, patches_kept, schedule
 from tokenreduce.signals import Keys
 from tokenreduce.tokens import VisualTokens
 from tokenreduce.validation import choice, in_range
@@ -301,39 +286,6 @@ class PiToMe(Method):
             counts = spread_by_share(n, self.budget.count(n), 0, [how.matching for how in each])
         plan = in_rounds(tokens, counts, lambda x, r, i: self._pairs(x, r, each[i]), weighted=each[0].weighted)
         return replace(ordered(plan, self.output_order), positions=self.policy)
-
-
-def match_energy(metric: Tensor, r: int, margin: float, alpha: float = 1.0, prefix: int = 0) -> Pairs:
-    """Energy matching of ``metric`` (B, N, C), its ``prefix`` rows left out (section 3).
-
-    Candidates are the 2 r rows of highest energy, r at most half the patches; even ranks join the most similar odd rank.
-    Lone rows come out in falling energy.
-    """
-    order = by_energy(metric, margin, alpha, prefix)
-    return _join_nearest(metric, order[:, 0 : 2 * r : 2], order[:, 1 : 2 * r : 2], alone=order[:, 2 * r :])
-
-
-def match_energy_bsm(metric: Tensor, r: int, margin: float, alpha: float = 1.0, prefix: int = 0) -> Pairs:
-    """ToMe's rule on ``metric`` (B, N, C) sorted by energy: even ranks against odd ranks, the ``r`` best pairs merge."""
-    order = by_energy(metric, margin, alpha, prefix)
-    return best_pairs(metric, order[:, 0::2], order[:, 1::2], r)
-
-
-def match_text(metric: Tensor, r: int, margin: float, prefix: int = 0) -> Pairs:
-    """The released variant for text: Gaussian energy of width ``1 - margin``; the ``r`` rows of highest energy join the
-    most similar of the next ``r``."""
-    order = top_k(energy_score(metric[:, prefix:], margin, shape="gaussian"), metric.shape[1] - prefix) + prefix
-    return _join_nearest(metric, order[:, :r], order[:, r : 2 * r], alone=order[:, 2 * r :])
-
-
-def by_energy(metric: Tensor, margin: float, alpha: float = 1.0, prefix: int = 0) -> Tensor:
-    """Rows (B, N - prefix) of ``metric`` by falling energy; of equal energies the lowest index first."""
-    return top_k(energy_score(metric[:, prefix:], margin, alpha), metric.shape[1] - prefix) + prefix
-
-
-def _join_nearest(metric: Tensor, a: Tensor, b: Tensor, alone: Tensor) -> Pairs:
-    score, partner = bipartite_matching(take_rows(metric, a), take_rows(metric, b))
-    return Pairs(alone=alone, hubs=b, leaving=a, joined=b.gather(1, partner), score=score)
 
 
 def merges(n: int, share: float, cls: int, matching: Matching) -> int:

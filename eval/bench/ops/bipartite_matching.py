@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokenreduce.methods.tome import match
+from tokenreduce.matching import match
 
 from .case import Case, largest_difference
 

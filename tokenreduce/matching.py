@@ -1,0 +1,148 @@
+"""Bipartite soft matching: who joins whom, and rounds of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tokenreduce.kernels.bipartite_matching import bipartite_matching
+from tokenreduce.kernels.compaction import compact
+from tokenreduce.kernels.energy_score import energy_score
+from tokenreduce.kernels.rows import take_rows
+from tokenreduce.kernels.top_k import top_k
+from tokenreduce.reduction import Reduction
+from tokenreduce.tokens import VisualTokens
+
+OutputOrder = Literal["raster", "reference"]
+
+
+class Pairs(NamedTuple):
+    """Who joins whom among the N rows of a tensor; prefix rows belong to none of the four.
+
+    Attributes:
+        alone: (B, U) long, rows that neither move nor can be joined, in output order.
+        hubs: (B, M) long, rows that can be joined, in output order.
+        leaving: (B, r) long, rows that join another.
+        joined: (B, r) long, the hub that each of them joins.
+        score: (B, r) float32, cosine of the two.
+    """
+
+    alone: Tensor
+    hubs: Tensor
+    leaving: Tensor
+    joined: Tensor
+    score: Tensor
+
+    def merge(self, prefix: int, weight: Tensor | None = None) -> Reduction:
+        """Rows out: the ``prefix`` in place, the lone rows, the hubs as means weighted by ``weight`` (B, N)."""
+        batch, n = len(self.hubs), prefix + sum(rows.shape[1] for rows in self[:3])
+        first = torch.arange(prefix, device=self.hubs.device).expand(batch, -1)
+        anchor = torch.cat([first, self.alone, self.hubs], dim=1)
+        place = torch.arange(anchor.shape[1], device=anchor.device).expand_as(anchor)
+        assign = torch.empty(batch, n, dtype=torch.long, device=anchor.device).scatter_(1, anchor, place)
+        assign.scatter_(1, self.leaving, assign.gather(1, self.joined))
+        return Reduction.merge(assign, anchor, weight=weight)
+
+
+def match(metric: Tensor, r: int, prefix: int = 0) -> Pairs:
+    """Bipartite soft matching (section 3): the ``r`` most similar (A, B) pairs of ``metric`` (B, N, C).
+
+    Places are counted with a single prefix token ([CLS], place 0, in A); two ([CLS] and distillation, one in A and one
+    in B) or more do not shift the parity of the patches among themselves. Prefix rows never merge.
+
+    Args:
+        metric: (B, N, C), prefix rows first.
+        r: pairs, from 1 to half the patches.
+        prefix: P, prefix rows.
+
+    Returns:
+        Pairs; lone rows of A ascending when there is a prefix, else the most similar first, as released.
+    """
+    batch, n, _ = metric.shape
+    assert 1 <= r <= (n - prefix) // 2, "r fits"
+    rows = torch.arange(prefix, n, device=metric.device)
+    odd = prefix == 1
+    pairs = best_pairs(metric, rows[odd::2].expand(batch, -1), rows[1 - odd :: 2].expand(batch, -1), r)
+    return pairs._replace(alone=pairs.alone.sort(dim=1).values) if prefix else pairs
+
+
+def best_pairs(metric: Tensor, a: Tensor, b: Tensor, r: int) -> Pairs:
+    """The best partner in ``b`` (B, M) of each of ``a`` (B, A), rows of ``metric`` (B, N, C); the ``r`` best pairs merge."""
+    best, partner = bipartite_matching(take_rows(metric, a), take_rows(metric, b))
+    score, order = best.sort(dim=1, descending=True, stable=True)
+    a = a.gather(1, order)
+    joined = b.gather(1, partner.gather(1, order[:, :r]))
+    return Pairs(alone=a[:, r:], hubs=b, leaving=a[:, :r], joined=joined, score=score[:, :r])
+
+
+def match_energy(metric: Tensor, r: int, margin: float, alpha: float = 1.0, prefix: int = 0) -> Pairs:
+    """Energy matching of ``metric`` (B, N, C), its ``prefix`` rows left out (section 3).
+
+    Candidates are the 2 r rows of highest energy, r at most half the patches; even ranks join the most similar odd rank.
+    Lone rows come out in falling energy.
+    """
+    order = by_energy(metric, margin, alpha, prefix)
+    return _join_nearest(metric, order[:, 0 : 2 * r : 2], order[:, 1 : 2 * r : 2], alone=order[:, 2 * r :])
+
+
+def match_energy_bsm(metric: Tensor, r: int, margin: float, alpha: float = 1.0, prefix: int = 0) -> Pairs:
+    """ToMe's rule on ``metric`` (B, N, C) sorted by energy: even ranks against odd ranks, the ``r`` best pairs merge."""
+    order = by_energy(metric, margin, alpha, prefix)
+    return best_pairs(metric, order[:, 0::2], order[:, 1::2], r)
+
+
+def match_text(metric: Tensor, r: int, margin: float, prefix: int = 0) -> Pairs:
+    """The released variant for text: Gaussian energy of width ``1 - margin``; the ``r`` rows of highest energy join the
+    most similar of the next ``r``."""
+    order = top_k(energy_score(metric[:, prefix:], margin, shape="gaussian"), metric.shape[1] - prefix) + prefix
+    return _join_nearest(metric, order[:, :r], order[:, r : 2 * r], alone=order[:, 2 * r :])
+
+
+def by_energy(metric: Tensor, margin: float, alpha: float = 1.0, prefix: int = 0) -> Tensor:
+    """Rows (B, N - prefix) of ``metric`` by falling energy; of equal energies the lowest index first."""
+    return top_k(energy_score(metric[:, prefix:], margin, alpha), metric.shape[1] - prefix) + prefix
+
+
+def _join_nearest(metric: Tensor, a: Tensor, b: Tensor, alone: Tensor) -> Pairs:
+    score, partner = bipartite_matching(take_rows(metric, a), take_rows(metric, b))
+    return Pairs(alone=alone, hubs=b, leaving=a, joined=b.gather(1, partner), score=score)
+
+
+def in_rounds(
+    tokens: VisualTokens, counts: list[int], pairs: Callable[[Tensor, int, int], Pairs], *, weighted: bool = True
+) -> Reduction:
+    """Merge ``counts[i]`` tokens (at most half of them) in round i, ``pairs(features, r, i)`` saying which.
+
+    Similarities are those of the features (B, N, D), merged as they are, by sizes or, not ``weighted``, by plain means.
+    """
+    x, size = tokens.features, tokens.size
+    source = assign = torch.arange(tokens.num_tokens, device=x.device).expand(len(x), -1)
+    share = torch.ones_like(size)  # of each token in the mean of means that its row is
+    for i, count in enumerate(counts):
+        r = min(count, x.shape[1] // 2)
+        if r == 0:
+            continue
+        step = pairs(x, r, i).merge(0, weight=size if weighted else None)
+        x = step.carry(x)
+        members = torch.zeros(step.source.shape, device=x.device).scatter_add_(1, step.assign, torch.ones_like(size))
+        size = torch.zeros_like(members).scatter_add_(1, step.assign, size)
+        source, assign = source.gather(1, step.source), step.assign.gather(1, assign)
+        share = share / members.gather(1, assign)
+    return Reduction.merge(assign, source, tokens.size if weighted else share)
+
+
+def ordered(plan: Reduction, order: OutputOrder) -> Reduction:
+    """The rows of ``plan`` sorted by where they sit, for ``raster``; as they are for ``reference``."""
+    if order == "reference":
+        return plan
+    source, index = plan.source.sort(dim=1)
+    return replace(plan, source=source, assign=index.argsort(dim=1).gather(1, plan.assign))
+
+
+def unmerge(x: Tensor, assign: Tensor) -> Tensor:
+    """Copy the rows ``x`` (B, K, D) back to the N places they stand for, ``assign`` (B, N); a dropped place (-1) is zero."""
+    return compact(x, assign)

@@ -1,0 +1,150 @@
+"""How many tokens leave in which block or layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Literal
+
+from tokenreduce.budgets import Budget
+from tokenreduce.method import ModelFacts
+from tokenreduce.validation import in_range
+
+Place = Literal["encoder", "projector"]
+
+
+def largest_remainder(quotas: Sequence[float | Fraction], total: int) -> list[int]:
+    """Whole numbers that sum to ``total``: ``quotas`` rounded down, the largest remainders up (ties: the first)."""
+    counts = [math.floor(quota) for quota in quotas]
+    by_remainder = sorted(range(len(quotas)), key=lambda i: (counts[i] - quotas[i], i))
+    for i in by_remainder[: total - sum(counts)]:
+        counts[i] += 1
+    return counts
+
+
+def schedule(r: int | list[int] | tuple[int, float], depth: int) -> list[int]:
+    """Tokens to merge in each of ``depth`` blocks, from the three forms of ``r`` of the release.
+
+    An int: the same everywhere. A list: as it stands, zeros appended. A pair (r, f), f in [-1, 1]: linear from
+    ``int(r (1 - f))`` to ``2 r`` minus that, truncated, so that the sum can fall a little short of ``r * depth``.
+
+    Errors: ``TypeError`` for anything else, ``ValueError`` for negative numbers, f out of range or a list too long.
+
+    >>> schedule(8, 3), schedule([5, 4], 3), schedule((8, -1.0), 3)
+    ([8, 8, 8], [5, 4, 0], [16, 8, 0])
+    """
+    if isinstance(r, list):
+        if not all(_is_count(value) for value in r):
+            raise ValueError(
+                f"r={r!r}; allowed in a list: ints >= 0, one per block. A pair is a tuple, such as r=(8, -1.0)"
+            )
+        if len(r) > depth:
+            raise ValueError(f"r={r!r} has {len(r)} entries for the {depth} blocks of this tower; give at most {depth}")
+        return r + [0] * (depth - len(r))
+    if isinstance(r, tuple) and len(r) == 2 and _is_count(r[0]):
+        base, inflection = r
+        in_range("the inflection in r=(r, inflection)", inflection, -1.0, 1.0)
+        if depth == 1:
+            return [base]
+        low = int(base * (1 - inflection))
+        high = 2 * base - low
+        return [int(low + (high - low) / (depth - 1) * block) for block in range(depth)]
+    if isinstance(r, tuple) or not _is_count(r):
+        raise TypeError(
+            f"r={r!r}; allowed: an int >= 0 (tokens merged per block), a list of such ints, or a pair (r, inflection) "
+            "such as (8, -1.0)"
+        )
+    return [r] * depth
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def spread(total: int, depth: int, inflection: float = 0.0) -> list[int]:
+    """``total`` merges over ``depth`` blocks, linear from ``1 - inflection`` to ``1 + inflection`` times the mean.
+
+    Largest remainders are rounded up, the earliest of equal ones: evenly, the earliest blocks merge one more.
+    """
+    if depth == 1:
+        return [total]
+    return largest_remainder(
+        [total / depth * (1 + inflection * (2 * block / (depth - 1) - 1)) for block in range(depth)], total
+    )
+
+
+def fit(wanted: list[int], n: int, k: int) -> list[int]:
+    """``wanted`` merges per block made possible: from ``n`` patches to exactly ``k``, no block merging more than half.
+
+    What a block cannot merge is left to later ones; where later ones could not make up for it, a block merges more.
+
+    Errors: ``ValueError`` when not even halving in every block leads from ``n`` to ``k``.
+    """
+    depth = len(wanted)
+    if n > k << depth:
+        raise ValueError(
+            f"keep={k} of {n} patches: a block merges at most half of its patches, so {depth} blocks leave at least "
+            f"{-(-n >> depth)}; ask for that many, or shorten further after the tower, for example with "
+            "tr.wrap(model, tr.ToMe(keep=0.5), tr.FasterVLM(keep=16))"
+        )
+    counts, owed = [], 0
+    for block, r in enumerate(wanted):
+        owed += r
+        must = n - (k << (depth - block - 1))
+        count = min(max(owed, must, 0), n // 2, n - k)
+        counts.append(count)
+        owed, n = owed - count, n - count
+    return counts
+
+
+def patches_kept(budget: Budget, facts: ModelFacts, instead: str) -> tuple[int, int]:
+    """N0 patches of the tower and the K of them that ``budget`` keeps.
+
+    Errors: ``ValueError`` when the number of patches is not fixed or the count exceeds it.
+    """
+    if facts.tower_grid is None:
+        raise ValueError(
+            f"keep={budget.keep!r} has to be spread over the blocks beforehand, but the number of patches of this "
+            f"{facts.family} model is not fixed; give {instead}"
+        )
+    n = math.prod(facts.tower_grid)
+    if isinstance(budget.keep, int) and budget.keep > n:
+        raise ValueError(
+            f"keep={budget.keep} exceeds the {n} patches of this {facts.family} model; allowed: an int from 1 to {n}, "
+            "or a float in (0, 1]"
+        )
+    return n, budget.count(n)
+
+
+def needs_encoder(name: str, facts: ModelFacts) -> None:
+    """Raise where a tower of a vision-language model cannot merge, with what can be done instead."""
+    if "encoder" not in facts.stages and "projector" in facts.stages:
+        raise ValueError(
+            f"method={name!r} merges patches inside the vision encoder, but a {facts.family} model pools or packs patches "
+            "after or in it, so merged ones would have no place; pass at='projector' to merge the tokens handed to the "
+            "language model instead"
+        )
+
+
+def decay(first: int, goal: float, runs: list[int], *, first_power: int = 0) -> float:
+    """q in [0, 1] for which lengths ``first`` * q^(i + first_power), each at least 1, over ``runs`` average ``goal``."""
+    low, high, depth = 0.0, 1.0, sum(runs)
+    for _ in range(60):
+        q = (low + high) / 2
+        average = sum(run * max(1.0, first * q ** (i + first_power)) for i, run in enumerate(runs)) / depth
+        low, high = (q, high) if average < goal else (low, q)
+    return high
+
+
+def lengths(first: int, goal: float, runs: list[int]) -> list[int]:
+    """Whole lengths, ``first`` and then falling geometrically, whose average over ``runs`` is ``goal``, as nearly as they
+    can: each is set in turn, longest run first, to what the others leave.
+    """
+    q, total = decay(first, goal, runs), goal * sum(runs)
+    found = [first, *(max(1, round(first * q**i)) for i in range(1, len(runs)))]
+    for i in sorted(range(1, len(runs)), key=lambda i: -runs[i]):
+        rest = total - sum(run * n for j, (run, n) in enumerate(zip(runs, found)) if j != i)
+        below = found[i + 1] if i + 1 < len(found) else 1
+        found[i] = min(max(round(rest / runs[i]), below), found[i - 1])
+    return found
