@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
+import traceback
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 
 
 class UpstreamChanged(RuntimeError):
@@ -24,3 +25,27 @@ def seam_changed(package: str, seam: str, known: str, found: str) -> UpstreamCha
         f"found: {found}. Nothing was reduced, since the answer could be wrong without a word. Install a version that "
         "was tested (`tokenreduce doctor` lists them and tells what works here), or a newer tokenreduce."
     )
+
+
+def misfit(error: ImportError) -> str:
+    """Which two packages do not fit, for an import that failed: who imports, what is not there, what to do."""
+    importers = [
+        str(frame.f_globals.get("__name__"))
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+        if "importlib" not in frame.f_code.co_filename
+    ]
+    by = _package(importers[-1] if importers else "tokenreduce")
+    missing = _package(error.name or "a module")
+    reason = f"{type(error).__name__}: {error}"
+    if installed(missing) == "not installed":
+        return f"{by} {installed(by)} imports {missing}, which is not installed ({reason}). Run: pip install {missing}."
+    return (
+        f"{by} {installed(by)} does not fit {missing} {installed(missing)} ({reason}). Install versions that were tested "
+        "together; `tokenreduce doctor` lists them."
+    )
+
+
+def _package(module: str) -> str:
+    """The name under which the package of ``module`` is installed."""
+    top = module.partition(".")[0]
+    return next(iter(packages_distributions().get(top, ())), top)

@@ -9,16 +9,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokenreduce.adapters.upstream.lmms_eval import run_task, silence
+from tokenreduce.adapters.upstream.seams import UpstreamChanged, misfit
 
 from ..recipe import Recipe
 from ..results import environment
 from .cell import Cell, model_folder
 from .tasks import manager
 
+MISFIT = "packages do not fit"
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a cell: ``result``, or ``error`` with kind (refused, out of memory, raised, died), text, traceback."""
+    """What became of a cell: ``result``, or ``error`` with kind, text, traceback.
+
+    Kinds: refused, out of memory, packages do not fit, raised, died.
+    """
 
     result: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
@@ -89,11 +95,15 @@ class Evaluator:
 
 def _kind(error: Exception) -> str:
     text = f"{type(error).__name__}: {error}"
+    if isinstance(error, (ImportError, UpstreamChanged)) or UpstreamChanged.__name__ in text:
+        return MISFIT
     return "out of memory" if isinstance(error, MemoryError) or "OutOfMemoryError" in text else "raised"
 
 
 def _told(kind: str, error: Exception) -> dict[str, Any]:
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    if isinstance(error, ImportError):
+        text = misfit(error)
     return {"kind": kind, "text": text[:1000], "traceback": "".join(traceback.format_exception(error))[-6000:]}
 
 

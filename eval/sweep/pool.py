@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
-import socket
 import subprocess
 import sys
+import threading
 from collections import deque
 from collections.abc import Iterator
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Protocol
 
 from .cell import Cell
@@ -26,28 +27,50 @@ class Pool(Protocol):
 
 
 class _Worker:
+    """A process that answers cells through its standard input and output; what it prints goes to ``log``.
+
+    A thread waits for each answer, since not every system can wait for several pipes at once.
+    """
+
     def __init__(self, program: str, number: int, slots: int, log: Path) -> None:
-        ours, theirs = socket.socketpair()
-        with log.open("ab") as file, theirs:
+        with log.open("ab") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", program, str(theirs.fileno()), str(os.getpid())],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                stdout=file,
+                [sys.executable, "-m", program, str(os.getpid())],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
                 stderr=file,
                 env=_environment(number, slots),
             )
-        self.connection = Connection(ours.detach())
-        self.cell: Cell | None = None
+        self.number, self.log = number, log
 
-    def start(self, cell: Cell) -> None:
-        self.cell = cell
-        self.connection.send(cell.as_dict())
+    def start(self, cell: Cell, answers: SimpleQueue[Answer]) -> None:
+        """Put (this worker, ``cell``, its outcome or None if the process ended) into ``answers`` when it is there."""
+        threading.Thread(target=lambda: answers.put((self, cell, self._answer(cell))), daemon=True).start()
+
+    def _answer(self, cell: Cell) -> Outcome | None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        try:
+            pickle.dump(cell.as_dict(), self.process.stdin)
+            self.process.stdin.flush()
+            outcome: Outcome = pickle.load(self.process.stdout)
+            return outcome
+        except (EOFError, OSError, ValueError, pickle.UnpicklingError):
+            return None
+
+    def why_it_ended(self) -> Outcome:
+        code = self.process.wait()
+        why = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        hint = "; the system kills what takes too much memory" if why.endswith("SIGKILL") else ""
+        tail = self.log.read_text(errors="replace")[-3000:]
+        return Outcome(error={"kind": "died", "text": f"the worker process ended with {why}{hint}", "traceback": tail})
 
     def stop(self) -> None:
-        self.connection.close()
         self.process.kill()
         self.process.wait()
+
+
+Answer = tuple[_Worker, Cell, Outcome | None]
 
 
 class Processes:
@@ -61,40 +84,29 @@ class Processes:
 
     def run(self, queue: deque[Cell]) -> Iterator[tuple[Cell, Outcome]]:
         self.logs.mkdir(parents=True, exist_ok=True)
-        workers: dict[int, _Worker] = {}
+        idle: list[_Worker] = []
+        busy: dict[int, _Worker] = {}
+        answers: SimpleQueue[Answer] = SimpleQueue()
         try:
-            while True:
-                for number in range(self.slots):
-                    if queue and (number not in workers or workers[number].cell is None):
-                        if number not in workers:
-                            workers[number] = _Worker(self.program, number, self.slots, self._log(number))
-                        workers[number].start(queue.popleft())
-                busy = {worker.connection: number for number, worker in workers.items() if worker.cell is not None}
-                if not busy:
-                    return
-                for connection in wait(list(busy)):
-                    worker = workers[busy[connection]]  # type: ignore[index]
-                    cell, worker.cell = worker.cell, None
-                    assert cell is not None
-                    try:
-                        outcome = worker.connection.recv()
-                    except (EOFError, ConnectionError):
-                        outcome = self._died(workers.pop(busy[connection]), self._log(busy[connection]))  # type: ignore[index]
-                    yield cell, outcome
+            while queue or busy:
+                while queue and len(busy) < self.slots:
+                    worker = idle.pop() if idle else self._new(set(busy))
+                    busy[worker.number] = worker
+                    worker.start(queue.popleft(), answers)
+                worker, cell, outcome = answers.get()
+                del busy[worker.number]
+                if outcome is None:
+                    outcome = worker.why_it_ended()
+                else:
+                    idle.append(worker)
+                yield cell, outcome
         finally:
-            for worker in workers.values():
+            for worker in (*idle, *busy.values()):
                 worker.stop()
 
-    def _log(self, number: int) -> Path:
-        return self.logs / f"worker-{number}.log"
-
-    def _died(self, worker: _Worker, log: Path) -> Outcome:
-        code = worker.process.wait()
-        why = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        hint = "; the system kills what takes too much memory" if code == -signal.SIGKILL else ""
-        worker.connection.close()
-        tail = log.read_text(errors="replace")[-3000:]
-        return Outcome(error={"kind": "died", "text": f"the worker process ended with {why}{hint}", "traceback": tail})
+    def _new(self, taken: set[int]) -> _Worker:
+        number = next(n for n in range(self.slots) if n not in taken)
+        return _Worker(self.program, number, self.slots, self.logs / f"worker-{number}.log")
 
 
 def _environment(number: int, slots: int) -> dict[str, str]:

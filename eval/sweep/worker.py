@@ -1,4 +1,4 @@
-"""A process that evaluates the cells it is sent: ``python -m tokenreduce.eval.sweep.worker FILE_DESCRIPTOR``.
+"""A process that evaluates the cells it is sent: ``python -m tokenreduce.eval.sweep.worker PARENT``.
 
 It writes no results, so that killing it loses nothing, and ends with the process that started it.
 """
@@ -6,11 +6,11 @@ It writes no results, so that killing it loses nothing, and ends with the proces
 from __future__ import annotations
 
 import os
+import pickle
 import sys
 import threading
 import time
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from typing import Any
 
 from .cell import Cell
@@ -24,14 +24,17 @@ def _follow(parent: int) -> None:
 
 
 def serve(evaluate: Callable[[dict[str, Any]], Outcome]) -> None:
-    """Answer cells, which come as ``Cell.as_dict``, until the other end closes."""
-    threading.Thread(target=_follow, args=(int(sys.argv[2]),), daemon=True).start()
-    connection = Connection(int(sys.argv[1]))
-    try:
-        while True:
-            connection.send(evaluate(connection.recv()))
-    except (EOFError, BrokenPipeError):
-        pass
+    """Answer the cells on standard input, pickles of ``Cell.as_dict``, with outcomes on standard output, until it closes."""
+    threading.Thread(target=_follow, args=(int(sys.argv[1]),), daemon=True).start()
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what libraries print must not come between the answers
+    while True:
+        try:
+            cell = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        pickle.dump(evaluate(cell), answers)
+        answers.flush()
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any
 from ..recipe import Recipe
 from ..report import rows
 from ..sweep.cell import Cell
+from ..sweep.evaluator import MISFIT
 from ..sweep.pool import Pool
 from ..sweep.store import DONE, FAILED, REFUSED, Store
 from .choice import Point
@@ -55,6 +56,8 @@ class Calibration:
             _, outcome = next(self._outcomes)
             if outcome.error is not None:
                 kind = outcome.error["kind"]
+                if kind == MISFIT:
+                    raise RuntimeError(outcome.error["text"])
                 self.store.write(cell, REFUSED if kind == "refused" else FAILED, error=outcome.error)
                 problem = ValueError if kind == "refused" else RuntimeError
                 raise problem(f"{recipe}: {kind}: {outcome.error['text']}")

@@ -9,17 +9,20 @@ import subprocess
 import sys
 import threading
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from tokenreduce.adapters.upstream.seams import seam_changed
 from tokenreduce.cli import app
 from tokenreduce.eval.demo import WEIGHTS
 from tokenreduce.eval.recipe import Recipe
 from tokenreduce.eval.results import write_json
 from tokenreduce.eval.sweep import Cell, Grid, Store, SweepFailed, run, store
 from tokenreduce.eval.sweep import cell as cells
+from tokenreduce.eval.sweep.evaluator import MISFIT, Evaluator
 from tokenreduce.eval.sweep.pool import Processes
 
 NEEDS = "lmms-eval is not installed; pip install 'tokenreduce[eval]'"
@@ -160,7 +163,9 @@ def test_cells_that_raise_die_or_are_refused_are_recorded_and_the_rest_goes_on(t
     assert (again.skipped, again.done, again.refused, again.failed) == (4, 0, 1, 2)
     kept = {str(Recipe.from_dict(c["cell"]["recipe"])): c for c in Store(tmp_path / "out").everything()}
     assert len(kept["pool keep=0.5"]["attempts"]) == 1
-    assert toy_run(grid, tmp_path / "out", retry=False).skipped == 7
+    left = toy_run(grid, tmp_path / "out", retry=False)
+    assert (left.skipped, left.done, left.refused, left.failed, left.kept, left.left) == (4, 0, 1, 2, 3, 0)
+    assert left.errors["demo tr_demo_images pool keep=0.5"] == "raised: RuntimeError: a bad day"
 
 
 def test_several_workers_give_what_one_gives(tmp_path):
@@ -177,6 +182,7 @@ DRIVER = """
 import sys
 from pathlib import Path
 from tokenreduce.eval.sweep import Grid, run
+from tokenreduce.eval.sweep.evaluator import MISFIT, Evaluator
 from tokenreduce.eval.sweep.pool import Processes
 out = Path(sys.argv[1])
 print(run(Grid.read(Path(sys.argv[2])), out, Processes(2, out / "logs", "toy_worker"), retry=False).done)
@@ -252,6 +258,110 @@ def test_one_sweep_at_a_time_and_no_foreign_folder(tmp_path):
         other.join()
 
 
+@pytest.mark.parametrize("content", ["", '{"key": "tr', "\x00\xff", "[]", '{"cell": {}}', '{"status": "done"}', "null"])
+def test_a_broken_file_is_named_kept_aside_and_done_again(tmp_path, content):
+    grid, out = Grid.of({**BASIC, "keep": [0.5]}), tmp_path / "out"
+    toy_run(grid, out)
+    before, file = results(out), Store(out).file(grid.cells[1])
+    file.write_bytes(content.encode("latin-1"))
+    assert len(Store(out).everything()) == 3
+    assert list(Store(out).find_broken()) == [file]
+    again = toy_run(grid, out)
+    assert (again.skipped, again.done, list(again.broken)) == (3, 1, [file])
+    assert (out / "cells/broken" / file.name).read_bytes() == content.encode("latin-1")
+    assert results(out) == before
+    assert not toy_run(grid, out).broken
+
+
+def test_a_cell_under_another_cells_name_is_broken(tmp_path):
+    grid, out = Grid.of({**BASIC, "keep": [0.5]}), tmp_path / "out"
+    toy_run(grid, out)
+    first, second = (Store(out).file(cell) for cell in grid.cells[:2])
+    second.write_text(first.read_text())
+    assert toy_run(grid, out).done == 1
+
+
+def test_broken_files_do_not_stop_a_preview_or_a_report(tmp_path):
+    pytest.importorskip("lmms_eval", reason=NEEDS)
+    flags = {**BASIC, "keep": [0.5]}
+    toy_run(Grid.of(flags), tmp_path / "out")
+    (tmp_path / "grid.yaml").write_text(json.dumps(flags))
+    broken = tmp_path / "out/cells/feed.json"
+    broken.write_text("{")
+    previewed = CliRunner().invoke(
+        app, ["report", str(tmp_path / "out"), "--format", "csv", "--out", str(tmp_path / "report")]
+    )
+    assert previewed.exit_code == 0, previewed.output
+    assert f"broken: {broken}" in " ".join(previewed.output.split())
+    Store(tmp_path / "out").file(Grid.of(flags).cells[0]).write_text("")
+    shown = call(tmp_path / "grid.yaml", "--out", tmp_path / "out", "--dry-run")
+    assert shown.exit_code == 0, shown.output
+    assert "1 to do" in shown.output
+    assert "counted as not done" in " ".join(shown.output.split())
+
+
+def by_command(monkeypatch, tmp_path, methods, *more):
+    """``sweep`` with the toy worker in place of the real one."""
+    pytest.importorskip("lmms_eval", reason=NEEDS)
+    monkeypatch.setattr("tokenreduce.cli.sweep._pool", lambda *_: Processes(1, tmp_path / "logs", "toy_worker"))
+    (tmp_path / "grid.yaml").write_text(json.dumps({**BASIC, "methods": methods, "keep": [0.5]}))
+    return call(tmp_path / "grid.yaml", "--out", tmp_path / "out", *more)
+
+
+def test_cells_kept_as_failed_are_failed(tmp_path, monkeypatch):
+    assert by_command(monkeypatch, tmp_path, ["pool"]).exit_code == 1
+    kept = by_command(monkeypatch, tmp_path, ["pool"], "--keep-failed")
+    assert kept.exit_code == 1
+    assert "0 done, 2 were done before, 0 refused, 1 failed" in kept.output
+    assert "a bad day" in kept.output
+
+
+# ------------------------------------------------------------------ libraries that do not fit
+
+
+def misfitting(*_, **__):
+    """What lmms-eval 0.7.3 does with a filelock that moved a module: an import out of its own file fails."""
+    exec(compile("import filelock._moved", "lmms_eval/evaluator.py", "exec"), {"__name__": "lmms_eval.evaluator"})
+
+
+def test_an_import_that_fails_names_both_packages(monkeypatch):
+    pytest.importorskip("lmms_eval", reason=NEEDS)
+    monkeypatch.setattr("tokenreduce.eval.harness.model.build", misfitting)
+    error = Evaluator().evaluate(Cell("demo", "tr_demo_images")).error
+    assert error["kind"] == MISFIT
+    have = {name: version(name) for name in ("lmms-eval", "filelock")}
+    assert f"lmms-eval {have['lmms-eval']} does not fit filelock {have['filelock']}" in error["text"]
+
+
+def test_a_seam_that_changed_is_told_from_a_bad_day(monkeypatch):
+    pytest.importorskip("lmms_eval", reason=NEEDS)
+
+    def changed(*_, **__):
+        raise seam_changed("transformers", "the cache's name", "cache", "store")
+
+    monkeypatch.setattr("tokenreduce.eval.harness.model.build", changed)
+    error = Evaluator().evaluate(Cell("demo", "tr_demo_images")).error
+    assert error["kind"] == MISFIT
+    assert "transformers" in error["text"]
+
+
+def test_packages_that_do_not_fit_stop_the_sweep_at_its_first_cell(tmp_path, monkeypatch):
+    monkeypatch.setenv("TOY_MISFIT", "lmms-eval 0.7.3 does not fit filelock 4.3.")
+    found = by_command(monkeypatch, tmp_path, ["hiprune", "uniform"])
+    assert found.exit_code == 1
+    assert "lmms-eval 0.7.3 does not fit filelock 4.3. No cell was evaluated, and nothing was written" in found.output
+    assert "Next:" not in found.output
+    assert not Store(tmp_path / "out").everything()
+
+
+def test_a_sweep_with_nothing_done_has_no_report_to_make(tmp_path, monkeypatch):
+    monkeypatch.setenv("TOY_ALL_FAIL", "1")
+    found = by_command(monkeypatch, tmp_path, ["hiprune"])
+    assert found.exit_code == 1
+    assert "0 done" in found.output
+    assert "Next:" not in found.output
+
+
 # ------------------------------------------------------------------ the command
 
 
@@ -285,6 +395,17 @@ def test_dry_run_shows_cells_and_runs_none(tmp_path):
     assert found.exit_code == 0
     assert "to do" in found.output
     assert not (tmp_path / "out").exists()
+
+
+def test_one_real_evaluation_from_the_command_to_the_store(tmp_path):
+    pytest.importorskip("lmms_eval", reason=NEEDS)
+    flags = ("--model", "demo", "--task", "tr_demo_images", "--method", "random", "--keep", "0.5", "--limit", "2")
+    found = call(*flags, "--out", tmp_path / "out")
+    assert found.exit_code == 0, found.output
+    assert "Next: tokenreduce report" in found.output
+    kept = Store(tmp_path / "out").everything()
+    assert sorted(c["result"]["measured"]["tokens_kept"] for c in kept) == [72, 144]
+    assert [len(c["result"]["questions"]) for c in kept] == [2, 2]
 
 
 @pytest.mark.long

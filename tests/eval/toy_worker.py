@@ -7,7 +7,7 @@ import signal
 import time
 from pathlib import Path
 
-from tokenreduce.eval.sweep.evaluator import Outcome
+from tokenreduce.eval.sweep.evaluator import MISFIT, Outcome
 from tokenreduce.eval.sweep.worker import serve
 
 
@@ -15,7 +15,9 @@ def evaluate(cell):
     time.sleep(float(os.environ.get("TOY_SECONDS", "0")))
     (step,) = cell["recipe"]["methods"] or [{"method": "unreduced"}]
     name = step["method"]
-    if name == "pool":
+    if "TOY_MISFIT" in os.environ:
+        return Outcome(error={"kind": MISFIT, "text": os.environ["TOY_MISFIT"], "traceback": "..."})
+    if name == "pool" or "TOY_ALL_FAIL" in os.environ:
         return Outcome(error={"kind": "raised", "text": "RuntimeError: a bad day", "traceback": "..."})
     if name == "tome":
         return Outcome(error={"kind": "refused", "text": "ValueError: not here", "traceback": "..."})

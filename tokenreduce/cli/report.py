@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from tokenreduce.cli.app import Debug, app, teaching
+from tokenreduce.cli.sweep import tell_broken
 
 
 @app.command()
@@ -33,8 +34,11 @@ def report(
     - `tokenreduce report sweep_out --out . --format csv`
     """
     from tokenreduce.eval.report import write
+    from tokenreduce.eval.sweep import Store
 
     if not results.is_dir():
         raise ValueError(f"results={str(results)!r} is no folder; give the one that tokenreduce sweep wrote")
     files = write(results, out or results / "report", [part.strip() for part in format.split(",") if part.strip()])
-    Console(soft_wrap=True, highlight=False).print(f"Wrote {', '.join(map(str, files))}", markup=False)
+    console = Console(soft_wrap=True, highlight=False)
+    tell_broken(console, Store(results).find_broken())
+    console.print(f"Wrote {', '.join(map(str, files))}", markup=False)

@@ -49,7 +49,7 @@ def sweep(
     ] = None,
     retries: Annotated[int, typer.Option(min=0, help="Further tries of a cell whose worker died.")] = 1,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed/--keep-failed", help="Take up cells that failed in an earlier run.")
+        bool, typer.Option("--retry-failed/--keep-failed", help="Take up cells that failed or were refused earlier.")
     ] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the cells and what is done, and stop.")] = False,
     debug: Debug = False,
@@ -109,14 +109,21 @@ def sweep(
     except SweepFailed as error:
         Console(stderr=True, soft_wrap=True).print(f"Error: {error}", markup=False)
         raise typer.Exit(FAILED) from None
+    tell_broken(console, found.broken)
     console.print(
         f"{found.done} done, {found.skipped} were done before, {found.refused} refused, {found.failed} failed, in "
-        f"{_minutes(found.seconds)}. Next: tokenreduce report {out}"
+        f"{_minutes(found.seconds)}." + (f" Next: tokenreduce report {out}" if found.done + found.skipped else "")
     )
     for name, text in found.errors.items():
         console.print(f"  {name}: {text[:300]}", markup=False)
     if found.failed:
         raise typer.Exit(FAILED)
+
+
+def tell_broken(console: Console, broken: dict[Path, str]) -> None:
+    """Names the files of a sweep that hold no cell."""
+    for file, why in broken.items():
+        console.print(f"broken: {file}: {why[:200]}; counted as not done", markup=False)
 
 
 def _given(**flags: Any) -> dict[str, Any]:
@@ -145,6 +152,7 @@ def _preview(grid: Grid, store: Any) -> None:
         for c in {c.key: c for c in grid.cells}.values()
     ]
     print_table(rows, f"{len(rows)} cells, {sum(row['state'] != 'done' for row in rows)} to do")
+    tell_broken(Console(soft_wrap=True, highlight=False), store.broken)
 
 
 def _minutes(seconds: float) -> str:
