@@ -8,6 +8,7 @@ from .choice import Choice, Point, Wish
 
 LADDER = (0.66, 0.5, 0.4, 0.33, 0.25, 0.2, 0.16, 0.12, 0.1, 0.08, 0.06, 0.05)  # budgets, fractions of the visual tokens
 START = LADDER.index(0.2)
+ROUNDING = 1e-9  # of a share of FLOPs
 
 
 class _Line:
@@ -49,9 +50,8 @@ class _Line:
             return False
         if not self.points:
             return True
-        if wish.flops is not None:
-            return self.least_flops <= wish.flops
-        return best is None or self.least_flops < best.flops
+        allowed = wish.flops if wish.flops is not None else best.flops if best is not None else 1.0
+        return self.least_flops <= allowed + ROUNDING  # of equal cost, the more accurate is better
 
     def prospect(self, wish: Wish) -> tuple[bool, float]:
         """Sorts lines: those that nothing is known of first, then by what they may still reach."""
