@@ -2,20 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from PIL import Image
+
+from tokenreduce.adapters.upstream.processors import takes_videos
+
 if TYPE_CHECKING:
-    from PIL import Image
+    from tokenreduce.pictures import Video
 
 
-def model_inputs(processor: Any, image: Image.Image, prompt: str, model: Any) -> dict[str, Any]:
-    """What the model is called with: by the chat template if there is one, else the image token before the prompt."""
+def model_inputs(
+    processor: Any, pictures: Image.Image | Sequence[Image.Image | Video], prompt: str, model: Any
+) -> dict[str, Any]:
+    """What the model is called with: by the chat template if there is one, else placeholders before the prompt.
+
+    Args:
+        processor: of the model. Where it takes no videos, their frames are given as images; wrap the model with
+            ``images_as_video=True`` then.
+        pictures: a picture, or what the prompt holds, in order: pictures, and lists of the frames of a video.
+        prompt: the question.
+        model: gives device and dtype.
+    """
+    given = [pictures] if isinstance(pictures, Image.Image) else list(pictures)
+    if not takes_videos(processor):
+        given = [one for entry in given for one in ([entry] if isinstance(entry, Image.Image) else entry)]
+    kinds = ["image" if isinstance(entry, Image.Image) else "video" for entry in given]
     if getattr(processor, "chat_template", None):
-        content = [{"type": "image"}, {"type": "text", "text": prompt}]
+        content = [*({"type": kind} for kind in kinds), {"type": "text", "text": prompt}]
         text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     else:
-        text = f"{getattr(processor, 'image_token', '<image>')}\n{prompt}"
-    made = processor(images=[image], text=[text], return_tensors="pt").to(model.device)
+        marks = {kind: getattr(processor, f"{kind}_token", f"<{kind}>") for kind in ("image", "video")}
+        text = "".join(f"{marks[kind]}\n" for kind in kinds) + prompt
+    images = [entry for entry in given if isinstance(entry, Image.Image)]
+    videos = [np.stack([np.asarray(frame) for frame in e]) for e in given if not isinstance(e, Image.Image)]
+    media: dict[str, Any] = {"images": images} if images else {}
+    if videos:
+        media |= {"videos": videos, "do_sample_frames": False}
+    made = processor(text=[text], return_tensors="pt", **media).to(model.device)
     return {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in made.items()}
 
 

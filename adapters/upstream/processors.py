@@ -57,3 +57,8 @@ def fitted_size(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, in
     from transformers.image_utils import ChannelDimension
 
     return get_patch_output_size(np.broadcast_to(0, (1, *size)), canvas, ChannelDimension.FIRST)
+
+
+def takes_videos(processor: Any) -> bool:
+    """Whether ``processor`` takes videos as such; to others their frames are images."""
+    return getattr(processor, "video_processor", None) is not None

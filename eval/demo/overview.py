@@ -14,10 +14,10 @@ COLUMNS = 7  # methods side by side
 def photograph() -> Image.Image:
     """A portrait of Rear Admiral Grace Hopper (US Navy, public domain) that ships with matplotlib, 512 x 606 RGB."""
     from matplotlib import cbook
-    from PIL import Image
 
-    with Image.open(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)) as photo:
-        return photo.convert("RGB")
+    from tokenreduce.pictures import open_picture
+
+    return open_picture(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False))
 
 
 def pictures(

@@ -10,6 +10,7 @@ from typing import Any
 import tokenreduce as tr
 from tokenreduce.adapters.upstream.lmms_eval import task_of
 from tokenreduce.draw import draw
+from tokenreduce.pictures import as_rgb
 
 from .first_token import prompt_of
 
@@ -48,7 +49,7 @@ class Examples:
             self.wanted.discard((task, doc_id))
             try:
                 document = self.tasks[task].test_docs()[doc_id]
-                images = [image.convert("RGB") for image in self.tasks[task].doc_to_visual(document)]
+                images = [as_rgb(image) for image in self.tasks[task].doc_to_visual(document)]
                 question = str(self.tasks[task].doc_to_text(document))
                 jpeg = _jpeg(_side_by_side(model, row, images, self.processor))
                 self.pictures.append({"doc_id": doc_id, "question": question, "jpeg": jpeg})

@@ -6,6 +6,7 @@ from typing import Any
 
 from tokenreduce.eval.data import SETS, parquet
 from tokenreduce.eval.demo import right
+from tokenreduce.pictures import as_rgb
 
 
 def __getattr__(name: str) -> str:
@@ -16,7 +17,7 @@ def __getattr__(name: str) -> str:
 
 
 def doc_to_visual(doc: dict[str, Any]) -> list[Any]:
-    return [picture.convert("RGB") for picture in doc["pictures"]]
+    return [as_rgb(picture) for picture in doc["pictures"]]
 
 
 def doc_to_text(doc: dict[str, Any], lmms_eval_specific_kwargs: Any = None) -> str:

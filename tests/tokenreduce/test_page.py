@@ -47,8 +47,14 @@ def content(path):
     return json.loads(text[start : text.index("</script>", start)])
 
 
+def only(path):
+    """The single picture of a page."""
+    (picture,) = content(path)["pictures"]
+    return picture
+
+
 def test_the_page_is_complete_in_itself(page, traced):
-    data, text = content(page), page.read_text()
+    data, text = only(page), page.read_text()
     trace = traced[0].images[0]
     assert "http" not in text.replace("http-equiv", "")
     assert [step["label"] for step in data["steps"]][-1] == "fastv, layer 2 on"
@@ -61,7 +67,7 @@ def test_the_page_is_complete_in_itself(page, traced):
     )
     assert data["steps"][0]["heat"] is None
     assert data["places"][13] == [25, 25, 50, 50]
-    assert data["facts"] == [["prompt", "</script><script>alert(1)</script>"]]
+    assert content(page)["facts"] == [["prompt", "</script><script>alert(1)</script>"]]
 
 
 def test_places_of_tiles_lie_in_their_panel(tmp_path):
@@ -74,7 +80,7 @@ def test_places_of_tiles_lie_in_their_panel(tmp_path):
     )
     image = ImageTrace(0, layout, torch.arange(12), (stage,))
     write_page(tmp_path / "tiles.html", image, Image.new("RGB", (224, 112)), processor, side=200)
-    data = content(tmp_path / "tiles.html")
+    data = only(tmp_path / "tiles.html")
     assert data["width"] == 410
     assert data["places"][3] == [100, 50, 200, 100]
     assert data["places"][6] == [310, 0, 360, 50]
@@ -113,7 +119,7 @@ def test_inspect_writes_a_page(tmp_path):
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on the path; on Debian: apt-get install chromium")
 def test_in_a_browser(page, traced):
     api = pytest.importorskip("playwright.sync_api", reason="pip install 'tokenreduce[dev]' brings playwright")
-    trace, data = traced[0].images[0], content(page)
+    trace, data = traced[0].images[0], only(page)
     last = trace.stages[-1]
     with api.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])

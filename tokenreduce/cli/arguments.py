@@ -1,15 +1,12 @@
-"""What several commands read from their arguments: budgets, methods with parameters, a picture and a question."""
+"""What several commands read from their arguments: budgets, and methods with parameters."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenreduce.eval.recipe import budget, literal
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from tokenreduce.method import Method
 
 
@@ -48,22 +45,3 @@ def mapping(text: str, argument: str) -> dict[str, Any]:
     if not all(equals for _, equals, _ in pairs):
         raise ValueError(f"{argument}={text!r}; allowed: key=value pairs separated by commas, such as dtype=bfloat16")
     return {key.strip(): literal(value) for key, _, value in pairs}
-
-
-def asked(image: Path | None, prompt: str | None) -> tuple[Image.Image, str]:
-    """The picture and the question; where one is not given, the demo's."""
-    from PIL import Image, UnidentifiedImageError
-
-    if image is not None:
-        try:
-            with Image.open(image) as opened:
-                picture = opened.convert("RGB")
-        except (UnidentifiedImageError, OSError):
-            raise ValueError(
-                f"--image={str(image)!r} is not a picture that Pillow can read; give a PNG or JPEG"
-            ) from None
-        return picture, prompt or "how many objects are there?"
-    from tokenreduce.eval.demo.scene_questions import questions
-
-    question = next(q for q in questions("test", 50) if q.kind == "color" and len(q.scene.things) >= 4)
-    return question.image, prompt or question.question

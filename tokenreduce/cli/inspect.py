@@ -15,7 +15,8 @@ from tokenreduce.cli.options import (
     Device,
     Dtype,
     DtypeName,
-    ImageFile,
+    Frames,
+    Images,
     Keep,
     MaxNewTokens,
     Methods,
@@ -23,8 +24,9 @@ from tokenreduce.cli.options import (
     Parameters,
     PositionIds,
     Prompt,
+    Videos,
 )
-from tokenreduce.cli.prompt import load_prompt, one_picture
+from tokenreduce.cli.prompt import given_prompt, load_prompt
 
 
 @app.command()
@@ -33,7 +35,9 @@ def inspect(
     model: Model,
     method: Methods,
     out: Annotated[Path, typer.Option(help="The page, a name ending in .html.")],
-    image: ImageFile = None,
+    image: Images = None,
+    video: Videos = None,
+    frames: Frames = 8,
     prompt: Prompt = None,
     keep: Keep = None,
     parameter: Parameters = None,
@@ -58,12 +62,12 @@ def inspect(
     - `tokenreduce inspect --model ./my-llava --method fastv:64 --image cat.jpg --prompt "What is this?" --out page.html`
     """
     chosen = chosen_methods(method, keep, parameter or [], positions.value if positions else None)
-    picture, question = one_picture(model, image, prompt)
+    pictures, question = given_prompt(model, image, video, frames, prompt)
     if out.exists() and not overwrite:
         raise ValueError(f"--out={str(out)!r} exists; choose another name, or pass --overwrite to replace it")
     if out.suffix.lower() not in (".html", ".htm") or not out.parent.is_dir():
         raise ValueError(f"--out={str(out)!r}; allowed: a name ending in .html in a folder that exists")
-    asked = load_prompt(model, picture, question, dtype.value, device, attn)
+    asked = load_prompt(model, pictures, question, dtype.value, device, attn)
     import tokenreduce as tr
     from tokenreduce.draw import write_page
 
@@ -81,7 +85,7 @@ def inspect(
     write_page(
         out,
         found.trace,
-        picture,
+        pictures,
         asked.processor,
         title="Visual tokens that are left",
         facts=facts,

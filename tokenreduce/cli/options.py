@@ -25,9 +25,17 @@ Model = Annotated[str, typer.Option(help="Local folder, hub id, or `demo` for th
 Methods = Annotated[
     list[str], typer.Option(help="Name, or name:keep. Give it several times to compose methods in that order.")
 ]
-ImageFile = Annotated[
-    Path | None, typer.Option(exists=True, dir_okay=False, help="The picture. Optional for the demo model.")
+Images = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--image", exists=True, help="A picture, or a folder of pictures; may be repeated. Optional for the demo model."
+    ),
 ]
+Videos = Annotated[
+    list[Path] | None,
+    typer.Option("--video", exists=True, help="A video, an animated picture, or a folder of frames; may be repeated."),
+]
+Frames = Annotated[int, typer.Option(min=1, help="Frames taken of each video, evenly spread.")]
 Prompt = Annotated[str | None, typer.Option(help="The question. Optional for the demo model.")]
 Keep = Annotated[
     str | None,

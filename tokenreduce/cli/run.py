@@ -16,7 +16,8 @@ from tokenreduce.cli.options import (
     Device,
     Dtype,
     DtypeName,
-    ImageFile,
+    Frames,
+    Images,
     Keep,
     MaxNewTokens,
     Methods,
@@ -24,9 +25,10 @@ from tokenreduce.cli.options import (
     Parameters,
     PositionIds,
     Prompt,
+    Videos,
 )
 from tokenreduce.cli.output import Force, JsonFile, JsonOutput, check_picture
-from tokenreduce.cli.prompt import load_prompt, one_picture
+from tokenreduce.cli.prompt import given_prompt, load_prompt
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,7 +41,9 @@ if TYPE_CHECKING:
 def run(
     model: Model,
     method: Methods,
-    image: ImageFile = None,
+    image: Images = None,
+    video: Videos = None,
+    frames: Frames = 8,
     prompt: Prompt = None,
     keep: Keep = None,
     parameter: Parameters = None,
@@ -56,7 +60,7 @@ def run(
     force: Force = False,
     debug: Debug = False,
 ) -> None:
-    """Answer one question about one picture on fewer visual tokens, and say what that saved.
+    """Answer one question about a picture, several, or a video on fewer visual tokens, and say what that saved.
 
     **Examples**
 
@@ -65,13 +69,15 @@ def run(
     - `tokenreduce run --model ./my-llava --method fastv --keep 1/2 -p layer=3 --image cat.jpg --prompt "What is this?"`
 
     - `tokenreduce run --model ./my-llava --method fastervlm:0.5 --method fastv:64 --image cat.jpg --prompt "Describe."`
+
+    - `tokenreduce run --model ./my-qwen --method holitom --keep 0.2 --video cat.mp4 --frames 16 --prompt "What happens?"`
     """
     chosen = chosen_methods(method, keep, parameter or [], positions.value if positions else None)
-    picture, question = one_picture(model, image, prompt)
+    pictures, question = given_prompt(model, image, video, frames, prompt)
     output = JsonOutput("run", json, force)
     if draw is not None:
         check_picture(draw)
-    asked = load_prompt(model, picture, question, dtype.value, device, attn)
+    asked = load_prompt(model, pictures, question, dtype.value, device, attn)
 
     import tokenreduce as tr
     from tokenreduce.eval.results import environment
@@ -86,7 +92,12 @@ def run(
     found["answer"] = reduced.texts[0]
     if compare:
         laps = time_prefill(
-            asked.model, asked.inputs, {"without": nullcontext, "with": lambda: tr.wrapped(asked.model, *chosen)}
+            asked.model,
+            asked.inputs,
+            {
+                "without": nullcontext,
+                "with": lambda: tr.wrapped(asked.model, *chosen, images_as_video=asked.images_as_video),
+            },
         )
         before, after = ([lap.total_s for lap in laps[name]] for name in ("without", "with"))
         found["first_token_ms"] = {
@@ -96,9 +107,7 @@ def run(
         found["first_token_speedup"] = vars(speed_up(before, after))
     found |= {"report": reduced.report.as_dict(), "environment": environment(asked.model)}
     if draw is not None:
-        from tokenreduce.draw import draw as draw_tokens
-
-        draw_tokens(reduced.trace, picture, asked.processor).save(draw)
+        reduced.trace.show(pictures, asked.processor).save(draw)
     _tell(output.console, found, reduced.report, draw)
     output.write(found)
 

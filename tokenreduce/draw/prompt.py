@@ -31,17 +31,24 @@ def draw_prompt(
     """
     if not trace.images:
         raise ValueError("this prompt held no image; there is nothing to draw")
-    if len(pictures) > len(trace.images) == 1 and trace.images[0].layout.frames > 1:  # the frames themselves
-        pictures = [pictures]
-    drawn, index = [], 0
-    for picture in pictures:
-        drawn.append(draw_picture(trace, picture, processor, index=index, **options))
-        index += len(images_of_picture(trace, picture, processor, index))
-    if not pictures:
+    numbered = numbered_pictures(trace, pictures, processor)
+    drawn = [draw_picture(trace, picture, processor, index=index, **options) for picture, index in numbered]
+    if not drawn:
         drawn = [token_map(image, **options) for image in trace.images]
     if len(drawn) == 1:
         return drawn[0]
     return image_grid(drawn, [f"picture {i}" for i in range(len(drawn))], min(columns, len(drawn)), tile=drawn[0].width)
+
+
+def numbered_pictures(trace: PromptTrace, pictures: Pictures, processor: Any = None) -> list[tuple[Any, int]]:
+    """Each picture of the prompt with the index of its first image in ``trace``; arguments as ``draw_prompt``."""
+    if len(pictures) > len(trace.images) == 1 and trace.images[0].layout.frames > 1:  # the frames themselves
+        pictures = [pictures]
+    found, index = [], 0
+    for picture in pictures:
+        found.append((picture, index))
+        index += len(images_of_picture(trace, picture, processor, index))
+    return found
 
 
 def draw_picture(trace: PromptTrace | ImageTrace, picture: Any, processor: Any = None, **options: Any) -> Image.Image:
