@@ -102,7 +102,11 @@ def attend(block, x, bias, rope):
         sin, cos = (t[:, None] for t in rows.chunk(2, -1))
 
         def turn(t):
-            pairs = torch.stack([-t[..., 1::2], t[..., ::2]], -1).flatten(-2)
+            if getattr(a, "rotate_half", False):
+                low, high = t.chunk(2, -1)
+                pairs = torch.cat([-high, low], -1)
+            else:
+                pairs = torch.stack([-t[..., 1::2], t[..., ::2]], -1).flatten(-2)
             return t * cos + pairs * sin
 
         q, k = (torch.cat([t[:, :, :p], turn(t[:, :, p:])], 2) for t in (q, k))

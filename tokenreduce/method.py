@@ -25,7 +25,7 @@ class ModelFacts:
         has_cls: whether the tower has a [CLS] token, its first row.
         tower_prefix: rows of the tower before the first patch ([CLS], distillation, registers).
         has_distillation: whether row 1 is a distillation token.
-        tower_grid: (height, width) of the patch grid when it is fixed, else None.
+        tower_grid: (height, width) of the patch grid where it is known, else None.
         full_blocks: vision blocks in which every patch attends to the whole image; None: all of them.
         decoder_depth: number of decoder layers (0 for an encoder alone).
         tokens_per_image: visual tokens of one image when that is fixed, else None.
@@ -51,7 +51,8 @@ class Step:
     Attributes:
         stage: the stage; ``layer``: the encoder block or decoder layer (0-based) where the stage has several.
         needs: signals shown there.
-        amount: a number handed back as ``tokens.amount``, such as how many tokens to merge in this block.
+        amount: a number handed back as ``tokens.amount``, such as how many tokens to merge in this block. At the encoder
+            it may be None as long as ``tower_grid`` is: the plan is made again for the patches that arrive.
         when: at the encoder, ``middle`` between attention and MLP of the block, or ``after`` the block.
         decode_ids: at the cache, position ids of tokens written after the prompt: ``continue`` the prompt's, or count the
             ``cache_length`` of each layer.

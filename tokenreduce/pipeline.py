@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 from torch import Tensor
@@ -26,7 +27,9 @@ class Pipeline:
 
     def __init__(self, methods: Sequence[Method], facts: ModelFacts) -> None:
         self.methods = tuple(methods)
+        self.facts = facts
         self.stopwatch = Stopwatch()
+        self._encoder_steps: dict[tuple[int, int], dict[int, list[tuple[Method, Step]]]] = {}
         steps: list[tuple[Method, Step]] = []
         for method in self.methods:
             n = facts.tokens_per_image
@@ -40,7 +43,8 @@ class Pipeline:
                     f"method={method.name!r} acts at stage {' and '.join(map(repr, method.stages))}, which a {facts.family} "
                     f"model does not offer; it offers: {', '.join(facts.stages)}"
                 )
-            for step in method.plan(facts):
+            method.plan(facts)  # raises where the grid is known and the budget does not fit
+            for step in method.plan(dataclasses.replace(facts, tower_grid=None)):
                 if step.stage not in facts.stages:
                     raise ValueError(
                         f"method={method.name!r} acts at stage {step.stage!r}, which a {facts.family} model does not "
@@ -55,6 +59,22 @@ class Pipeline:
 
     def layers(self, stage: Stage) -> tuple[int, ...]:
         return tuple(sorted({s.layer for _, s in self.steps if s.stage == stage and s.layer is not None}))
+
+    def encoder_steps(self, grid: tuple[int, int]) -> dict[int, list[tuple[Method, Step]]]:
+        """By block, what to do with images of ``grid`` patches, as their rows arrive in the encoder.
+
+        Errors: ``ValueError`` when a budget cannot be reached from so many patches.
+        """
+        if grid not in self._encoder_steps:
+            facts = dataclasses.replace(self.facts, tower_grid=grid)
+            by_block: dict[int, list[tuple[Method, Step]]] = {}
+            for method in self.methods:
+                steps = [] if method.is_identity(grid[0] * grid[1]) else method.plan(facts)
+                for step in steps:
+                    if step.stage == "encoder" and step.layer is not None:
+                        by_block.setdefault(step.layer, []).append((method, step))
+            self._encoder_steps[grid] = by_block
+        return self._encoder_steps[grid]
 
     @property
     def listens(self) -> frozenset[Signal]:

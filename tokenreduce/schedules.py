@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Literal
 
-from tokenreduce.budgets import Budget
 from tokenreduce.method import ModelFacts
 from tokenreduce.validation import in_range
 
@@ -96,25 +95,6 @@ def fit(wanted: list[int], n: int, k: int) -> list[int]:
         counts.append(count)
         owed, n = owed - count, n - count
     return counts
-
-
-def patches_kept(budget: Budget, facts: ModelFacts, instead: str) -> tuple[int, int]:
-    """N0 patches of the tower and the K of them that ``budget`` keeps.
-
-    Errors: ``ValueError`` when the number of patches is not fixed or the count exceeds it.
-    """
-    if facts.tower_grid is None:
-        raise ValueError(
-            f"keep={budget.keep!r} has to be spread over the blocks beforehand, but the number of patches of this "
-            f"{facts.family} model is not fixed; give {instead}"
-        )
-    n = math.prod(facts.tower_grid)
-    if isinstance(budget.keep, int) and budget.keep > n:
-        raise ValueError(
-            f"keep={budget.keep} exceeds the {n} patches of this {facts.family} model; allowed: an int from 1 to {n}, "
-            "or a float in (0, 1]"
-        )
-    return n, budget.count(n)
 
 
 def needs_encoder(name: str, facts: ModelFacts) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from tokenreduce.adapters.encoders.blocks import Block
+from tokenreduce.adapters.encoders.patch_grid import PatchGrid
 from tokenreduce.adapters.registry import register
 from tokenreduce.method import ModelFacts
 
@@ -23,7 +24,9 @@ class EncoderFamily:
         self.model = model
         self.tower: Any = model
         self.blocks: list[Block] = []
-        self.grid: tuple[int, int] | None = None
+        self.grid: tuple[int, int] | None = None  #: where images of another size are refused or interpolated on request
+        self.patch_grid = PatchGrid(None)
+        self.collects_blocks = False  #: whether the model makes feature maps of what its blocks return
         self.prefix = 0
         self.has_cls = False
         self.has_distillation = False
@@ -31,6 +34,10 @@ class EncoderFamily:
     @classmethod
     def serves(cls, model: Any) -> bool:
         raise NotImplementedError
+
+    def collecting_methods(self) -> list[tuple[Any, str]]:
+        """Methods, as (owner, name), that collect what blocks return."""
+        return []
 
     def facts(self) -> ModelFacts:
         return ModelFacts(

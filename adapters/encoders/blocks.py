@@ -28,6 +28,7 @@ class Block:
 
     norm2_name: ClassVar[str] = "norm2"
     attention_name: ClassVar[str] = "attn"
+    rope_by_head = False  #: whether a rotary table (H, N, C) is of each head, or else of each image
 
     def __init__(self, module: Any) -> None:
         self.module = module

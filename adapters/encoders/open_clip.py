@@ -6,6 +6,7 @@ from typing import Any
 
 from tokenreduce.adapters.encoders.base import EncoderFamily
 from tokenreduce.adapters.encoders.blocks import OpenClipBlock
+from tokenreduce.adapters.encoders.patch_grid import PatchGrid
 from tokenreduce.adapters.encoders.timm import TimmEncoder
 
 
@@ -22,8 +23,7 @@ class OpenClipEncoder(EncoderFamily):
         tower = getattr(model, "visual", model)
         if hasattr(tower, "trunk"):
             inner = TimmEncoder(tower.trunk)
-            for name in ("tower", "blocks", "grid", "prefix", "has_cls", "has_distillation"):
-                setattr(self, name, getattr(inner, name))
+            vars(self).update(vars(inner) | {"model": model})
             return
         blocks = list(getattr(getattr(tower, "transformer", None), "resblocks", []))
         found = {type(block).__name__ for block in blocks}
@@ -35,4 +35,8 @@ class OpenClipEncoder(EncoderFamily):
         self.tower = tower
         self.blocks = [OpenClipBlock(block) for block in blocks]
         self.grid = tuple(tower.grid_size)
+        self.patch_grid = PatchGrid(tower.conv1, self.grid)
         self.prefix, self.has_cls = 1, True
+
+    def collecting_methods(self) -> list[tuple[Any, str]]:
+        return [(self.tower, "forward_intermediates")]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenreduce.adapters.encoders.blocks import Block, TransformersBlock
+from tokenreduce.adapters.encoders.patch_grid import PatchGrid
 from tokenreduce.adapters.registry import register
 from tokenreduce.adapters.visual_inputs import Medium, NotedCall, Picture, TowerCall
 from tokenreduce.method import ModelFacts
@@ -100,6 +101,12 @@ class Family:
     def blocks(self, tower: int = 0) -> list[Block]:
         """The same, for methods that merge inside it."""
         return [TransformersBlock(layer) for layer in self.layers(tower)]
+
+    def patch_grid(self, tower: int = 0) -> PatchGrid:
+        """Where the patches of a pass are, for the same."""
+        embeddings = getattr(self.towers[tower], "embeddings", nn.Module())
+        convolution = next((m for m in embeddings.modules() if isinstance(m, nn.Conv2d)), None)
+        return PatchGrid(convolution, self.facts().tower_grid)
 
     def tower_attention(self, block: int, tower: int = 0) -> nn.Module:
         """The attention module of vision block ``block`` (0-based)."""

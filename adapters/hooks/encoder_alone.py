@@ -10,10 +10,9 @@ from torch import nn
 from tokenreduce.adapters.encoders.base import EncoderFamily
 from tokenreduce.adapters.encoders.blocks import Block
 from tokenreduce.adapters.hooks.encoder_blocks import EncoderMerging
-from tokenreduce.adapters.hooks.method_calls import release
+from tokenreduce.adapters.hooks.method_calls import MethodCall, release
 from tokenreduce.cost import Report
 from tokenreduce.groups import Image, group_images
-from tokenreduce.layout import Layout
 from tokenreduce.pipeline import Pipeline
 from tokenreduce.traces import Trace
 
@@ -25,8 +24,8 @@ class EncoderHooks:
         self.family = family
         self.pipeline = pipeline
         self.expand = output_length == "full"
-        layout = None if family.grid is None else Layout(*family.grid)
-        self.encoder = EncoderMerging(family.blocks, pipeline, layout, family.prefix, expand=self.expand)
+        self.encoder = EncoderMerging(family.blocks, pipeline, family.patch_grid, family.prefix, expand=self.expand)
+        self.encoder.every_block = self.expand and family.collects_blocks
         self.trace: Trace | None = None
         self.report: Report | None = None
 
@@ -35,6 +34,8 @@ class EncoderHooks:
         try:
             self.encoder.attach(handles, self._record)
             handles.append(self.family.tower.register_forward_hook(self.leave))
+            if self.expand:
+                handles += [Collecting(self.encoder, owner, name) for owner, name in self.family.collecting_methods()]
         except BaseException:
             release(handles)
             raise
@@ -49,17 +50,17 @@ class EncoderHooks:
         if not self.expand or state is None or not state.touched or not hasattr(output, "get"):
             return None
         if output.get("hidden_states") is not None:
-            output["hidden_states"] = self.encoder.full_width(state, output["hidden_states"])
+            output["hidden_states"] = state.full_width(output["hidden_states"])
         return output
 
     def _record(self, state: Any) -> None:
         batch, rows = state.assign.shape
         n, prefix = rows - self.family.prefix, self.family.prefix
-        layout = Layout(1, n) if self.encoder.layout is None else self.encoder.layout
         columns = torch.arange(n)
-        groups = group_images([Image(b, columns, layout) for b in range(batch)], state.assign.device)
+        images = [Image(b, columns, layout) for b, layout in enumerate(state.layouts)]
+        groups = group_images(images, state.assign.device)
         for group in groups:
-            group.history = state.patches(prefix)
+            group.history = [stage.rows(group.samples) for stage in state.patches(prefix)]
         self.trace = Trace(groups, torch.ones(batch, n, dtype=torch.bool))
         counts = state.counts(len(self.family.blocks))
         flops = sum(block_flops(b, before, after) for b, (before, after) in zip(self.family.blocks, counts))
@@ -76,6 +77,20 @@ class EncoderHooks:
             methods=tuple(method.name for method in self.pipeline.methods),
             stopwatch=self.pipeline.stopwatch.lap(),
         )
+
+
+class Collecting:
+    """Stands before the method ``name`` of ``owner``, which collects what blocks return: they all do so at full width."""
+
+    def __init__(self, merging: EncoderMerging, owner: Any, name: str) -> None:
+        self.merging = merging
+        self.call = MethodCall(owner, name, self.heard)
+
+    def heard(self, arguments: dict[str, Any]) -> None:
+        self.merging.collecting = True
+
+    def remove(self) -> None:
+        self.call.remove()
 
 
 def block_flops(block: Block, before: int, after: int) -> int:

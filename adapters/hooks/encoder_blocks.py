@@ -3,96 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from tokenreduce.adapters.encoders.blocks import Block
-from tokenreduce.kernels.rows import take_rows
-from tokenreduce.layout import Layout
+from tokenreduce.adapters.encoders.patch_grid import PatchGrid
+from tokenreduce.adapters.hooks.tower_state import TowerState, rows_of
 from tokenreduce.method import Method, Step
 from tokenreduce.pipeline import Pipeline
-from tokenreduce.provenance import StageTrace
 from tokenreduce.reduction import Reduction
 from tokenreduce.signals import Keys
 from tokenreduce.tokens import VisualTokens
-
-
-@dataclass
-class TowerState:
-    """The tokens of one pass through the tower.
-
-    Attributes:
-        size: (B, N) float, rows of the unmerged tower each current row stands for.
-        assign: (B, N0) long, current row of each row of the unmerged tower.
-        source: (B, N) long, row of the unmerged tower each current one sits at.
-        entered: per block, ``assign`` when the block was entered; ``widths``, the rows there were.
-    """
-
-    size: Tensor
-    assign: Tensor
-    source: Tensor
-    entered: list[Tensor] = field(default_factory=list)
-    widths: list[int] = field(default_factory=list)
-    history: list[StageTrace] = field(default_factory=list)
-    touched: bool = False
-
-    @classmethod
-    def start(cls, x: Tensor) -> TowerState:
-        rows = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
-        return cls(size=torch.ones(x.shape[:2], device=x.device), assign=rows, source=rows)
-
-    @classmethod
-    def joined(cls, states: list[TowerState]) -> TowerState:
-        """The images of several passes as one."""
-        if len({state.size.shape[1] for state in states}) > 1:
-            raise ValueError("images of one prompt were merged to different numbers of tokens; encode them in one call")
-
-        def cat(tensors: list[Tensor]) -> Tensor:
-            return torch.cat(tensors)
-
-        history = []
-        for passages in zip(*(state.history for state in states)):
-            source = cat([p.source for p in passages])
-            history.append(replace(passages[0], assign=cat([p.assign for p in passages]), seats=source, source=source))
-        return cls(
-            size=cat([state.size for state in states]),
-            assign=cat([state.assign for state in states]),
-            source=cat([state.source for state in states]),
-            history=history,
-            touched=True,
-        )
-
-    def apply(self, reduction: Reduction, layer: int, method: str) -> None:
-        k, joined = reduction.num_kept, reduction.assign.clamp_min(0)
-        mass = self.size * (reduction.assign >= 0)
-        self.size = torch.zeros(len(self.size), k, device=self.size.device).scatter_add_(1, joined, mass)
-        gone = self.assign < 0
-        self.assign = reduction.assign.gather(1, self.assign.clamp_min(0)).masked_fill(gone, -1)
-        self.source = self.source.gather(1, reduction.source)
-        self.history.append(
-            StageTrace("encoder", layer, method, self.assign, self.source, self.source, None, reduction.role_names)
-        )
-        self.touched = True
-
-    def patches(self, prefix: int) -> list[StageTrace]:
-        """What happened, counted in patches: ``prefix`` rows left out."""
-
-        def cut(x: Tensor) -> Tensor:
-            return (x[:, prefix:] - prefix).clamp_min(-1)
-
-        return [
-            replace(p, assign=cut(p.assign), seats=cut(p.source).sort(dim=1).values, source=cut(p.source))
-            for p in self.history
-        ]
-
-    def counts(self, depth: int) -> list[tuple[int, int]]:
-        """Rows that attention and MLP of each block work on."""
-        final = self.size.shape[1]
-        entered = [int(n) for n in self.widths[:depth]]
-        return list(zip(entered, [*entered[1:], final]))
 
 
 class EncoderMerging:
@@ -104,15 +26,19 @@ class EncoderMerging:
     """
 
     def __init__(
-        self, blocks: list[Block], pipeline: Pipeline, layout: Layout | None, prefix: int, *, expand: bool = True
+        self, blocks: list[Block], pipeline: Pipeline, grid: PatchGrid, prefix: int, *, expand: bool = True
     ) -> None:
         """``expand``: whether the last block gives each unmerged row a copy of the row that stands for it."""
         self.blocks = blocks
         self.pipeline = pipeline
-        self.layout = layout
+        self.grid = grid
         self.prefix = prefix
         self.expand = expand
+        self.every_block = False  # whether all blocks do so, for a model that collects what they return
+        self.collecting = False  # the same for the next pass only
+        self.widen = False  # whether all blocks of this pass do
         self.state: TowerState | None = None
+        self.steps: dict[int, list[tuple[Method, Step]]] = {}
         self.keys: Tensor | None = None
         self.pending: list[Reduction] = []
         self.done: Callable[[TowerState], None] | None = None
@@ -123,6 +49,7 @@ class EncoderMerging:
         steps = [step for _, step in self.pipeline.steps if step.stage == "encoder"]
         if not steps and done is None:
             return
+        handles.extend(self.grid.watch())
         for index, block in enumerate(self.blocks):
             hook = BlockHooks(self, index, block)
             handles.append(block.module.register_forward_pre_hook(hook.enter, with_kwargs=True))
@@ -136,19 +63,23 @@ class EncoderMerging:
                 handles.append(block.norm2.register_forward_pre_hook(hook.shorten))
                 handles.append(block.mlp.register_forward_hook(hook.spread))
 
+    def begin(self, x: Tensor) -> None:
+        """Rows ``x`` (B, N, D) arrive at the first block: what to do in which block is known from now on."""
+        layouts = self.grid.layouts(len(x), x.shape[1] - self.prefix)
+        self.state, self.pending = TowerState.start(x, layouts), []
+        self.widen, self.collecting = self.every_block or self.collecting, False
+        self.steps = self.pipeline.encoder_steps((layouts[0].height, layouts[0].width))
+
     def reduce(self, index: int, x: Tensor, steps: list[tuple[Method, Step]]) -> tuple[Tensor, list[Reduction]]:
         """Ask the methods of a block, one after the other; returns what becomes of ``x`` and their reductions."""
         state = self.state
         assert state is not None
         done = []
         for method, step in steps:
-            if method.is_identity(state.assign.shape[1] - self.prefix):
-                continue
-            layout = self.layout or Layout(1, state.assign.shape[1] - self.prefix)
             with self.pipeline.stopwatch(x.device):
                 tokens = VisualTokens(
                     features=x,
-                    layout=layout,
+                    layout=state.layouts[0],
                     stage="encoder",
                     layer=index,
                     source=state.source,
@@ -170,16 +101,6 @@ class EncoderMerging:
             done.append(reduction)
         return x, done
 
-    @staticmethod
-    def full_width(state: TowerState, states: Any) -> Any:
-        """Recorded hidden states (after 0, 1, 2, ... blocks; entries may be None) at full width."""
-        maps = [*state.entered, state.assign]
-        full = state.assign.shape[1]
-        return tuple(
-            h if h is None or h.shape[1] == full else _rows(h, maps[min(i, len(maps) - 1)])
-            for i, h in enumerate(states)
-        )
-
 
 class BlockHooks:
     """The hooks of one block. What it has to do is looked up at every pass: the budget may have changed."""
@@ -190,26 +111,31 @@ class BlockHooks:
         self.block = block
 
     def steps(self, when: str) -> list[tuple[Method, Step]]:
-        return [(m, s) for m, s in self.merging.pipeline.at("encoder", self.index) if s.when == when]
+        return [(m, s) for m, s in self.merging.steps.get(self.index, []) if s.when == when]
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        x = args[0] if args else next(iter(kwargs.values()))
         if self.index == 0:
-            self.merging.state = TowerState.start(args[0] if args else next(iter(kwargs.values())))
-            self.merging.pending = []
+            self.merging.begin(x)
         state = self.merging.state
         if state is None:
             return None
         state.entered.append(state.assign)
         state.widths.append(state.size.shape[1])
-        rope = kwargs.get("rope")
-        if rope is None or not state.touched:
+        if not state.touched:
             return None
-        patches = state.source[:, self.merging.prefix :] - self.merging.prefix
-        table = rope.expand(len(patches), *rope.shape[-2:]) if rope.ndim < 4 else rope[:, 0]
-        return args, {**kwargs, "rope": _rows(table, patches)[:, None]}
+        prefix, full = self.merging.prefix, state.assign.shape[1]
+        if x.shape[1] != state.size.shape[1]:  # the block before gave its rows at full width
+            x = rows_of(x, state.source)
+        rope, mask = kwargs.get("rope"), kwargs.get("attn_mask")
+        if rope is not None:
+            kwargs = {**kwargs, "rope": rope_rows(rope, state.source[:, prefix:] - prefix, self.block.rope_by_head)}
+        if isinstance(mask, Tensor) and mask.shape[-1] == full:
+            kwargs = {**kwargs, "attn_mask": mask_rows(mask, state.source)}
+        return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, next(iter(kwargs)): x})
 
     def hear(self, keys: Tensor) -> None:
-        if not self.merging.pipeline.at("encoder", self.index):
+        if self.index not in self.merging.steps:
             return
         batch, n, width = keys.shape
         self.merging.keys = keys.reshape(batch, n, self.block.heads, width // self.block.heads).float().mean(dim=2)
@@ -228,7 +154,7 @@ class BlockHooks:
     def spread(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         with self.merging.pipeline.stopwatch(output.device):
             for reduction in reversed(self.merging.pending):
-                output = _rows(output, reduction.assign)
+                output = rows_of(output, reduction.assign)
         return output
 
     def leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -238,15 +164,35 @@ class BlockHooks:
                 x = reduction.carry(x)
         self.merging.pending = []
         x, _ = self.merging.reduce(self.index, x, self.steps("after"))
-        state = self.merging.state
-        if self.index == len(self.merging.blocks) - 1 and state is not None:
-            if self.merging.expand and state.touched:
-                x = _rows(x, state.assign)
-            if self.merging.done is not None:
-                self.merging.done(state)
+        merging, state = self.merging, self.merging.state
+        if state is not None:
+            last = self.index == len(merging.blocks) - 1
+            if state.touched and ((last and merging.expand) or merging.widen):
+                x = rows_of(x, state.assign)
+            if last and merging.done is not None:
+                merging.done(state)
         return (x, *output[1:]) if isinstance(output, tuple) else x
 
 
-def _rows(x: Tensor, index: Tensor) -> Tensor:
-    """Rows ``index`` (B, K) of ``x`` (B, N, D); -1, a token that is gone, gives the first row."""
-    return take_rows(x, index.clamp_min(0))
+def rope_rows(rope: Tensor, patches: Tensor, by_head: bool) -> Tensor:
+    """The rotary table (N, C), of each image (B, N, C) or (B, 1, N, C), of each head (H, N, C), or of both (B, H, N, C), for
+    ``patches`` (B, K): (B, 1 or H, K, C)."""
+    if rope.ndim == 2 or (rope.ndim == 3 and by_head):
+        rope = rope.unsqueeze(0)
+    if rope.ndim == 3:
+        rope = rope.unsqueeze(0 if by_head else 1)
+    heads, index = rope.shape[1], patches[:, None, :, None]
+    rope = rope.expand(len(patches), *rope.shape[1:])
+    return rope.gather(2, index.expand(-1, heads, -1, rope.shape[-1]))
+
+
+def mask_rows(mask: Tensor, source: Tensor) -> Tensor:
+    """``mask`` (..., N or 1, N), of every image or one for all, between the rows ``source`` (B, K): (B, 1 or H, K or 1, K)."""
+    mask = mask.reshape(*(1,) * (4 - mask.ndim), *mask.shape)
+    mask = mask.expand(len(source), *mask.shape[1:])
+    mask = mask.gather(3, source[:, None, None].expand(-1, *mask.shape[1:3], -1))
+    return (
+        mask
+        if mask.shape[2] == 1
+        else mask.gather(2, source[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3]))
+    )

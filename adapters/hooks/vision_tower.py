@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from tokenreduce.adapters.attention_functions import Probe
 from tokenreduce.adapters.families.base import Family
-from tokenreduce.adapters.hooks.encoder_blocks import EncoderMerging, TowerState
+from tokenreduce.adapters.hooks.encoder_blocks import EncoderMerging
 from tokenreduce.adapters.hooks.method_calls import MethodCall
+from tokenreduce.adapters.hooks.tower_state import TowerState
 from tokenreduce.adapters.hooks.visual_token_positions import share_of
 from tokenreduce.adapters.visual_inputs import Picture, TowerCall
 from tokenreduce.kernels.attention_received import Over, attention_received
 from tokenreduce.kernels.attention_row import attention_row
 from tokenreduce.kernels.fingerprint import combine, fingerprint
-from tokenreduce.layout import Layout
 from tokenreduce.pipeline import Pipeline
 from tokenreduce.signals import AttentionReceived, ClsAttention, ImageFingerprint, Keys, Signal
 
@@ -80,10 +80,9 @@ class VisionTower:
                     f"{signal} is asked for, but the vision tower of a {facts.family} model has no [CLS] token; ask for "
                     f"AttentionReceived({signal.block}) instead"
                 )
-        layout = None if facts.tower_grid is None else Layout(*facts.tower_grid)
         merges = bool(pipeline.layers("encoder"))
         self.encoders = [
-            EncoderMerging(family.blocks(t) if merges else [], pipeline, layout, facts.tower_prefix)
+            EncoderMerging(family.blocks(t) if merges else [], pipeline, family.patch_grid(t), facts.tower_prefix)
             for t in range(len(family.towers))
         ]
 
@@ -132,7 +131,7 @@ class VisionTower:
             return None
         self.calls[-1].state = state
         if output.get("hidden_states") is not None:
-            output["hidden_states"] = EncoderMerging.full_width(state, output["hidden_states"])
+            output["hidden_states"] = state.full_width(output["hidden_states"], averaged=True)
         return output
 
     @torch.no_grad()

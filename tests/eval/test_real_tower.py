@@ -70,3 +70,17 @@ def test_half_the_patches_keep_the_features_of_a_photograph(folder, tower):
         assert tr.report(tower).tokens_kept == [[684]]  # of 1369
     assert nn.functional.cosine_similarity(plain[:, 0], merged[:, 0]).item() > 0.998
     assert torch.equal(tower(pixels).last_hidden_state, plain)
+
+
+@pytest.mark.parametrize("method", ["tome", "pitome"])
+@pytest.mark.parametrize(("height", "width"), SIZES)
+@torch.no_grad()
+def test_a_share_is_of_the_patches_that_come_and_the_trace_tells_where_they_are(folder, tower, height, width, method):
+    """Published processors send 224 pixels to this tower, whose position table is that of 518."""
+    pixels = photograph(AutoImageProcessor.from_pretrained(folder), height, width)
+    n = (height // 14) * (width // 14)
+    with tr.wrapped(tower, method, keep=0.5):
+        tower(pixels)
+        assert tr.report(tower).tokens_in == [[n]]
+        assert tr.report(tower).tokens_kept == [[round(n / 2)]]
+        assert tr.trace(tower).images[0].layout == tr.Layout(height // 14, width // 14)

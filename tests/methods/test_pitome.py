@@ -491,9 +491,13 @@ def test_what_a_tower_cannot_do_is_refused_when_planning() -> None:
             PiToMe(**parameters).plan(FACTS)
     with pytest.raises(ValueError, match=r"r=\[1, .*has 25 entries for the 24 blocks"):
         PiToMe(r=[1] * 25).plan(FACTS)
-    with pytest.raises(ValueError, match=r"not fixed; give rho, such as rho=0.95"):
-        PiToMe(keep=0.5).plan(dataclasses.replace(FACTS, tower_grid=None))
-    with pytest.raises(ValueError, match=r"keep=577 exceeds the 576 patches"):
-        PiToMe(keep=577).plan(FACTS)
     with pytest.raises(ValueError, match=r"keep=17 of 576 patches: .* 5 blocks leave at least 18"):
         PiToMe(keep=17).plan(dataclasses.replace(FACTS, feature_block=4))
+
+
+def test_a_share_is_spread_over_the_blocks_once_the_patches_are_known() -> None:
+    unknown = dataclasses.replace(FACTS, tower_grid=None)
+    assert [step.amount for step in PiToMe(keep=0.5).plan(unknown)] == [None] * 23
+    assert [float(step.amount) for step in PiToMe(rho=0.9).plan(unknown)] == [0.9] * 23
+    assert sum(step.amount for step in PiToMe(keep=0.5).plan(dataclasses.replace(FACTS, tower_grid=(16, 32)))) == 256
+    assert PiToMe(keep=577).plan(FACTS) == ()  # as many as there are

@@ -410,10 +410,13 @@ def test_bad_parameters_are_refused(parameters, kind, words) -> None:
 def test_what_a_tower_cannot_do_is_refused_when_planning() -> None:
     with pytest.raises(ValueError, match=r"r=\[1, .*has 25 entries for the 24 blocks"):
         ToMe(r=[1] * 25).plan(FACTS)
-    with pytest.raises(ValueError, match=r"keep=0.5 has to be spread .* not fixed; give r, such as r=8"):
-        ToMe(keep=0.5).plan(dataclasses.replace(FACTS, tower_grid=None))
-    assert ToMe(r=8).plan(dataclasses.replace(FACTS, tower_grid=None))
-    with pytest.raises(ValueError, match="keep=577 exceeds the 576 patches"):
-        ToMe(keep=577).plan(FACTS)
     with pytest.raises(ValueError, match=r"keep=17 of 576 patches: .* 5 blocks leave at least 18"):
         ToMe(keep=17).plan(dataclasses.replace(FACTS, feature_block=4))
+
+
+def test_a_share_is_spread_over_the_blocks_once_the_patches_are_known() -> None:
+    unknown = dataclasses.replace(FACTS, tower_grid=None)
+    assert [step.amount for step in ToMe(keep=0.5).plan(unknown)] == [None] * 23
+    assert [step.amount for step in ToMe(r=8).plan(unknown)] == [8] * 23
+    assert sum(step.amount for step in ToMe(keep=0.5).plan(dataclasses.replace(FACTS, tower_grid=(16, 32)))) == 256
+    assert ToMe(keep=577).plan(FACTS) == ()  # as many as there are

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
@@ -12,7 +13,7 @@ from tokenreduce.budgets import Budget
 from tokenreduce.matching import OutputOrder, Pairs, in_rounds, match, match_energy, match_energy_bsm, ordered
 from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.reduction import DROPPED, Reduction
-from tokenreduce.schedules import Place, fit, needs_encoder, patches_kept, schedule
+from tokenreduce.schedules import Place, fit, needs_encoder, schedule
 from tokenreduce.signals import Keys
 from tokenreduce.tokens import VisualTokens
 from tokenreduce.validation import choice, in_range
@@ -230,24 +231,31 @@ class PiToMe(Method):
                 "encoder",
                 layer=block,
                 needs=(Keys(block),) if switches.metric == "keys" else (),
-                amount=Merge(number, matchings[block], switches.margin(block, depth), switches.size_weighted),
+                amount=None
+                if number is None
+                else Merge(number, matchings[block], switches.margin(block, depth), switches.size_weighted),
                 when=switches.when,
                 proportional=switches.prop_attn,
             )
             for block, number in enumerate(self._numbers(facts, matchings))
-            if number > 0
+            if number is None or number > 0
         )
 
-    def _numbers(self, facts: ModelFacts, matchings: list[Matching]) -> list[float] | list[int]:
-        """Per block up to the one that yields the features: merges, or rho below 1; 0 where nothing merges."""
+    def _numbers(self, facts: ModelFacts, matchings: list[Matching]) -> Sequence[float | None]:
+        """Per block up to the one that yields the features: merges, or rho below 1; 0 where nothing merges.
+
+        None where ``keep`` decides and the number of patches is not known yet.
+        """
         depth = facts.feature_block + 1
         if self.r is not None:
             return schedule(self.r, facts.tower_depth)[:depth]
         if self.rho is not None:
             shares = self.rho if isinstance(self.rho, list) else [self.rho] * depth
             return [share if share < 1 else 0.0 for share in shares[:depth]]
-        n, k = patches_kept(self.budget, facts, instead="rho, such as rho=0.95")
-        return spread_by_share(n, k, min(facts.tower_prefix, 1), matchings[:depth])
+        if facts.tower_grid is None:
+            return [None] * depth
+        n = math.prod(facts.tower_grid)
+        return spread_by_share(n, self.budget.count(n), min(facts.tower_prefix, 1), matchings[:depth])
 
     def reduce(self, tokens: VisualTokens) -> Reduction:
         how, prefix = tokens.amount, tokens.prefix

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tokenreduce.budgets import Budget
 from tokenreduce.matching import OutputOrder, in_rounds, match, ordered
 from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.reduction import Reduction
-from tokenreduce.schedules import Place, fit, needs_encoder, patches_kept, schedule, spread
+from tokenreduce.schedules import Place, fit, needs_encoder, schedule, spread
 from tokenreduce.signals import Keys
 from tokenreduce.tokens import VisualTokens
 from tokenreduce.validation import choice, in_range
@@ -85,16 +87,20 @@ class ToMe(Method):
         return tuple(
             Step("encoder", layer=block, needs=(Keys(block),), amount=r, proportional=self.proportional)
             for block, r in enumerate(self.counts(facts))
-            if r > 0
+            if r is None or r > 0
         )
 
-    def counts(self, facts: ModelFacts) -> list[int]:
-        """Tokens to merge in block 0, 1, ... up to the one that yields the features; later blocks merge none."""
+    def counts(self, facts: ModelFacts) -> Sequence[int | None]:
+        """Tokens to merge in block 0, 1, ... up to the one that yields the features; later blocks merge none.
+
+        None where ``keep`` decides and the number of patches is not known yet.
+        """
         depth = facts.feature_block + 1
         if self.r is not None:
             return schedule(self.r, facts.tower_depth)[:depth]
-        n, k = patches_kept(self.budget, facts, instead="r, such as r=8")
-        return fit(spread(n - k, depth, self.inflection), n, k)
+        if facts.tower_grid is None:
+            return [None] * depth
+        return self._rounds(math.prod(facts.tower_grid), depth)
 
     def reduce(self, tokens: VisualTokens) -> Reduction:
         assert tokens.amount is not None, "every step has an amount"

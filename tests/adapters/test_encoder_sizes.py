@@ -1,0 +1,264 @@
+"""Encoders as people run them: images of any size, intermediate features, inputs that no block can take."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from encoder_models import TOLERANCE, open_clip_model, timm_model, transformers_model
+from encoder_oracle import explicit
+from models import llava, prompt
+from probe_methods import MergePairs
+from timm.models.naflexvit import NaFlexVit
+from torch import nn
+from transformers import Dinov2Backbone, Dinov2Config
+
+import tokenreduce as tr
+
+METHODS = [tr.ToMe(keep=0.5), tr.PiToMe(keep=0.5), tr.PiToMe(keep=0.5, preset="llava")]
+IDS = ["tome", "pitome", "pitome-llava"]
+
+
+def small(name: str, **more) -> nn.Module:
+    """Architecture ``name`` of timm with four narrow blocks and weights that matter."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, pretrained=False, num_classes=0, depth=4, embed_dim=48, num_heads=4, **more).eval()
+    for p in model.parameters():
+        if p.ndim > 1:
+            nn.init.normal_(p, std=0.2)
+    return model
+
+
+def check(model, run, grid, method, batch=2):
+    """Exactly half of the patches of ``grid`` leave the tower, and the trace says where they were."""
+    height, width = grid
+    n = height * width
+    with tr.wrapped(model, method):
+        run()
+        report, trace = tr.report(model), tr.trace(model)
+        with tr.budget(model, 0.75):
+            run()
+            wider = tr.report(model)
+    assert report.tokens_in == [[n]] * batch
+    assert report.tokens_kept == [[round(n / 2)]] * batch
+    assert wider.tokens_kept == [[round(0.75 * n)]] * batch
+    assert [(image.layout.height, image.layout.width) for image in trace.images] == [grid] * batch
+    assert all(image.standing_for().bincount().sum() == n for image in trace.images)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=IDS)
+@pytest.mark.parametrize("grid", [(2, 2), (4, 4), (6, 6), (4, 8), (7, 3)])
+@pytest.mark.parametrize("kind", ["clip", "siglip", "vit", "deit", "dinov2", "dinov2_with_registers"])
+@torch.no_grad()
+def test_transformers_encoders_keep_a_share_of_the_patches_that_come(kind, grid, method):
+    """A configured size of 4 x 4 patches, images of any other."""
+    model = transformers_model(kind)
+    pixels = torch.randn(2, 3, 8 * grid[0], 8 * grid[1])
+    more = {} if kind.startswith("dinov2") else {"interpolate_pos_encoding": True}
+    check(model, lambda: model(pixels, **more), grid, method)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=IDS)
+@pytest.mark.parametrize("grid", [(2, 2), (6, 6), (4, 8)])
+@pytest.mark.parametrize(
+    ("name", "patch", "more"),
+    [
+        ("vit_tiny_patch16_224", 16, {"dynamic_img_size": True}),
+        ("vit_tiny_patch16_224", 16, {"dynamic_img_size": True, "dynamic_img_pad": True}),
+        ("eva02_tiny_patch14_224", 14, {"dynamic_img_size": True, "img_size": 56}),
+        ("vit_small_patch16_dinov3", 16, {}),
+        ("vit_small_patch16_rope_mixed_224", 16, {"dynamic_img_size": True}),
+        ("vit_pe_core_tiny_patch16_384", 16, {"dynamic_img_size": True, "img_size": 64}),
+        ("vit_intern300m_patch14_448", 14, {"img_size": 56}),
+        ("naflexvit_base_patch16_gap", 16, {}),
+    ],
+)
+@torch.no_grad()
+def test_timm_towers_of_any_size(name, patch, more, grid, method):
+    model = small(name, **more)
+    less = 3 if more.get("dynamic_img_pad") else 0  # padded up to whole patches by the model
+    pixels = torch.randn(2, 3, patch * grid[0] - less, patch * grid[1] - less)
+    check(model, lambda: model(pixels), grid, method)
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch16_dinov3", "vit_pe_core_tiny_patch16_384"])
+@torch.no_grad()
+def test_rotary_towers_equal_an_explicit_forward(name):
+    model, pixels = small(name, **({"img_size": 64} if "pe" in name else {})), torch.randn(2, 3, 64, 64)
+    method = MergePairs(proportional=True)
+    expected, _ = explicit(model, pixels, method)
+    with tr.wrapped(model, method):
+        seen = []
+        handle = model.blocks[-1].register_forward_hook(lambda m, a, o: seen.append(o))
+        model(pixels)
+        handle.remove()
+    torch.testing.assert_close(seen[0], expected, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=IDS)
+@torch.no_grad()
+def test_an_input_size_set_after_wrapping(method):
+    model = small("vit_tiny_patch16_224", img_size=64)
+    with tr.wrapped(model, method):
+        model.set_input_size((112, 112))
+        model(torch.randn(1, 3, 112, 112))
+        assert tr.report(model).tokens_kept == [[24]]  # of 49
+        assert tr.trace(model).images[0].layout == tr.Layout(7, 7)
+
+
+@torch.no_grad()
+def test_open_clip_towers_that_are_not_square():
+    open_clip = pytest.importorskip("open_clip")
+    tower = {"image_size": (32, 48), "patch_size": 8, "width": 48, "layers": 4, "head_width": 12}
+    vocabulary = {"context_length": 8, "vocab_size": 50, "width": 16, "heads": 2, "layers": 1}
+    model = open_clip.CLIP(embed_dim=12, vision_cfg=tower, text_cfg=vocabulary).eval()
+    check(model, lambda: model.encode_image(torch.randn(2, 3, 32, 48)), (4, 6), tr.ToMe(keep=0.5))
+
+
+def naflex() -> NaFlexVit:
+    torch.manual_seed(0)
+    model = timm.create_model(
+        "naflexvit_base_patch16_gap", num_classes=0, depth=4, embed_dim=48, num_heads=4, reg_tokens=2
+    )
+    return model.eval()
+
+
+def patches(*grids: tuple[int, int], length: int) -> dict[str, torch.Tensor]:
+    """Patches, places and which are real, of one image per grid, padded to ``length``."""
+    coord = torch.zeros(len(grids), length, 2, dtype=torch.long)
+    valid = torch.zeros(len(grids), length, dtype=torch.bool)
+    for i, (height, width) in enumerate(grids):
+        coord[i, : height * width] = torch.cartesian_prod(torch.arange(height), torch.arange(width))
+        valid[i, : height * width] = True
+    return {"patches": torch.randn(len(grids), length, 768), "patch_coord": coord, "patch_valid": valid}
+
+
+@torch.no_grad()
+def test_naflex_images_of_one_number_of_patches_and_two_shapes():
+    model, inputs = naflex(), patches((4, 6), (3, 8), length=24)
+    with tr.wrapped(model, tr.ToMe(keep=0.5)):
+        both = model(inputs)
+        assert tr.report(model).tokens_kept == [[12], [12]]
+        assert [(i.layout.height, i.layout.width) for i in tr.trace(model).images] == [(4, 6), (3, 8)]
+        for i in range(2):
+            one = model({name: x[i : i + 1] for name, x in inputs.items()})
+            torch.testing.assert_close(one, both[i : i + 1], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_naflex_images_that_are_padded_are_refused_with_the_way_out():
+    model = naflex()
+    with tr.wrapped(model, tr.ToMe(keep=0.5)), pytest.raises(ValueError, match="patch_valid marks padded patches"):
+        model(patches((4, 6), (2, 3), length=24))
+
+
+COLLECT = {
+    "forward_intermediates": lambda m, x: m.forward_intermediates(x, output_fmt="NLC", intermediates_only=True),
+    "get_intermediate_layers": lambda m, x: m.get_intermediate_layers(x, n=4),
+    "NCHW": lambda m, x: [y.flatten(2).mT for y in m.forward_intermediates(x, intermediates_only=True)],
+}
+
+
+@pytest.mark.parametrize("how", COLLECT)
+@pytest.mark.parametrize("name", ["plain", "dinov2_reg", "eva02", "qk_norm"])
+@torch.no_grad()
+def test_intermediate_features_of_timm_are_those_of_the_merged_rows_at_full_width(name, how):
+    model = timm_model(name)
+    if how == "get_intermediate_layers" and not hasattr(model, how):
+        pytest.skip(f"{type(model).__name__} has no {how}")
+    pixels = torch.randn(2, 3, *model.patch_embed.img_size)
+    prefix, narrow = model.num_prefix_tokens, []
+    with tr.wrapped(model, tr.ToMe(r=2)):
+        handles = [b.register_forward_hook(lambda m, a, o: narrow.append(o)) for b in model.blocks[:-1]]
+        features = model.forward_features(pixels)
+        for handle in handles:
+            handle.remove()
+        stands = [torch.stack([image.stages[i].assign for image in tr.trace(model).images]) for i in range(3)]
+        found = COLLECT[how](model, pixels)
+        assert torch.equal(model.forward_features(pixels), features)  # only that call is widened
+    for rows, assign, wide in zip(narrow, stands, found, strict=False):
+        own = rows[:, prefix:]
+        torch.testing.assert_close(wide, own.gather(1, assign[..., None].expand(-1, -1, own.shape[-1])))
+    torch.testing.assert_close(model.norm(found[-1]), features[:, prefix:])
+
+
+@torch.no_grad()
+def test_feature_maps_of_timm_and_of_a_transformers_backbone():
+    maps = timm.create_model("vit_tiny_patch16_224", features_only=True, pretrained=False, out_indices=(2, 5)).eval()
+    config = {"hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 3, "image_size": 32, "patch_size": 8}
+    backbone = Dinov2Backbone(Dinov2Config(**config, out_features=["stage2", "stage4"])).eval()
+    for model, side, read in ((maps, 224, lambda y: y), (backbone, 48, lambda y: y.feature_maps)):
+        pixels = torch.randn(1, 3, side, side)
+        plain = read(model(pixels))
+        with tr.wrapped(model, tr.ToMe(keep=0.5)):
+            merged = read(model(pixels))
+            n = tr.report(model).tokens_in[0][0]
+            assert tr.report(model).tokens_kept == [[n // 2]]
+        assert [x.shape for x in merged] == [x.shape for x in plain]
+        assert not torch.equal(merged[-1], plain[-1])
+
+
+@torch.no_grad()
+def test_intermediate_features_of_open_clip():
+    model = open_clip_model(timm_backed=False)
+    pixels = torch.randn(2, 3, 32, 32)
+    shapes = [x.shape for x in model.visual.forward_intermediates(pixels)["image_intermediates"]]
+    with tr.wrapped(model, tr.ToMe(keep=0.5)):
+        found = model.visual.forward_intermediates(pixels)["image_intermediates"]
+    assert [x.shape for x in found] == shapes
+
+
+@torch.no_grad()
+def test_patches_that_the_model_drops_while_training_are_refused():
+    open_clip = pytest.importorskip("open_clip")
+    tower = {"image_size": 32, "patch_size": 8, "width": 48, "layers": 4, "head_width": 12, "patch_dropout": 0.5}
+    vocabulary = {"context_length": 8, "vocab_size": 50, "width": 16, "heads": 2, "layers": 1}
+    model = open_clip.CLIP(embed_dim=12, vision_cfg=tower, text_cfg=vocabulary).train()
+    dropping = small("vit_tiny_patch16_224", img_size=64, patch_drop_rate=0.5).train()
+    for run in (lambda m: m.encode_image(torch.randn(2, 3, 32, 32)), lambda m: m(torch.randn(2, 3, 64, 64))):
+        with tr.wrapped(model, tr.ToMe(keep=0.5)):
+            with pytest.raises(ValueError, match=r"8 patches arrive.*of a grid of 4 x 4.*model.eval"):
+                run(model)
+            model.eval()
+            run(model)
+            assert tr.report(model).tokens_kept == [[8], [8]]
+        model = dropping
+
+
+@pytest.mark.parametrize("name", ["beit_base_patch16_224", "samvit_base_patch16"])
+def test_blocks_that_only_share_a_name_are_refused(name):
+    model = timm.create_model(name, pretrained=False, depth=1, embed_dim=48, num_heads=4)
+    with pytest.raises(ValueError, match="allowed: Block, EvaBlock"):
+        tr.wrap(model, tr.ToMe(keep=0.5))
+
+
+@torch.no_grad()
+def test_features_of_several_layers_are_all_of_the_same_groups():
+    """``vision_feature_layer=[1, 3]``: both halves of a merged token are means over the patches it stands for."""
+    model = llava("clip")
+    model.config.vision_feature_layer = [1, 3]
+    width = model.config.vision_config.hidden_size
+    first = model.model.multi_modal_projector.linear_1
+    model.model.multi_modal_projector.linear_1 = nn.Linear(2 * width, first.out_features)
+    inputs = prompt(model, [1], "left")
+    hidden = model.model.vision_tower(inputs["pixel_values"], output_hidden_states=True).hidden_states[1][:, 1:]
+    seen = []
+    handle = model.model.multi_modal_projector.linear_1.register_forward_pre_hook(lambda m, a: seen.append(a[0]))
+    with tr.wrapped(model, MergePairs(blocks=(1, 2))):
+        model(**inputs)
+        assign = tr.trace(model).images[0].standing_for()
+    handle.remove()
+    assert len(set(assign.tolist())) < len(assign)
+    for row in assign.unique().tolist():
+        mean = hidden[0, assign == row].mean(0)  # nothing merges before block 1: its input is that of the bare tower
+        torch.testing.assert_close(seen[0][0, assign == row, :width], mean.expand(int((assign == row).sum()), -1))
+
+
+def test_counts_beyond_the_patches_that_come_keep_them_all():
+    model = transformers_model("dinov2")
+    pixels = torch.randn(1, 3, 16, 16)
+    plain = model(pixels).last_hidden_state
+    with tr.wrapped(model, tr.ToMe(keep=16)):
+        assert torch.equal(model(pixels).last_hidden_state, plain)
+        model(torch.randn(1, 3, 48, 48))
+        assert tr.report(model).tokens_kept == [[16]]
