@@ -55,5 +55,13 @@ class Stopwatch:
         self.reset()
         return done
 
+    def add(self, other: Stopwatch) -> None:
+        """Take over the time of ``other``; CUDA events that have passed become seconds, so that few are kept."""
+        self._seconds += other._seconds
+        self._events += other._events
+        while self._events and self._events[0][1].query():
+            start, stop = self._events.pop(0)
+            self._seconds += start.elapsed_time(stop) / 1e3
+
     def __deepcopy__(self, memo: dict[int, object]) -> Stopwatch:
         return Stopwatch()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -22,12 +23,11 @@ REPEATS = 5  # timed rounds after one round of warm-up
 
 @dataclass(frozen=True)
 class Lap:
-    """One timed forward pass over a prompt: seconds in all, of the vision tower and of the decoder; the report if wrapped."""
+    """One timed forward pass over a prompt: seconds in all and by stage, where asked for; the report if wrapped."""
 
     total_s: float
-    tower_s: float
+    seconds: Mapping[str, float]
     report: Report | None
-    decoder_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -44,55 +44,92 @@ def time_prefill(
     inputs: Mapping[str, torch.Tensor],
     arms: Mapping[str, Callable[[], AbstractContextManager[Any]]],
     repeats: int = REPEATS,
-    tower: nn.Module | None = None,
-    decoder: nn.Module | None = None,
+    by_stage: bool = False,
 ) -> dict[str, list[Lap]]:
     """Time one forward pass over ``inputs`` under each context of ``arms``, taking turns, after a round of warm-up.
 
     Returns ``repeats`` laps per arm; lap i of all arms was measured in the same round, so their ratios are paired.
-    ``tower_s`` is 0 without a ``tower``, ``decoder_s`` without a ``decoder``; what a method does at the decoder's door is
-    part of the decoder.
+    ``by_stage`` measures ``tower``, ``projector`` and ``prefill``, too, which on a GPU waits for the device in between; what
+    a method does on the way into the decoder is part of the prefill.
     """
     import torch
 
     from tokenreduce.wrapping import is_wrapped, report
 
-    device = next(model.parameters()).device
-    clock = {"tower": 0.0, "decoder": 0.0}
-
-    def moment() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return now()
-
-    def start(part: str, *_: Any) -> None:
-        clock[part] -= moment()
-
-    def stop(part: str, *_: Any) -> None:
-        clock[part] += moment()
-
-    handles = []
-    for part, module in (("tower", tower), ("decoder", decoder)):
-        if module is not None:
-            handles.append(module.register_forward_pre_hook(partial(start, part), prepend=True))
-            handles.append(module.register_forward_hook(partial(stop, part)))
+    stages = _Stages(model) if by_stage else None
     laps: dict[str, list[Lap]] = {name: [] for name in arms}
+    device = next(model.parameters()).device
     try:
         with torch.inference_mode():
             for turn in range(repeats + 1):
                 for name, context in arms.items():
                     with context():
-                        clock.update(tower=0.0, decoder=0.0)
-                        begin = moment()
+                        if stages is not None:
+                            stages.seconds.clear()
+                        begin = moment(device)
                         model(**inputs, use_cache=True, logits_to_keep=1)
-                        total = moment() - begin
-                        cost = report(model) if is_wrapped(model) else None
+                        total = moment(device) - begin
+                        seconds = {} if stages is None else dict(stages.seconds)
+                        cost = dataclasses.replace(report(model), seconds=seconds) if is_wrapped(model) else None
                     if turn:
-                        laps[name].append(Lap(total, clock["tower"], cost, clock["decoder"]))
+                        laps[name].append(Lap(total, seconds, cost))
     finally:
-        for handle in handles:
-            handle.remove()
+        if stages is not None:
+            stages.remove()
     return laps
+
+
+def with_seconds(report: Report, laps: Sequence[Lap], unreduced: Sequence[Lap]) -> Report:
+    """``report`` with the median seconds of each stage, of ``laps`` and of the ``unreduced`` model's."""
+
+    def medians(of: Sequence[Lap]) -> dict[str, float]:
+        return {stage: statistics.median(lap.seconds[stage] for lap in of) for stage in of[0].seconds}
+
+    return dataclasses.replace(report, seconds=medians(laps), seconds_unreduced=medians(unreduced))
+
+
+def moment(device: torch.device) -> float:
+    """Seconds from some point on, once ``device`` has done what it was told."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(device)
+    return now()
+
+
+class _Stages:
+    """Seconds that a model spends in each stage; a projector inside a tower is no part of the tower."""
+
+    def __init__(self, model: Any) -> None:
+        from tokenreduce.adapters.registry import family_of
+
+        family = family_of(model)
+        self.device = next(model.parameters()).device
+        self.seconds: dict[str, float] = {}
+        self.running: list[str] = []
+        self.handles: list[Any] = []
+        modules = {"tower": family.towers, "projector": family.projectors, "prefill": [family.decoder]}
+        for stage, members in modules.items():
+            for module in members:
+                self.handles.append(module.register_forward_pre_hook(partial(self._start, stage), prepend=True))
+                self.handles.append(module.register_forward_hook(self._stop, always_call=True))
+
+    def _count(self, at: float) -> None:
+        if self.running:
+            self.seconds[self.running[-1]] = self.seconds.get(self.running[-1], 0.0) + at - self.since
+        self.since = at
+
+    def _start(self, stage: str, *_: Any) -> None:
+        self._count(moment(self.device))
+        self.running.append(stage)
+
+    def _stop(self, *_: Any) -> None:
+        self._count(moment(self.device))
+        self.running.pop()
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
 
 
 def speed_up(before: Sequence[float], after: Sequence[float]) -> Spread:

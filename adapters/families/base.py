@@ -113,6 +113,13 @@ class Family:
         return TransformersBlock(self.layers(tower)[block]).attention
 
     @property
+    def projectors(self) -> list[nn.Module]:
+        """The modules on the way from a tower's blocks to the prompt."""
+        others = [*self.towers, self.decoder, self.core.get_input_embeddings(), self.model.get_output_embeddings()]
+        audio = self.core.get_encoder(modality="audio")
+        return [m for m in self.core.children() if m is not audio and not any(x in m.modules() for x in others)]
+
+    @property
     def tower_prefix(self) -> int:
         """Rows of the tower before the first patch ([CLS], registers)."""
         return 0

@@ -48,6 +48,11 @@ class Qwen2VL(Family):
     def tower_attention(self, block: int, tower: int = 0) -> nn.Module:
         return self.layers(tower)[block].attn
 
+    @property
+    def projectors(self) -> list[nn.Module]:
+        tower = self.towers[0]
+        return [tower.merger, *getattr(tower, "deepstack_merger_list", ())]
+
     def grids(self, call: TowerCall) -> list[list[int]]:
         """Patches of each picture of a pass: temporal, down, across."""
         return call.arguments["grid_thw"].tolist()

@@ -6,8 +6,9 @@ from typing import Any
 
 from tokenreduce.adapters.hooks.decoder_pass import DecoderPass
 from tokenreduce.adapters.hooks.kv_cache import num_bytes
-from tokenreduce.adapters.upstream.cache import Cache, returned_cache
-from tokenreduce.cost import DecoderShape, Report
+from tokenreduce.adapters.upstream.cache import returned_cache
+from tokenreduce.cost import Report
+from tokenreduce.flops import DecoderShape
 from tokenreduce.traces import Trace
 
 
@@ -28,29 +29,28 @@ def trace_of(reduced: DecoderPass) -> Trace:
     return Trace(reduced.groups, reduced.visual, reduced.offset, reduced.pipeline.layers("llm"), reduced.repeat)
 
 
-def report_of(reduced: DecoderPass, trace: Trace, decoder: Any, output: Any) -> Report:
-    """What this prompt cost."""
-    images = trace.images_per_sample()
-    shape = DecoderShape.of(decoder.config)
-    layers = range(reduced.depth)
-    packings = reduced.packings
-    widths = [packings.at(i).counts for i in layers]
-    before = reduced.masks.past
-    flops = sum(shape.prefill_flops([widths[i][b] for i in layers], before) for b in range(len(reduced.length_in)))
-    past = [reduced.offset] * reduced.depth
-    whole = sum(shape.prefill_flops([n] * reduced.depth, past) for n in reduced.length_in)
+def report_of(reduced: DecoderPass, trace: Trace, shape: DecoderShape, output: Any) -> Report:
+    """What this prompt cost a decoder of ``shape``; the pipeline's stopwatch is read and starts again at zero."""
+    images, layers = trace.images_per_sample(), range(reduced.depth)
+    packings, before = reduced.packings, reduced.masks.past
+    counts = [packings.at(i).counts for i in layers]
+    flops = whole = step = whole_step = 0
+    for b, length in enumerate(reduced.length_in):
+        flops += shape.prefill([counts[i][b] for i in layers], before)
+        whole += shape.prefill([length] * reduced.depth, [reduced.offset] * reduced.depth)
+        step += shape.step([before[i] + reduced.held(i)[b] for i in layers])
+        whole_step += shape.step([reduced.offset + length] * reduced.depth)
     cache = reduced.cache if reduced.cache is not None else returned_cache(output)
-    held = num_bytes(cache) if isinstance(cache, Cache) else 0
-    batch, length = reduced.visual.shape
-    size = output[0].element_size()
     return Report(
         tokens_in=[[n for n, _ in row] for row in images],
         tokens_kept=[[k for _, k in row] for row in images],
         tokens_at_layer=[packings.visual_counts[packings.start(i)][:: reduced.repeat] for i in layers],
         flops=flops,
         flops_unreduced=whole,
-        kv_bytes=held,
-        kv_bytes_unreduced=held and batch * (reduced.offset + length) * shape.token_kv_bytes(size),
+        kv_bytes=num_bytes(cache),
+        kv_bytes_unreduced=num_bytes(cache, reduced.offset + reduced.visual.shape[1]),
         methods=tuple(method.name for method in reduced.pipeline.methods),
+        step=(step, whole_step),
+        encoding=reduced.encoding,
         stopwatch=reduced.pipeline.stopwatch.lap(),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ class DecoderPass:
         offset: length of the text before this chunk, as the caller counts it.
         repeat: decoder rows per encoded sample (beams).
         passive: nothing changes in this pass; it is only reported.
+        encoding: tells what encoding the images of this chunk cost.
         captured: signals heard in decoder layers so far, with the packing they were heard under.
         tower_values: signals of the towers, per encoded picture; ``behind``, the encoded pictures behind each image.
         decisions: the reductions carried out so far; ``recalled``, those of an earlier pass over the same prompt.
@@ -62,12 +64,14 @@ class DecoderPass:
         self.offset = offset
         self.repeat = 1
         self.passive = False
+        self.encoding: Callable[[], Mapping[str, tuple[int, int]]] = dict
         self.captured: dict[Signal, tuple[Tensor, Packing]] = {}
         self.tower_values: dict[Signal, list[Tensor]] = {}
         self.behind: list[tuple[int, ...]] = []
         self.beside: dict[int, Tensor] = {}
         self.decisions: dict[tuple[Stage, int | None], list[Reduction]] = {}
         self.recalled: dict[tuple[Stage, int | None], list[Reduction]] = {}
+        self._trimmed: dict[int, list[int]] = {}  # by layer, tokens per sample of this chunk that its cache kept
         self._entered: dict[int, list[ImageGroup]] = {}  # the images as they came to each llm step
 
     def look(self, signal: Signal, group: ImageGroup) -> Tensor:
@@ -128,6 +132,10 @@ class DecoderPass:
             or shift[layer] is not shift[0]
         )
 
+    def held(self, layer: int) -> list[int]:
+        """Tokens per sample that the cache of ``layer`` holds of this chunk."""
+        return self._trimmed.get(layer, self.packings.at(layer).counts)
+
     def trim_cache(self, hidden: Tensor) -> None:
         """Carry out the cache steps: from their layer on, the cache keeps the tokens that survived everything."""
         for layer in self.pipeline.layers("cache"):
@@ -148,6 +156,7 @@ class DecoderPass:
                 old = torch.arange(past, device=slots.device).expand(slots.shape[0], past)
                 keep_columns(self.cache, i, torch.cat([old, slots], dim=1))
                 self.masks.trimmed(i, survivors, layer)
+                self._trimmed[i] = survivors.counts
             if any(step.decode_ids == "cache_length" for _, step in self.pipeline.at("cache", layer)):
                 self._count_cache_as_position()
 

@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from tokenreduce.adapters.upstream.cache import Cache, CacheLayerMixin, DynamicLayer
+from tokenreduce.adapters.upstream.cache import Cache, CacheLayerMixin, DynamicLayer, held_columns
 
 
 @dataclass
@@ -115,12 +114,16 @@ def keep_columns(cache: Cache, layer: int, index: Tensor) -> None:
     held.values = held.values.gather(2, at.expand(-1, held.values.shape[1], -1, held.values.shape[3]))
 
 
-def num_bytes(cache: Cache | None) -> int:
-    """Bytes of keys and values held."""
-    if cache is None:
-        return 0
+def num_bytes(cache: Cache | None, columns: int | None = None) -> int:
+    """Bytes of keys and values held; with ``columns``, those that layers of the same kind would hold of so many columns.
+
+    Layers with a sliding window hold what fits into it, static ones their whole allocation whatever came in, recurrent
+    ones no keys.
+    """
     total = 0
-    for layer in cache.layers:
+    for layer in () if cache is None else cache.layers:
         for x in (getattr(layer, "keys", None), getattr(layer, "values", None)):
-            total += x.numel() * x.element_size() if isinstance(x, torch.Tensor) else 0
+            if isinstance(x, Tensor) and x.numel():
+                held = x.shape[-2] if columns is None else held_columns(layer, columns)
+                total += x.numel() // x.shape[-2] * held * x.element_size()
     return total

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -15,13 +16,16 @@ from tokenreduce.adapters.hooks.decoder_layers import KEY, LayerHooks
 from tokenreduce.adapters.hooks.decoder_outputs import at_full_length, report_of, trace_of
 from tokenreduce.adapters.hooks.decoder_pass import DecoderPass
 from tokenreduce.adapters.hooks.decoder_signals import DecoderSignals
+from tokenreduce.adapters.hooks.encoding_cost import total
 from tokenreduce.adapters.hooks.kv_cache import adopt, state_of
 from tokenreduce.adapters.hooks.method_calls import release
 from tokenreduce.adapters.hooks.sequence_packing import Packing, real_columns
 from tokenreduce.adapters.hooks.vision_tower import VisionTower
 from tokenreduce.adapters.upstream.cache import Cache, given_cache
+from tokenreduce.adapters.upstream.decoder_shape import decoder_shape
 from tokenreduce.adapters.upstream.model import encoded_ahead, pixels_of
 from tokenreduce.cost import Report
+from tokenreduce.flops import DecoderShape
 from tokenreduce.groups import group_images
 from tokenreduce.pipeline import Pipeline, acts
 from tokenreduce.reduction import Reduction
@@ -103,6 +107,11 @@ class VisionLanguageHooks:
     def under_way(self) -> DecoderPass | None:
         return self.current
 
+    @cached_property
+    def shape(self) -> DecoderShape:
+        """What the layers of the decoder cost, read off them at the first prompt."""
+        return decoder_shape(self.family.decoder)
+
     @property
     def by_layer(self) -> bool:
         """Whether single decoder layers have to be looked after."""
@@ -170,6 +179,7 @@ class VisionLanguageHooks:
             deepstack.take_over(reduced, kwargs)
             if encoded is not None:
                 reduced.tower_values, reduced.repeat = encoded.values, encoded.repeat
+                reduced.encoding = partial(total, encoded.costs)
                 if encoded.state is not None:
                     changed = decoder_inputs.drop_merged(reduced, self.family, encoded, embeds)
             changed |= decoder_inputs.reduce_projected(reduced, embeds)
@@ -220,5 +230,7 @@ class VisionLanguageHooks:
         # decode steps and text that continues a shortened prompt leave trace and report alone
         if reduced.groups or not reduced.offset:
             self.trace = trace_of(reduced)
-            self.report = report_of(reduced, self.trace, self.family.decoder, output)
+            self.report = report_of(reduced, self.trace, self.shape, output)
+        elif self.report is not None:
+            self.report.step_stopwatch.add(self.pipeline.stopwatch.lap())
         return at_full_length(reduced, output) if self.output_length == "full" else None

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tokenreduce.adapters.attention_functions import Probe
 from tokenreduce.adapters.families.base import Family
 from tokenreduce.adapters.hooks.encoder_blocks import EncoderMerging
+from tokenreduce.adapters.hooks.encoding_cost import EncodingCost, EncodingHooks
 from tokenreduce.adapters.hooks.method_calls import MethodCall
 from tokenreduce.adapters.hooks.tower_state import TowerState
 from tokenreduce.adapters.hooks.visual_token_positions import share_of
@@ -35,11 +36,13 @@ class TowerPass(TowerCall):
         prints: (rows,) fingerprints of the pixels, where asked for.
         values: per signal, (rows, N) of the tower's rows, or, where pictures are packed, (N,) in pieces.
         state: what was merged; None for nothing.
+        cost: what is noted of its FLOPs.
     """
 
     prints: Tensor | None = None
     values: dict[Signal, list[Tensor]] = field(default_factory=dict)
     state: TowerState | None = None
+    cost: EncodingCost | None = None
 
 
 class Encoded(NamedTuple):
@@ -50,6 +53,7 @@ class Encoded(NamedTuple):
     rows: list[range]
     state: TowerState | None
     repeat: int
+    costs: list[EncodingCost]
 
 
 class VisionTower:
@@ -70,6 +74,7 @@ class VisionTower:
             elif isinstance(signal, AttentionReceived):
                 self.blocks.setdefault(signal.layer, []).append(signal)
         self.calls: deque[TowerPass] = deque(maxlen=MAX_CALLS)
+        self.costs = EncodingHooks(family, lambda: self.calls[-1].cost if self.calls else None)
         self.taken = False
         self.seen = 0  # pictures that earlier chunks of the prompt showed
         self.announced: dict[str, Any] = {}
@@ -102,6 +107,7 @@ class VisionTower:
             if self.encoders[t].blocks:
                 self.encoders[t].attach(handles)
                 handles.append(tower.register_forward_hook(self.end))
+        self.costs.attach(handles)
         for owner, method, note, ahead in self.family.noted_calls():
             handles.append(MethodCall(owner, method, Noted(self, note, ahead)))
 
@@ -115,6 +121,7 @@ class VisionTower:
         )
         arguments = {k: v for k, v in kwargs.items() if k != name}
         call = TowerPass(tower, 0 if self.family.packs else len(pixels), {**arguments, **self.announced})
+        call.cost = EncodingCost(self.costs.shapes[tower])
         self.announced = {}
         if ImageFingerprint() in self.wanted:
             with self.stopwatch(pixels.device):
@@ -129,7 +136,10 @@ class VisionTower:
         state = self.encoders[self.calls[-1].tower].state
         if state is None or not state.touched:
             return None
-        self.calls[-1].state = state
+        call = self.calls[-1]
+        call.state = state
+        if call.cost is not None:
+            call.cost.merged = state.counts(len(self.encoders[call.tower].blocks))
         if output.get("hidden_states") is not None:
             output["hidden_states"] = state.full_width(output["hidden_states"], averaged=True)
         return output
@@ -191,7 +201,9 @@ class VisionTower:
             rows.append(range(first, first + picture.rows))
             first += picture.rows
         states = [call.state for call in calls if call.state is not None]
-        return Encoded(pictures[mine], values, rows[mine], TowerState.joined(states) if states else None, share.repeat)
+        joined = TowerState.joined(states) if states else None
+        costs = [call.cost for call in calls if call.cost is not None]
+        return Encoded(pictures[mine], values, rows[mine], joined, share.repeat, costs)
 
     def _per_picture(self, call: TowerPass, pictures: list[Picture], signal: Signal) -> list[Tensor]:
         if not isinstance(signal, ImageFingerprint):

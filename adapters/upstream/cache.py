@@ -24,6 +24,7 @@ __all__ = [
     "DynamicLayer",
     "cache_argument",
     "given_cache",
+    "held_columns",
     "returned_cache",
     "stray_cache",
 ]
@@ -63,3 +64,10 @@ def returned_cache(output: Any) -> Any:
 def stray_cache(arguments: Mapping[str, Any]) -> str | None:
     """The name of an argument that holds a cache but is not known to; None where there is none."""
     return next((name for name, x in arguments.items() if isinstance(x, Cache) and name not in NAMES), None)
+
+
+def held_columns(layer: Any, columns: int) -> int:
+    """Columns that ``layer`` of a cache, in use already, holds once ``columns`` have come in."""
+    if not isinstance(layer, DynamicLayer):
+        return int(layer.keys.shape[-2])  # allocated at once
+    return min(columns, layer.sliding_window - 1) if layer.is_sliding else columns

@@ -82,10 +82,10 @@ def measure(
     for name in names:
         advance(f"{name}, batch {batch}")
         arms = {"unreduced": nullcontext, name: arm(name)}
-        laps = time_prefill(model, inputs, arms, rounds, tower=tower_of(model), decoder=model.get_decoder())
+        laps = time_prefill(model, inputs, arms, rounds, by_stage=True)
         cost = laps[name][-1].report
         assert cost is not None, "wrapped"
-        before, after = ([lap.decoder_s for lap in laps[arm]] for arm in arms)
+        before, after = ([lap.seconds["prefill"] for lap in laps[arm]] for arm in arms)
         own = [lap.report.method_ms / 1e3 for lap in laps[name] if lap.report is not None]
         saved = [(b - a) * depth / layers for b, a in zip(before, after)]
         ideal = cost.flops_unreduced / cost.flops
@@ -100,8 +100,8 @@ def measure(
                 "tokens": cost.tokens_kept[0][0],
                 "prefill_ms": spread([s * 1e3 for s in after]),
                 "unreduced_prefill_ms": spread([s * 1e3 for s in before]),
-                "tower_ms": spread([lap.tower_s * 1e3 for lap in laps[name]]),
-                "unreduced_tower_ms": spread([lap.tower_s * 1e3 for lap in laps["unreduced"]]),
+                "tower_ms": spread([lap.seconds["tower"] * 1e3 for lap in laps[name]]),
+                "unreduced_tower_ms": spread([lap.seconds["tower"] * 1e3 for lap in laps["unreduced"]]),
                 "prefill_speedup": dataclasses.asdict(gained),
                 "flops_ideal": ideal,
                 "of_ideal": gained.median / ideal,
@@ -119,11 +119,6 @@ def measure(
             }
         )
     return rows
-
-
-def tower_of(model: Any) -> Any:
-    inner = model.model
-    return inner.vision_tower if hasattr(inner, "vision_tower") else inner.visual
 
 
 def products(model: Any, inputs: dict[str, Any], cost: Report, rounds: int) -> Spread:

@@ -170,7 +170,7 @@ def measure(
     rows: list[Row] = []
     for name in methods:
         arms = {"unreduced": nullcontext} | {f"{keep}": arm(name, keep) for keep in keeps}
-        laps = time_prefill(bench.model, sample, arms, repeats, tower=bench.model.model.vision_tower)
+        laps = time_prefill(bench.model, sample, arms, repeats, by_stage=True)
         plain = laps["unreduced"]
         if not rows:
             rows.append(_row(bench, (split, "unreduced", 1.0), whole, whole, (plain, plain), [full], 0.0))
@@ -197,7 +197,7 @@ def _row(
     marks, report = accuracy(given, bench.asked), reports[-1]
     samples = len(report.tokens_in)
     total = [[lap.total_s for lap in arm] for arm in laps]
-    prefill = [[lap.total_s - lap.tower_s for lap in arm] for arm in laps]
+    prefill = [[lap.total_s - lap.seconds["tower"] for lap in arm] for arm in laps]
     return Row(
         *place,
         tokens=report.tokens_kept[0][0],

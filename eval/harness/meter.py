@@ -13,7 +13,9 @@ from typing import Any
 import torch
 
 import tokenreduce as tr
-from tokenreduce.cost import DecoderShape
+
+from .answers import ends, new_tokens
+from .unreduced import FirstPass, unreduced
 
 
 class Meter:
@@ -24,6 +26,8 @@ class Meter:
     KV bytes after the prompt, ttft_ms (from the call of ``generate`` to the end of its first forward pass, vision tower
     included), generate_ms, new_tokens, method_ms, peak_mib (device memory on CUDA; resident memory of the process on Linux,
     else None). FLOPs, bytes and method_ms are the batch's divided by ``batch``, ttft_ms and generate_ms the batch's.
+    A prompt that is answered by several beams or several times over costs what all of them do; new_tokens are those of its
+    answers, up to where each ends.
 
     ``observe`` is called after each batch with the model, its documents, where these are known, and what ``generate`` was given.
     """
@@ -43,7 +47,10 @@ class Meter:
         def generate(*args: Any, **kwargs: Any) -> Any:
             ids = kwargs.get("input_ids", args[0] if args else None)
             documents, self.seen[:] = list(dict.fromkeys(self.seen)), []
-            handle = model.register_forward_hook(timer.first)
+            bare = FirstPass()
+            handles = [model.register_forward_hook(timer.first)]
+            if not tr.is_wrapped(model):
+                handles += bare.attach(model)
             timer.start()
             try:
                 out = original(*args, **kwargs)
@@ -51,10 +58,10 @@ class Meter:
                 self.errors.append(f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
                 raise
             finally:
-                handle.remove()
+                for handle in handles:
+                    handle.remove()
             timer.stop()
-            out_ids = getattr(out, "sequences", out)
-            self._note(model, ids, kwargs.get("attention_mask"), out_ids, documents, timer)
+            self._note(model, ids, kwargs, getattr(out, "sequences", out), documents, timer, bare)
             if ids is not None and len(documents) == len(ids):
                 self.observe(model, documents, kwargs)
             return out
@@ -65,20 +72,31 @@ class Meter:
         finally:
             del model.generate
 
-    def _note(self, model: Any, ids: Any, mask: Any, out: Any, documents: list[Any], timer: _CallTimer) -> None:
+    def _note(
+        self,
+        model: Any,
+        ids: Any,
+        arguments: dict[str, Any],
+        out: Any,
+        documents: list[Any],
+        timer: _CallTimer,
+        bare: FirstPass,
+    ) -> None:
         batch = out.shape[0] if ids is None else ids.shape[0]
         prompt = 0 if ids is None else ids.shape[1]
-        cost = self._reduced(model) if tr.is_wrapped(model) else unreduced(model, ids, mask)
+        wrapped = tr.is_wrapped(model)
+        cost = self._reduced(model) if wrapped else unreduced(model, ids, arguments.get("attention_mask"), bare)
+        written = new_tokens(out[:, prompt:], batch, *ends(model, arguments))
         shared = {
             "ttft_ms": timer.ttft_ms,
             "generate_ms": timer.total_ms,
-            "new_tokens": max(out.shape[1] - prompt, 0),
             "peak_mib": timer.peak_mib(),
             "batch": batch,
         }
         for i in range(batch):
             task, doc_id = documents[i] if len(documents) == batch else (None, None)
-            self.rows.append({"task": task, "doc_id": doc_id, **(cost[i] if i < len(cost) else {}), **shared})
+            own = {**(cost[i] if i < len(cost) else {}), "new_tokens": written[i]}
+            self.rows.append({"task": task, "doc_id": doc_id, **own, **shared})
 
     def _reduced(self, model: Any) -> list[dict[str, Any]]:
         """Per sample, from the report of the prompt that has just run; none for a prompt without pictures."""
@@ -102,27 +120,6 @@ class Meter:
             }
             for i in range(count)
         ]
-
-
-def unreduced(model: Any, ids: Any, mask: Any) -> list[dict[str, Any]]:
-    """The same numbers for a bare model, counted from its prompts ``ids`` (B, L) and ``mask`` (B, L).
-
-    Tokens are placeholders here; where a family also puts newline tokens into these, they count, which no method reduces.
-    """
-    if ids is None:
-        return []
-    kinds = [getattr(model.config, f"{kind}_token_id", None) for kind in ("image", "video")]
-    visual = torch.isin(ids, torch.tensor([k for k in kinds if k is not None], device=ids.device)).sum(1).tolist()
-    lengths = [ids.shape[1]] * len(visual) if mask is None else mask.sum(1).tolist()
-    decoder = model.get_decoder()
-    shape, size = DecoderShape.of(decoder.config), next(decoder.parameters()).element_size()
-    rows = []
-    for count, length in zip(visual, lengths):
-        flops = shape.prefill_flops([length] * shape.depth, [0] * shape.depth)
-        kv = ids.shape[1] * shape.token_kv_bytes(size)
-        tokens = {"tokens_in": count, "tokens_kept": count, "equivalent_tokens": float(count)}
-        rows.append({**tokens, "flops": flops, "flops_unreduced": flops, "kv_bytes": kv, "method_ms": 0.0})
-    return rows
 
 
 class _CallTimer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from contextlib import nullcontext
 from pathlib import Path
@@ -81,7 +82,7 @@ def run(
 
     import tokenreduce as tr
     from tokenreduce.eval.results import environment
-    from tokenreduce.timing import speed_up, time_prefill
+    from tokenreduce.timing import speed_up, time_prefill, with_seconds
 
     found: dict[str, Any] = {"model": model, "prompt": question, "methods": [repr(m) for m in chosen]}
     if compare:
@@ -91,14 +92,12 @@ def run(
     assert reduced.report is not None
     found["answer"] = reduced.texts[0]
     if compare:
-        laps = time_prefill(
-            asked.model,
-            asked.inputs,
-            {
-                "without": nullcontext,
-                "with": lambda: tr.wrapped(asked.model, *chosen, images_as_video=asked.images_as_video),
-            },
-        )
+        arms = {
+            "without": nullcontext,
+            "with": lambda: tr.wrapped(asked.model, *chosen, images_as_video=asked.images_as_video),
+        }
+        laps = time_prefill(asked.model, asked.inputs, arms, by_stage=True)
+        reduced = dataclasses.replace(reduced, report=with_seconds(reduced.report, laps["with"], laps["without"]))
         before, after = ([lap.total_s for lap in laps[name]] for name in ("without", "with"))
         found["first_token_ms"] = {
             "unreduced": statistics.median(before) * 1e3,

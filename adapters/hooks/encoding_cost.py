@@ -1,0 +1,146 @@
+"""FLOPs of the towers and of the projector: hooks note rows while images are encoded, sums are made when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokenreduce.adapters.families.base import Family
+from tokenreduce.flops import matrices, products, values_width
+
+#: FLOPs with and without reduction
+Flops = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """Multiply-adds of a tower's block: of a row in its attention's matrices and in all others, of a query with a key."""
+
+    attention: int
+    others: int
+    pair: int
+
+    @classmethod
+    def of(cls, block: nn.Module, attention: nn.Module) -> BlockShape:
+        inside = products(attention)
+        return cls(inside, products(block) - inside, 2 * values_width(attention))
+
+    def flops(self, segments: Iterable[int], after: Iterable[int]) -> int:
+        """Over ``segments`` of rows that attend within themselves, of which ``after`` are left behind the attention."""
+        segments = list(segments)
+        squares = sum(n * n for n in segments)
+        return 2 * (sum(segments) * self.attention + squares * self.pair + sum(after) * self.others)
+
+
+@dataclass
+class EncodingCost:
+    """What was noted of one pass of a tower, and of what came after it.
+
+    Attributes:
+        shapes: of the tower's blocks.
+        rows: per block, (batch, rows) that entered it, and the borders (S + 1,) of its segments where it packs.
+        merged: rows that each block's attention and its other matrices work on, where rows are merged on the way.
+        other: FLOPs of the matrices outside blocks, by stage.
+    """
+
+    shapes: list[BlockShape]
+    rows: dict[int, tuple[int, int, Tensor | None]] = field(default_factory=dict)
+    merged: list[tuple[int, int]] | None = None
+    other: dict[str, int] = field(default_factory=dict)
+
+    def flops(self) -> dict[str, Flops]:
+        """By stage; reads borders from the device."""
+        tower, whole = 0, 0
+        for index, (batch, width, borders) in sorted(self.rows.items()):
+            segments = [width] * batch if borders is None else borders.diff().tolist()
+            if self.merged is None:
+                passed = self.shapes[index].flops(segments, segments)
+                tower, whole = tower + passed, whole + passed
+            else:
+                before, after = self.merged[index]
+                first = self.merged[0][0]
+                tower += self.shapes[index].flops([before] * batch, [after] * batch)
+                whole += self.shapes[index].flops([first] * batch, [first] * batch)
+        outside, projector = self.other.get("tower", 0), self.other.get("projector", 0)
+        return {"tower": (tower + outside, whole + outside), "projector": (projector, projector)}
+
+
+def total(costs: Iterable[EncodingCost]) -> dict[str, Flops]:
+    """The sum of several passes; empty for none."""
+    found: dict[str, Flops] = {}
+    for cost in costs:
+        for stage, (reduced, whole) in cost.flops().items():
+            before = found.get(stage, (0, 0))
+            found[stage] = (before[0] + reduced, before[1] + whole)
+    return found
+
+
+class EncodingHooks:
+    """Notes rows per block of each tower, and FLOPs of every other matrix on the way from pixels to features.
+
+    ``latest`` gives what is noted of the pass under way, None before the first.
+    """
+
+    def __init__(self, family: Family, latest: Callable[[], EncodingCost | None]) -> None:
+        self.family = family
+        self.latest = latest
+        self.shapes = [
+            [BlockShape.of(block, family.tower_attention(i, t)) for i, block in enumerate(family.layers(t))]
+            for t in range(len(family.towers))
+        ]
+
+    def attach(self, handles: list[Any]) -> None:
+        """Append the hooks to ``handles``."""
+        family, projectors = self.family, self.family.projectors
+        inside: set[nn.Module] = set()
+        for t, tower in enumerate(family.towers):
+            for i, block in enumerate(family.layers(t)):
+                handles.append(block.register_forward_pre_hook(partial(self.block, i), with_kwargs=True))
+                inside.update(block.modules())
+            for projector in projectors:
+                inside.update(projector.modules())
+            self._outside("tower", tower, inside, handles)
+        for projector in projectors:
+            self._outside("projector", projector, set(), handles)
+
+    def _outside(self, stage: str, root: nn.Module, inside: set[nn.Module], handles: list[Any]) -> None:
+        leaves: list[nn.Module] = [module for module, _ in matrices(root)]
+        if not leaves:  # a projector that is one bare parameter
+            leaves = [m for m in root.modules() if any(p.ndim == 2 for p in m.parameters(recurse=False))]
+        pools = [m for m in root.modules() if isinstance(m, nn.MultiheadAttention)]
+        covered = {child for pool in pools for child in pool.modules() if child is not pool}
+        for module in [*pools, *leaves]:
+            if module not in inside and module not in covered:
+                handles.append(module.register_forward_hook(partial(self.matrix, stage), with_kwargs=True))
+
+    def block(self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        cost = self.latest()
+        if cost is not None and not torch.compiler.is_compiling():
+            hidden = args[0] if args else next(iter(kwargs.values()))
+            batch, rows = hidden.shape[:2] if hidden.ndim == 3 else (1, len(hidden))
+            cost.rows[index] = (batch, rows, kwargs.get("cu_seqlens"))
+
+    def matrix(self, stage: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        cost = self.latest()
+        if cost is not None and not torch.compiler.is_compiling():
+            cost.other[stage] = cost.other.get(stage, 0) + matrix_flops(module, args, kwargs, output)
+
+
+def matrix_flops(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> int:
+    """FLOPs of one call of a linear layer, a convolution, attention pooling, or a module with a bare matrix."""
+    if isinstance(module, nn.MultiheadAttention):
+        query, key = (kwargs.get(name, args[i] if len(args) > i else None) for i, name in enumerate(("query", "key")))
+        assert query is not None and key is not None, "two arguments of every call"  # noqa: PT018
+        width, tokens, keys = module.embed_dim, query.numel(), key.numel()
+        return 4 * (tokens + keys) * width + 4 * tokens * key.shape[1 if module.batch_first else 0]
+    own = dict(matrices(module)).get(module)
+    if own is None:
+        matrix = next(p for p in module.parameters(recurse=False) if p.ndim == 2)
+        return 2 * output.numel() * matrix.numel() // output.shape[-1]
+    channels = getattr(module, "out_features", None) or getattr(module, "out_channels", 1)
+    return 2 * own * (output.numel() // channels)

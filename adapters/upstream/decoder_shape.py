@@ -1,0 +1,46 @@
+"""What the layers of a decoder of transformers cost, read off their modules and the configuration.
+
+| seam | seen |
+| --- | --- |
+| a layer calls its attention `self_attn` or `mixer`; the output projection is its last matrix | 5.17 to 5.24 |
+| names for experts per token, how far a layer looks back, the state of a linear-attention layer | 5.17 to 5.24 |
+| `config.qk_head_dim`: latent attention, whose keys are wider than its values | 5.17 to 5.24 |
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenreduce.adapters.upstream.decoder import layer_type
+from tokenreduce.flops import DecoderShape, LayerShape, products, values_width
+
+ATTENTION = ("self_attn", "mixer")
+EXPERTS_PER_TOKEN = ("num_experts_per_tok", "top_k_experts", "moe_topk", "moe_top_k", "moe_k")
+WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+
+
+def decoder_shape(decoder: Any) -> DecoderShape:
+    """The shape of ``decoder``, layer by layer."""
+    config = decoder.config
+    layers = [_layer_shape(layer, config, i) for i, layer in enumerate(decoder.layers)]
+    chosen = _experts_per_token(config)
+    return DecoderShape(tuple(layers), products(decoder, chosen) - sum(layer.products for layer in layers))
+
+
+def _experts_per_token(config: Any) -> int:
+    return next((n for name in EXPERTS_PER_TOKEN if (n := getattr(config, name, None))), 1)
+
+
+def _layer_shape(layer: Any, config: Any, index: int) -> LayerShape:
+    kind, matrices = layer_type(config, index), products(layer, _experts_per_token(config))
+    if kind == "linear_attention" and hasattr(config, "linear_num_value_heads"):
+        state = (config.linear_key_head_dim, config.linear_value_head_dim, config.linear_num_value_heads)
+        return LayerShape(matrices, state=state)
+    attention = next((m for name in ATTENTION if (m := getattr(layer, name, None)) is not None), None)
+    if attention is None or not kind.endswith("attention"):
+        return LayerShape(matrices)
+    values = values_width(attention)
+    key_width = getattr(config, "qk_head_dim", None)
+    keys = values if key_width is None else key_width * config.num_attention_heads
+    window = getattr(config, WINDOWS[kind], None) if kind in WINDOWS else None
+    return LayerShape(matrices, keys + values, window)

@@ -1,0 +1,118 @@
+"""FLOPs of a module, read off its weights: what a token passes through, and what a query and a key cost together.
+
+Counted as `torch.utils.flop_counter` counts: matrix products and convolutions, a multiply-add being 2. Attention is counted
+over the full square of queries and keys, without a discount for causality, as is customary in this literature. Norms,
+embeddings, rotary tables and the head over the vocabulary are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import ceil
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+CHUNK = 64  # tokens that gated linear attention works on at once (Yang et al., 2024, arXiv 2412.06464)
+
+
+def matrices(module: nn.Module) -> Iterator[tuple[nn.Module, int]]:
+    """The linear layers and convolutions inside ``module``, each with its multiply-adds per row that it returns.
+
+    A layer with a layer inside, such as an adapter of PEFT around a base layer, is what is inside it. Quantised layers count
+    by the sizes they say they have.
+    """
+    inner = [pair for child in module.children() for pair in matrices(child)]
+    if inner:
+        yield from inner
+    elif isinstance(getattr(module, "in_features", None), int):
+        yield module, module.in_features * module.out_features  # type: ignore[operator]
+    elif isinstance(module, _ConvNd):
+        yield module, module.weight.numel()
+
+
+def products(module: nn.Module, per_token: int = 1) -> int:
+    """Multiply-adds of one token that passes every matrix of ``module``: layers, convolutions and bare parameters.
+
+    Of a mixture of experts it passes the router and ``per_token`` of the ``experts``.
+    """
+    if isinstance(module, nn.Embedding):
+        return 0
+    own = dict(matrices(module)).get(module)
+    if own is not None:
+        return own
+    total = sum(p.numel() for p in module.parameters(recurse=False) if p.ndim == 2)
+    for name, child in module.named_children():
+        if name != "experts":
+            total += products(child, per_token)
+        elif isinstance(child, nn.ModuleList):
+            total += per_token * products(child[0])
+        else:  # all experts in one parameter
+            total += per_token * sum(p.numel() // p.shape[0] for p in child.parameters() if p.ndim == 3)
+    return total
+
+
+def values_width(attention: nn.Module) -> int:
+    """Channels of the values of all heads together: what the last matrix of ``attention``, its output projection, takes."""
+    last = [module for module, _ in matrices(attention)][-1]
+    return int(last.in_features)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """The numbers of one decoder layer that FLOPs follow from.
+
+    Attributes:
+        products: multiply-adds of a token in the layer's matrices.
+        pair: multiply-adds of a query with a key: their score, and the key's value weighted; 0 without attention.
+        window: tokens that attention looks back on, the token itself included; None for all.
+        state: (key channels, value channels, heads) of a linear-attention layer's state; None without one.
+    """
+
+    products: int
+    pair: int = 0
+    window: int | None = None
+    state: tuple[int, int, int] | None = None
+
+    def seen(self, past: int) -> int:
+        """How many of ``past`` earlier tokens are still there for the next one."""
+        return past if self.window is None else min(past, self.window - 1)
+
+    def flops(self, new: int, past: int) -> int:
+        """FLOPs over ``new`` tokens with ``past`` before them."""
+        mixing = new * (self.seen(past) + new) * self.pair
+        return 2 * (new * self.products + mixing + self._state_products(new))
+
+    def _state_products(self, new: int) -> int:
+        """Multiply-adds of the gated delta rule: by chunks of a prompt, or by one token."""
+        if self.state is None:
+            return 0
+        key, value, heads = self.state
+        if new == 1:  # what the state predicts, its correction, what the query reads
+            return 3 * heads * key * value
+        # within a chunk: keys and queries with keys, the triangular system solved for values and keys, weighted values;
+        # with the state: predicted values, what queries read, the update
+        chunk = CHUNK * (2 * key + (key + value) // 2 + value) + 3 * key * value
+        return ceil(new / CHUNK) * CHUNK * heads * chunk
+
+
+@dataclass(frozen=True)
+class DecoderShape:
+    """The layers of a decoder, and what a token multiplies outside them."""
+
+    layers: tuple[LayerShape, ...]
+    outside: int = 0
+
+    @property
+    def depth(self) -> int:
+        return len(self.layers)
+
+    def prefill(self, tokens: Sequence[int], past: Sequence[int]) -> int:
+        """FLOPs over a chunk of a prompt, of which layer i works on ``tokens[i]`` with ``past[i]`` cached before."""
+        inside = sum(layer.flops(n, before) for layer, n, before in zip(self.layers, tokens, past, strict=True))
+        return inside + 2 * tokens[0] * self.outside
+
+    def step(self, past: Sequence[int]) -> int:
+        """FLOPs of one new token, for which layer i has cached ``past[i]``."""
+        return self.prefill([1] * self.depth, past)
