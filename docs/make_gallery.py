@@ -117,9 +117,10 @@ def tiles(photo: Image.Image) -> list[str]:
     """Families that see a picture in several views or at its own resolution, on tiny random models."""
     sys.path.insert(0, str(HERE.parent / "tests"))
     import transformers.models.smolvlm.processing_smolvlm as spelling
-    import zoo
     from test_zoo_processors import processor as processor_of
     from test_zoo_processors import prompt
+
+    from tokenreduce.eval import tiny_models as zoo
 
     spelling.num2words = str  # a package for spelling out the number of frames
     drawn, names = [], ["llava_next", "internvl", "smolvlm", "qwen2_5_vl"]

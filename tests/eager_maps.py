@@ -8,8 +8,8 @@ from unittest import mock
 
 import reduced
 import torch
-from zoo.llava import best_tiles, without_padding
 
+from tokenreduce.eval.tiny_models.llava import best_tiles, without_padding
 from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.reduction import Reduction
 from tokenreduce.traces import Trace

@@ -9,11 +9,11 @@ from typing import Any
 
 import reduced
 import torch
-import zoo
 
 import tokenreduce as tr
 from tokenreduce.adapters.families.base import Family
 from tokenreduce.adapters.registry import families, family_of
+from tokenreduce.eval import tiny_models as zoo
 from tokenreduce.method import Method
 from tokenreduce.registry import registry
 

@@ -8,11 +8,11 @@ from functools import cache
 import pytest
 import torch
 import transformers
-import zoo
 import zoo_oracle
 
 import tokenreduce as tr
 from tokenreduce.adapters.registry import families
+from tokenreduce.eval import tiny_models as zoo
 
 TOLERANCE = 3e-5  # float32 logits of size 5; batched and single matrix products round differently
 STEPS = 4

@@ -100,7 +100,7 @@ def test_evaluation_uses_the_public_interface_only():
         inner -= {"tokenreduce.adapters.upstream.lmms_eval", "tokenreduce.adapters.upstream.seams"}
         assert inner <= {
             f"tokenreduce.{public}"
-            for public in ("cost", "draw", "files", "pictures", "registry", "timing", "unreduced", *NOUNS)
+            for public in ("cost", "draw", "files", "pictures", "registry", "tables", "timing", "unreduced", *NOUNS)
         }, path
 
 

@@ -6,12 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-import zoo
 import zoo_oracle
 from transformers import DynamicCache
 
+from tokenreduce.eval import tiny_models as zoo
+
 EVERY = [(key, kind) for key in zoo.FAMILIES for kind in zoo.kinds(key)]
 VARIANTS = {
+    "aya_vision": {"window": 7},
     "gemma3": {"window": 7},
     "paligemma2": {"window": 7},
     "llava_onevision": {"vision_aspect_ratio": "anyres_max_1"},

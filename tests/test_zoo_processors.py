@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
-import zoo
 from models import TRANSFORMERS
 from tokenizers import Tokenizer, models, pre_tokenizers
-from zoo.common import NEWLINE, SIDE, TILE, WORDS
+
+from tokenreduce.eval import tiny_models as zoo
+from tokenreduce.eval.tiny_models.common import NEWLINE, SIDE, TILE, WORDS
 
 WORD = "word"
 NAMES = {"<pad>": 0, "<s>": 1, "</s>": 2, "<image>": 3, "<video>": 4, "<fake_token_around_image>": 5, "<end>": 6}

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tokenreduce.methods.uniform import Uniform
     from tokenreduce.reduction import Reduction
     from tokenreduce.tables import families
+    from tokenreduce.tested import versions
     from tokenreduce.tokens import VisualTokens
     from tokenreduce.traces import Trace, load_trace
     from tokenreduce.wrapping import budget, is_wrapped, report, trace, unwrap, wrap, wrapped
@@ -51,12 +52,14 @@ _HOME = {
     "VisualTokens": "tokens",
     "Trace": "traces",
     "budget": "wrapping",
+    "doctor": "eval.doctor",
     "compare": "draw.comparison",
     "is_wrapped": "wrapping",
     "load_trace": "traces",
     "report": "wrapping",
     "trace": "wrapping",
     "unwrap": "wrapping",
+    "versions": "tested",
     "wrap": "wrapping",
     "wrapped": "wrapping",
 }

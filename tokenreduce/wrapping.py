@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from tokenreduce.method import Method
 from tokenreduce.pipeline import Pipeline
 from tokenreduce.registry import make
+from tokenreduce.tested import warn_of_untested
 
 if TYPE_CHECKING:
     from torch import nn
@@ -97,6 +98,7 @@ def wrap(
         )
     if output_length not in ("full", "reduced"):
         raise ValueError(f"output_length={output_length!r}; allowed: 'full', 'reduced'")
+    warn_of_untested()
     chosen = [make(method, **parameters) for method in methods]
     plain = _plain(model)
     if _attachment(plain) is not None:

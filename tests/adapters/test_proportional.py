@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
-import zoo
 from models import llava, prompt, vision
 from probe_methods import MergePairs
 from torch.nn import functional as F
@@ -17,6 +16,7 @@ import tokenreduce as tr
 from tokenreduce.adapters.attention_functions import KeyBias, lengthened
 from tokenreduce.adapters.encoders.blocks import OpenClipBlock
 from tokenreduce.adapters.registry import family_of
+from tokenreduce.eval import tiny_models as zoo
 from tokenreduce.eval.bench.timing import LargestTensor
 from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.reduction import Reduction

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import test_zoo_processors as processors
-import zoo
 
 import tokenreduce as tr
+from tokenreduce.eval import tiny_models as zoo
 from tokenreduce.eval.recipe import Recipe
 
 pytest.importorskip("lmms_eval", reason="lmms-eval is not installed; pip install 'tokenreduce[eval]'")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-import zoo
 
 import tokenreduce as tr
+from tokenreduce.eval import tiny_models as zoo
 from tokenreduce.eval.harness.answers import new_tokens
 from tokenreduce.eval.harness.meter import Meter
 

@@ -8,13 +8,13 @@ from contextlib import nullcontext
 import pytest
 import reduced
 import torch
-import zoo
 from probe_methods import MergePairs, Ragged
 from torch.utils.flop_counter import FlopCounterMode
 
 import tokenreduce as tr
 from tokenreduce import timing
 from tokenreduce.adapters.registry import family_of
+from tokenreduce.eval import tiny_models as zoo
 from tokenreduce.unreduced import cache_bytes, prefill_flops
 
 aten = torch.ops.aten

@@ -8,11 +8,11 @@ import pytest
 import reduced
 import torch
 import torch.nn.functional as F
-import zoo
 import zoo_oracle
 from probe_methods import MergeAt
 
 import tokenreduce as tr
+from tokenreduce.eval import tiny_models as zoo
 
 BOTH = (tr.HiPrune(keep=0.6), tr.FastV(keep=0.5, layer=1))
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import reduced
 import torch
-import zoo
 from models import TRANSFORMERS
 
 import tokenreduce as tr
+from tokenreduce.eval import tiny_models as zoo
 
 BOTH = (tr.HiPrune(keep=0.6), tr.FastV(keep=0.5, layer=1))
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import reduced
 import torch
-import zoo
 from probe_methods import Backwards
 
 import tokenreduce as tr
+from tokenreduce.eval import tiny_models as zoo
 
 
 @torch.no_grad()

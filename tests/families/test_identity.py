@@ -7,10 +7,10 @@ import copy
 import pytest
 import reduced
 import torch
-import zoo
-from zoo import FAMILIES as ZOO
 
 import tokenreduce as tr
+from tokenreduce.eval import tiny_models as zoo
+from tokenreduce.eval.tiny_models import FAMILIES as ZOO
 
 FULL = (tr.HiPrune(keep=1.0), tr.FastV(keep=1.0, layer=1), tr.FastV(keep=1.0, layer=3, query="all"))
 SOME = (tr.HiPrune(keep=0.5), tr.FastV(keep=0.5, layer=1))

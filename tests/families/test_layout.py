@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import reduced
 import torch
-import zoo
-from zoo.common import SIDE
 
 import tokenreduce as tr
+from tokenreduce.eval import tiny_models as zoo
+from tokenreduce.eval.tiny_models.common import SIDE
 
 BLOCKS = ("layers.", "blocks.", "encoder.layer.")
 

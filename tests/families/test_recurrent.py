@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import reduced
 import torch
-import zoo
 
 import tokenreduce as tr
+from tokenreduce.eval import tiny_models as zoo
 
 KEY = "qwen3_5"
 METHODS = {

@@ -8,14 +8,14 @@ import pytest
 import reduced
 import torch
 import torch.nn.functional as F
-import zoo
 from eager_maps import TOLERANCE, anyres, maps, shown, spy
 from transformers.modeling_utils import AttentionInterface
-from zoo.llava import best_tiles
 
 import tokenreduce as tr
 from tokenreduce.adapters.hooks import vision_tower
 from tokenreduce.adapters.registry import family_of
+from tokenreduce.eval import tiny_models as zoo
+from tokenreduce.eval.tiny_models.llava import best_tiles
 from tokenreduce.signals import AttentionReceived, ClsAttention, LastQueryAttention, TextAttention
 
 CLS = ("clip_vision_model", "internvl_vision")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import reduced
 import torch
-import zoo
 import zoo_oracle
 from probe_methods import MergeAt, Ragged
 from transformers import DynamicCache
 
 import tokenreduce as tr
+from tokenreduce.eval import tiny_models as zoo
 
 METHODS = {
     "door": lambda: (tr.HiPrune(keep=0.4),),

@@ -6,13 +6,13 @@ import pytest
 import reduced
 import torch
 import torch.nn.functional as F
-import zoo
 from eager_maps import TOLERANCE, anyres, maps, shown
 from probe_methods import MergeAt, Ragged
 from test_zoo import VARIANTS
-from zoo.llava import best_tiles, without_padding
 
 import tokenreduce as tr
+from tokenreduce.eval import tiny_models as zoo
+from tokenreduce.eval.tiny_models.llava import best_tiles, without_padding
 from tokenreduce.signals import AttentionReceived, LastQueryAttention
 
 METHODS = {

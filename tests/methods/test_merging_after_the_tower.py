@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-import zoo
 
 import tokenreduce as tr
+from tokenreduce.eval import tiny_models as zoo
 from tokenreduce.kernels.group_mean import group_mean
 from tokenreduce.layout import Layout
 from tokenreduce.matching import in_rounds, match

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-import zoo
 from PIL import Image
 from test_zoo_processors import processor, prompt
 
 import tokenreduce as tr
 from tokenreduce.draw import cell_boxes, strip, tiles_of
+from tokenreduce.eval import tiny_models as zoo
 
 # Aya Vision's prompts need a tokenizer of its own; its tiles are held in test_draw_geometry
 FAMILIES = [key for key in zoo.FAMILIES if key != "aya_vision"]

@@ -156,8 +156,9 @@ def test_a_video_beside_pictures_is_refused_where_frames_are_images(folder, tmp_
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation")
 def test_a_model_of_videos_is_given_a_video(tmp_path):
-    import zoo
     from test_zoo_processors import processor
+
+    from tokenreduce.eval import tiny_models as zoo
 
     film(tmp_path / "film.gif")
     frames, model = open_video(tmp_path / "film.gif", 3), zoo.build("llava_onevision")

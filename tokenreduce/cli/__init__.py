@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from tokenreduce.cli import bench, catalogue, demo, inspect, report, run, sweep, tune
+from tokenreduce.cli import bench, catalogue, demo, doctor, inspect, report, run, sweep, tune
 from tokenreduce.cli.app import app
 
-COMMANDS = ("demo", "run", "inspect", "sweep", "report", "tune", "bench", "methods", "models")  # in the order of --help
+COMMANDS = (
+    "demo",
+    "run",
+    "inspect",
+    "sweep",
+    "report",
+    "tune",
+    "bench",
+    "methods",
+    "models",
+    "doctor",
+)  # in the order of --help
 app.registered_commands.sort(key=lambda command: COMMANDS.index(command.callback.__name__))  # type: ignore[union-attr]
 
-__all__ = ["app", "bench", "catalogue", "demo", "inspect", "main", "report", "run", "sweep", "tune"]
+__all__ = ["app", "bench", "catalogue", "demo", "doctor", "inspect", "main", "report", "run", "sweep", "tune"]
 
 
 def main() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import (
     Qwen2_5_VLConfig,
@@ -16,38 +18,38 @@ from transformers import (
     Qwen3VLMoeForConditionalGeneration,
 )
 
-from .common import CLOCK, END, IMAGE, START, VIDEO, Draw, Piece, gather, text
+from .common import CLOCK, END, IMAGE, START, VIDEO, Case, Draw, Piece, TinyFamily, gather, text
 
 PATCH = {"patch_size": 4, "temporal_patch_size": 2, "spatial_merge_size": 2, "in_channels": 3, "depth": 4}
 TOWER = {**PATCH, "hidden_size": 24, "intermediate_size": 40, "num_heads": 2, "out_hidden_size": 32}
 IDS = {"image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": START, "vision_end_token_id": END}
 
 
-def rope(*sections: int, **more) -> dict:
+def rope(*sections: int, **more: Any) -> dict:
     return {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": list(sections), **more}}
 
 
-class Qwen2VL:
+class Qwen2VL(TinyFamily, key="qwen2_vl"):
     """Grids in patches (rows, columns); a video is (steps of two frames, rows, columns)."""
 
-    model = Qwen2VLForConditionalGeneration
+    model: Any = Qwen2VLForConditionalGeneration
     shapes = [(8, 8), (4, 12), (8, 6)]
-    film_shape = (3, 6, 4)
+    film_shape: Any = (3, 6, 4)
 
-    def config(self, **variant) -> Qwen2VLConfig:
+    def config(self, **variant: Any) -> Any:
         tower = {**PATCH, "embed_dim": 24, "hidden_size": 32, "mlp_ratio": 2, "num_heads": 2}
         words = text("qwen2_vl_text", **rope(1, 1, 2))
         return Qwen2VLConfig(**{"vision_config": tower, "text_config": words, **IDS, **variant})
 
-    def picture(self, config, shape, alone: bool, draw: Draw) -> Piece:
+    def picture(self, config: Any, shape: Any, alone: bool, draw: Draw) -> Piece:
         tokens = [START] + [IMAGE] * (shape[0] * shape[1] // 4) + [END]
         return Piece("image", tokens, IMAGE, seen(draw, (1, *shape), "pixel_values", "image_grid_thw"))
 
-    def film(self, config, shape, draw: Draw) -> Piece:
+    def film(self, config: Any, shape: Any, draw: Draw) -> Piece:
         tokens = [START] + [VIDEO] * (shape[0] * shape[1] * shape[2] // 4) + [END]
         return Piece("video", tokens, VIDEO, seen(draw, shape, "pixel_values_videos", "video_grid_thw"))
 
-    def collate(self, samples, case, config) -> dict:
+    def collate(self, samples: list[list[Piece]], case: Case, config: Any) -> dict:
         names = ["pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw", "second_per_grid_ts"]
         ids = case.inputs["input_ids"]
         out = {"mm_token_type_ids": (ids == IMAGE).long() + 2 * (ids == VIDEO).long()}
@@ -56,60 +58,65 @@ class Qwen2VL:
         return out
 
 
-class Qwen2_5VL(Qwen2VL):
+class Qwen2_5VL(Qwen2VL, key="qwen2_5_vl"):
     """Windows of 2 x 2 merged cells in blocks 0 and 2, all of an image in the others; videos keep real time (8 ids a step)."""
 
-    model = Qwen2_5_VLForConditionalGeneration
+    model: Any = Qwen2_5_VLForConditionalGeneration
 
-    def config(self, **variant) -> Qwen2_5_VLConfig:
+    def config(self, **variant: Any) -> Any:
         tower = {**TOWER, "window_size": 16, "fullatt_block_indexes": [1, 3], "tokens_per_second": 2}
         words = text("qwen2_5_vl_text", **rope(1, 1, 2))
         return Qwen2_5_VLConfig(**{"vision_config": tower, "text_config": words, **IDS, **variant})
 
-    def film(self, config, shape, draw: Draw) -> Piece:
+    def film(self, config: Any, shape: Any, draw: Draw) -> Piece:
         piece = super().film(config, shape, draw)
         piece.payload["second_per_grid_ts"] = torch.tensor([4.0])
         return piece
 
 
-class Qwen3VL(Qwen2VL):
+class Qwen3VL(Qwen2VL, key="qwen3_vl"):
     """Features of two more tower blocks join the first two decoder layers; time stamps stand between frames."""
 
-    model = Qwen3VLForConditionalGeneration
+    model: Any = Qwen3VLForConditionalGeneration
 
-    def config(self, **variant) -> Qwen3VLConfig:
+    def config(self, **variant: Any) -> Any:
         tower = {**TOWER, "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 2]}
         words = text("qwen3_vl_text", **rope(2, 1, 1, mrope_interleaved=True))
         return Qwen3VLConfig(**{"vision_config": tower, "text_config": words, **IDS, **variant})
 
-    def film(self, config, shape, draw: Draw) -> Piece:
+    def film(self, config: Any, shape: Any, draw: Draw) -> Piece:
         tokens = [START]
         for _ in range(shape[0]):
             tokens += [CLOCK, *draw.words(1), START] + [VIDEO] * (shape[1] * shape[2] // 4) + [END]
         return Piece("video", [*tokens, END], VIDEO, seen(draw, shape, "pixel_values_videos", "video_grid_thw"))
 
 
-class Qwen3VLMoe(Qwen3VL):
+class Qwen3VLMoe(Qwen3VL, key="qwen3_vl_moe"):
     """As Qwen3-VL; a token passes two of four experts."""
 
-    model = Qwen3VLMoeForConditionalGeneration
+    model: Any = Qwen3VLMoeForConditionalGeneration
 
-    def config(self, **variant) -> Qwen3VLMoeConfig:
+    def config(self, **variant: Any) -> Any:
         plain = super().config()
-        experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "decoder_sparse_step": 1}
+        experts: dict[str, Any] = {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "decoder_sparse_step": 1,
+        }
         words = text("qwen3_vl_moe_text", **experts, **rope(2, 1, 1, mrope_interleaved=True))
         tower = {k: v for k, v in plain.vision_config.to_dict().items() if k != "model_type"}
         return Qwen3VLMoeConfig(**{"vision_config": tower, "text_config": words, **IDS, **variant})
 
 
-class Qwen3_5(Qwen3VL):
+class Qwen3_5(Qwen3VL, key="qwen3_5"):
     """As Qwen3-VL without the extra features; the decoder layers ``recurrent`` are gated delta rules."""
 
-    model = Qwen3_5ForConditionalGeneration
+    model: Any = Qwen3_5ForConditionalGeneration
 
-    def config(self, recurrent: tuple[int, ...] = (3,), **variant) -> Qwen3_5Config:
+    def config(self, recurrent: tuple[int, ...] = (3,), **variant: Any) -> Any:
         kinds = ["linear_attention" if i in recurrent else "full_attention" for i in range(5)]
-        linear = {f"linear_{name}": n for name, n in (("num_key_heads", 2), ("num_value_heads", 4))}
+        linear: dict[str, Any] = {f"linear_{name}": n for name, n in (("num_key_heads", 2), ("num_value_heads", 4))}
         linear |= {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_conv_kernel_dim": 4}
         more = {**linear, "layer_types": kinds, "head_dim": 16}
         words = text("qwen3_5_text", **more, **rope(2, 1, 1, mrope_interleaved=True, partial_rotary_factor=0.5))

@@ -1,44 +1,28 @@
 """Tiny random models of the real transformers classes, one family each, and prompts as their processors make them.
 
->>> model = zoo.build("qwen2_vl")
->>> case = zoo.case("qwen2_vl", "mixed", model)
->>> model.generate(**case.inputs); case.visuals[1][0].columns
+>>> from tokenreduce.eval import tiny_models
+>>> model = tiny_models.build("qwen2_vl")
+>>> case = tiny_models.case("qwen2_vl", "mixed", model)
+>>> case.visuals[1][0].columns
+tensor([...])
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
-from . import tiles
-from .common import Case, Draw, Visual, assemble, fill, row
-from .gemma import Gemma3, PaliGemma, PaliGemma2
-from .llava import Llava, LlavaNext, LlavaNextVideo, LlavaOnevision, VideoLlava
-from .qwen import Qwen2_5VL, Qwen2VL, Qwen3_5, Qwen3VL, Qwen3VLMoe
-from .tiles import AyaVision, Idefics3, InternVL, SmolVLM
+# isort: off
+from . import llava, qwen, tiles, gemma  # noqa: F401  (defining a family makes it known; tables keep this order)
+
+# isort: on
+from .common import FAMILIES, Case, Draw, Visual, assemble, fill
 
 __all__ = ["FAMILIES", "KINDS", "Case", "Visual", "alone", "build", "case", "follow", "inputs", "kinds"]
 
-FAMILIES = {
-    "llava": Llava(),
-    "llava_next": LlavaNext(),
-    "llava_next_video": LlavaNextVideo(),
-    "llava_onevision": LlavaOnevision(),
-    "video_llava": VideoLlava(),
-    "qwen2_vl": Qwen2VL(),
-    "qwen2_5_vl": Qwen2_5VL(),
-    "qwen3_vl": Qwen3VL(),
-    "qwen3_vl_moe": Qwen3VLMoe(),
-    "qwen3_5": Qwen3_5(),
-    "internvl": InternVL(),
-    "aya_vision": AyaVision(),
-    "smolvlm": SmolVLM(),
-    "idefics3": Idefics3(),
-    "gemma3": Gemma3(),
-    "paligemma": PaliGemma(),
-    "paligemma2": PaliGemma2(),
-}
 # samples of numbered images ("i") and the video ("v"), and the side of the padding
-KINDS = {
+KINDS: dict[str, tuple[list[list[str]], str | None]] = {
     "single": ([["i0"]], None),
     "equal": ([["i0"], ["i0"]], None),
     "mixed": ([["i0"], ["i1", "i2"], []], "left"),
@@ -60,21 +44,21 @@ def kinds(key: str) -> list[str]:
     return list(KINDS)
 
 
-def build(key: str, attn: str = "sdpa", seed: int = 0, **variant):
+def build(key: str, attn: str = "sdpa", seed: int = 0, **variant: Any) -> Any:
     """A model in evaluation mode, float32; ``variant`` replaces fields of its configuration.
 
-    ``window=`` gives the sliding layers of gemma3 and paligemma2 a short window.
+    ``window=`` gives the sliding layers of aya_vision, gemma3 and paligemma2 a short window.
     """
     family = FAMILIES[key]
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # newline and class embeddings are drawn at construction
         model = family.model(family.config(**variant)).eval()
-    model.set_attn_implementation(getattr(family, "attention", {}).get(attn, attn))
+    model.set_attn_implementation(family.attention.get(attn, attn))
     fill(model, seed)
     return model
 
 
-def case(key: str, kind: str, model, seed: int = 0) -> Case:
+def case(key: str, kind: str, model: Any, seed: int = 0) -> Case:
     """Inputs of one of ``KINDS`` as the processor of the family hands them over, and where their pictures are."""
     family, draw = FAMILIES[key], Draw(seed)
     plan, pad = KINDS[kind]
@@ -89,12 +73,12 @@ def case(key: str, kind: str, model, seed: int = 0) -> Case:
                 for name in names
             ]
         )
-    made = assemble(samples, pad, draw, getattr(family, "row", row))
+    made = assemble(samples, pad, draw, family.row)
     made.inputs.update(family.collate(samples, made, model.config))
     return made
 
 
-def inputs(key: str, kind: str, model, seed: int = 0) -> dict:
+def inputs(key: str, kind: str, model: Any, seed: int = 0) -> dict:
     return case(key, kind, model, seed).inputs
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import (
     AyaVisionConfig,
@@ -14,69 +16,85 @@ from transformers import (
     SmolVLMForConditionalGeneration,
 )
 
-from .common import CLOCK, END, GLOBAL, IMAGE, NEWLINE, SIDE, START, TILE, Draw, Piece, gather, text, vision
+from .common import (
+    CLOCK,
+    END,
+    GLOBAL,
+    IMAGE,
+    NEWLINE,
+    SIDE,
+    START,
+    TILE,
+    Case,
+    Draw,
+    Piece,
+    TinyFamily,
+    gather,
+    text,
+    vision,
+)
 
 PER_TILE = 16  # 8 x 8 cells of the tower, 2 x 2 of them in a token
 
 
-class InternVL:
+class InternVL(TinyFamily, key="internvl"):
     """``shapes`` count tiles (with the thumbnail where there are several); videos are tiles with words between."""
 
-    model = InternVLForConditionalGeneration
+    model: Any = InternVLForConditionalGeneration
     shapes = [1, 3, 1]
-    film_shape = 2
+    film_shape: Any = 2
 
-    def config(self, **variant) -> InternVLConfig:
+    def config(self, **variant: Any) -> Any:
         tower = vision("internvl_vision", 4, layer_scale_init_value=0.7, image_size=[SIDE] * 2, use_qk_norm=True)
         tower |= {"patch_size": [4, 4], "norm_type": "layer_norm"}
         own = {"image_token_id": IMAGE, "image_seq_length": PER_TILE, "tie_word_embeddings": False}
         return InternVLConfig(**{"vision_config": tower, "text_config": text("qwen2"), **own, **variant})
 
-    def picture(self, config, tiles: int, alone: bool, draw: Draw) -> Piece:
+    def picture(self, config: Any, tiles: int, alone: bool, draw: Draw) -> Piece:
         tokens = [START] + [IMAGE] * PER_TILE * tiles + [END]
         return Piece("image", tokens, IMAGE, {"pixel_values": draw.pixels(tiles, 3, SIDE, SIDE)})
 
-    def film(self, config, frames: int, draw: Draw) -> Piece:
+    def film(self, config: Any, frames: int, draw: Draw) -> Piece:
         tokens: list[int] = []
         for i in range(frames):
             tokens += [NEWLINE] * (i > 0) + [CLOCK, *draw.words(1), START] + [IMAGE] * PER_TILE + [END]
         return Piece("video", tokens, IMAGE, {"pixel_values": draw.pixels(frames, 3, SIDE, SIDE)})
 
-    def collate(self, samples, case, config) -> dict:
+    def collate(self, samples: list[list[Piece]], case: Case, config: Any) -> dict:
         return gather(samples, "pixel_values")
 
 
-class AyaVision(InternVL):
+class AyaVision(InternVL, key="aya_vision"):
     """Tiles as in InternVL, a SigLIP tower, and words between tiles."""
 
-    model = AyaVisionForConditionalGeneration
-    film_shape = None
+    model: Any = AyaVisionForConditionalGeneration
+    film_shape: Any = None
 
-    def config(self, **variant) -> AyaVisionConfig:
-        words = text("cohere2", sliding_window=64, logit_scale=1.0)
+    def config(self, window: int = 512, **variant: Any) -> Any:
+        words = text("cohere2", sliding_window=window, logit_scale=1.0)
         own = {"image_token_index": IMAGE, "downsample_factor": 2, "tie_word_embeddings": False}
         return AyaVisionConfig(
             **{"vision_config": vision("siglip_vision_model", 4), "text_config": words, **own, **variant}
         )
 
-    def picture(self, config, tiles: int, alone: bool, draw: Draw) -> Piece:
+    def picture(self, config: Any, tiles: int, alone: bool, draw: Draw) -> Piece:
         tokens = [START]
         for i in range(tiles):
             tokens += [TILE + i if i + 1 < tiles else GLOBAL] + [IMAGE] * PER_TILE
         return Piece("image", [*tokens, END], IMAGE, {"pixel_values": draw.pixels(tiles, 3, SIDE, SIDE)})
 
 
-class Idefics3:
+class Idefics3(TinyFamily, key="idefics3"):
     """``shapes`` are (rows, columns) of tiles, followed by the whole picture; (0, 0) is the whole picture alone."""
 
-    model = Idefics3ForConditionalGeneration
+    model: Any = Idefics3ForConditionalGeneration
     shapes = [(1, 2), (0, 0), (2, 1)]
-    film_shape = None
+    film_shape: Any = None
 
-    def config(self, **variant) -> Idefics3Config:
+    def config(self, **variant: Any) -> Any:
         return self.own(Idefics3Config, "idefics3_vision", variant)
 
-    def own(self, kind, tower: str, variant: dict):
+    def own(self, kind: Any, tower: str, variant: dict) -> Any:
         return kind(
             **{
                 "vision_config": vision(tower, 4),
@@ -87,7 +105,7 @@ class Idefics3:
             }
         )
 
-    def picture(self, config, tiles, alone: bool, draw: Draw) -> Piece:
+    def picture(self, config: Any, tiles: Any, alone: bool, draw: Draw) -> Piece:
         tokens: list[int] = []
         for r in range(tiles[0]):
             for c in range(tiles[1]):
@@ -96,7 +114,7 @@ class Idefics3:
         tokens += [NEWLINE] * (tiles[0] > 0) + [START, GLOBAL] + [IMAGE] * PER_TILE + [START]
         return Piece("image", tokens, IMAGE, tiles_of(draw, tiles[0] * tiles[1] + 1))
 
-    def collate(self, samples, case, config) -> dict:
+    def collate(self, samples: list[list[Piece]], case: Case, config: Any) -> dict:
         """Pictures and their pixel masks per sample, filled up with empty ones."""
         out = {}
         for name in ("pixel_values", "pixel_attention_mask"):
@@ -111,16 +129,16 @@ class Idefics3:
         return out
 
 
-class SmolVLM(Idefics3):
+class SmolVLM(Idefics3, key="smolvlm"):
     """As Idefics3; the frames of a video are whole pictures behind time stamps."""
 
-    model = SmolVLMForConditionalGeneration
-    film_shape = 3
+    model: Any = SmolVLMForConditionalGeneration
+    film_shape: Any = 3
 
-    def config(self, **variant) -> SmolVLMConfig:
+    def config(self, **variant: Any) -> Any:
         return self.own(SmolVLMConfig, "smolvlm_vision", variant)
 
-    def film(self, config, frames: int, draw: Draw) -> Piece:
+    def film(self, config: Any, frames: int, draw: Draw) -> Piece:
         tokens = [*draw.words(2), NEWLINE]
         for _ in range(frames):
             tokens += [NEWLINE, CLOCK, *draw.words(1), START, GLOBAL] + [IMAGE] * PER_TILE + [START]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from transformers import (
@@ -18,63 +19,44 @@ from transformers import (
     VideoLlavaForConditionalGeneration,
 )
 
-from .common import IMAGE, NEWLINE, SIDE, VIDEO, Draw, Piece, gather, stack_tiles, text, vision
+from .common import IMAGE, NEWLINE, SIDE, VIDEO, Case, Draw, Piece, TinyFamily, gather, stack_tiles, text, vision
 
 PINPOINTS = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE]]
 CLIP = vision("clip_vision_model", projection_dim=24)
 SIGLIP = vision("siglip_vision_model", vision_use_head=False)
 
 
-class Llava:
+class Llava(TinyFamily, key="llava"):
     """One tile per image, all of one size."""
 
-    model = LlavaForConditionalGeneration
+    model: Any = LlavaForConditionalGeneration
     shapes = [(SIDE, SIDE)] * 3
-    film_shape = None
+    film_shape: Any = None
 
-    def config(self, **variant) -> LlavaConfig:
+    def config(self, **variant: Any) -> Any:
         return LlavaConfig(
             **{"vision_config": CLIP, "text_config": text("llama"), "image_token_index": IMAGE, **variant}
         )
 
-    def picture(self, config, shape, alone: bool, draw: Draw) -> Piece:
+    def picture(self, config: Any, shape: Any, alone: bool, draw: Draw) -> Piece:
         tokens = [IMAGE] * side(config) ** 2 + [NEWLINE]
         return Piece("image", tokens, IMAGE, {"pixel_values": draw.pixels(1, 3, SIDE, SIDE)})
 
-    def collate(self, samples, case, config) -> dict:
+    def collate(self, samples: list[list[Piece]], case: Case, config: Any) -> dict:
         return gather(samples, "pixel_values") | gather(samples, "pixel_values_videos")
 
 
-class VideoLlava(Llava):
-    """Two towers; the frames of a video keep their [CLS]. Images go by the name its processor still gives them."""
-
-    model = VideoLlavaForConditionalGeneration
-    film_shape = 2
-
-    def config(self, **variant) -> VideoLlavaConfig:
-        own = {"image_token_index": IMAGE, "video_token_index": VIDEO}
-        return VideoLlavaConfig(**{"vision_config": CLIP, "text_config": text("llama"), **own, **variant})
-
-    def film(self, config, frames: int, draw: Draw) -> Piece:
-        tokens = [VIDEO] * frames * (side(config) ** 2 + 1) + [NEWLINE]
-        return Piece("video", tokens, VIDEO, {"pixel_values_videos": draw.pixels(1, frames, 3, SIDE, SIDE)})
-
-    def collate(self, samples, case, config) -> dict:
-        out = super().collate(samples, case, config)
-        return {"pixel_values_images" if name == "pixel_values" else name: value for name, value in out.items()}
-
-
-class LlavaNext(Llava):
+class LlavaNext(Llava, key="llava_next"):
     """A base tile, and tiles of the best fitting resolution without their padding, with a newline after each row."""
 
-    model = LlavaNextForConditionalGeneration
+    model: Any = LlavaNextForConditionalGeneration
     shapes = [(16, 64), (60, 30), (40, 36)]
 
-    def config(self, **variant) -> LlavaNextConfig:
+    def config(self, **variant: Any) -> Any:
         own = {"image_token_index": IMAGE, "image_grid_pinpoints": PINPOINTS}
         return LlavaNextConfig(**{"vision_config": CLIP, "text_config": text("llama"), **own, **variant})
 
-    def picture(self, config, shape, alone: bool, draw: Draw) -> Piece:
+    def picture(self, config: Any, shape: Any, alone: bool, draw: Draw) -> Piece:
         rows, columns = best_tiles(shape)
         height, width = without_padding(shape, rows * side(config), columns * side(config))
         tokens = [IMAGE] * (side(config) ** 2 + height * (width + 1)) + [NEWLINE]
@@ -84,7 +66,7 @@ class LlavaNext(Llava):
         }
         return Piece("image", tokens, IMAGE, payload)
 
-    def collate(self, samples, case, config) -> dict:
+    def collate(self, samples: list[list[Piece]], case: Case, config: Any) -> dict:
         return (
             gather(samples, "pixel_values", stack_tiles)
             | gather(samples, "image_sizes")
@@ -92,28 +74,28 @@ class LlavaNext(Llava):
         )
 
 
-class LlavaNextVideo(LlavaNext):
+class LlavaNextVideo(LlavaNext, key="llava_next_video"):
     """Frames are pooled 2 x 2 after the tower; no newline tokens."""
 
-    model = LlavaNextVideoForConditionalGeneration
-    film_shape = 3
+    model: Any = LlavaNextVideoForConditionalGeneration
+    film_shape: Any = 3
 
-    def config(self, **variant) -> LlavaNextVideoConfig:
+    def config(self, **variant: Any) -> Any:
         own = {"image_token_index": IMAGE, "video_token_index": VIDEO, "image_grid_pinpoints": PINPOINTS}
         return LlavaNextVideoConfig(**{"vision_config": CLIP, "text_config": text("llama"), **own, **variant})
 
-    def film(self, config, frames: int, draw: Draw) -> Piece:
+    def film(self, config: Any, frames: int, draw: Draw) -> Piece:
         tokens = [VIDEO] * frames * (side(config) // 2) ** 2 + [NEWLINE]
         return Piece("video", tokens, VIDEO, {"pixel_values_videos": draw.pixels(1, frames, 3, SIDE, SIDE)})
 
 
-class LlavaOnevision(LlavaNext):
+class LlavaOnevision(LlavaNext, key="llava_onevision"):
     """As LLaVA-NeXT for the only image of a sample, one tile and a newline for each of several; pooled videos."""
 
-    model = LlavaOnevisionForConditionalGeneration
-    film_shape = 3
+    model: Any = LlavaOnevisionForConditionalGeneration
+    film_shape: Any = 3
 
-    def config(self, **variant) -> LlavaOnevisionConfig:
+    def config(self, **variant: Any) -> Any:
         own = {
             "image_token_index": IMAGE,
             "video_token_index": VIDEO,
@@ -123,7 +105,7 @@ class LlavaOnevision(LlavaNext):
         }
         return LlavaOnevisionConfig(**{"vision_config": SIGLIP, "text_config": text("qwen2"), **own, **variant})
 
-    def picture(self, config, shape, alone: bool, draw: Draw) -> Piece:
+    def picture(self, config: Any, shape: Any, alone: bool, draw: Draw) -> Piece:
         rows, columns, s = *best_tiles(shape), side(config)
         height, width = without_padding(shape, rows * s, columns * s)
         ratio = math.sqrt(height * width / (int(config.vision_aspect_ratio.removeprefix("anyres_max_")) * s**2))
@@ -136,11 +118,11 @@ class LlavaOnevision(LlavaNext):
         }
         return Piece("image", [IMAGE] * n + [NEWLINE], IMAGE, payload)
 
-    def film(self, config, frames: int, draw: Draw) -> Piece:
+    def film(self, config: Any, frames: int, draw: Draw) -> Piece:
         tokens = [VIDEO] * (frames * math.ceil(side(config) / 2) ** 2 + 1) + [NEWLINE]
         return Piece("video", tokens, VIDEO, {"pixel_values_videos": draw.pixels(1, frames, 3, SIDE, SIDE)})
 
-    def collate(self, samples, case, config) -> dict:
+    def collate(self, samples: list[list[Piece]], case: Case, config: Any) -> dict:
         out = super().collate(samples, case, config)
         if "pixel_values" in out:  # samples without an image are left out, as the processor does
             counts = [sum(piece.modality == "image" for piece in pieces) for pieces in samples]
@@ -148,7 +130,26 @@ class LlavaOnevision(LlavaNext):
         return out
 
 
-def side(config) -> int:
+class VideoLlava(Llava, key="video_llava"):
+    """Two towers; the frames of a video keep their [CLS]. Images go by the name its processor still gives them."""
+
+    model: Any = VideoLlavaForConditionalGeneration
+    film_shape: Any = 2
+
+    def config(self, **variant: Any) -> Any:
+        own = {"image_token_index": IMAGE, "video_token_index": VIDEO}
+        return VideoLlavaConfig(**{"vision_config": CLIP, "text_config": text("llama"), **own, **variant})
+
+    def film(self, config: Any, frames: int, draw: Draw) -> Piece:
+        tokens = [VIDEO] * frames * (side(config) ** 2 + 1) + [NEWLINE]
+        return Piece("video", tokens, VIDEO, {"pixel_values_videos": draw.pixels(1, frames, 3, SIDE, SIDE)})
+
+    def collate(self, samples: list[list[Piece]], case: Case, config: Any) -> dict:
+        out = super().collate(samples, case, config)
+        return {"pixel_values_images" if name == "pixel_values" else name: value for name, value in out.items()}
+
+
+def side(config: Any) -> int:
     return config.vision_config.image_size // config.vision_config.patch_size
 
 
@@ -156,7 +157,7 @@ def best_tiles(shape: tuple[int, int]) -> tuple[int, int]:
     """Tiles (rows, columns) of the resolution that keeps most of the image, and wastes least."""
     height, width = shape
 
-    def fit(resolution):
+    def fit(resolution: list[int]) -> tuple[int, int]:
         scale = min(resolution[0] / height, resolution[1] / width)
         kept = min(int(height * scale) * int(width * scale), height * width)
         return kept, -(resolution[0] * resolution[1] - kept)

@@ -1,10 +1,11 @@
-"""What every family of the zoo is made of: token ids, small configurations, weights that matter, batches of prompts."""
+"""What every tiny family is made of: token ids, small configurations, weights that matter, batches of prompts."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -43,7 +44,50 @@ class Case:
     visuals: list[list[Visual]] = field(default_factory=list)
 
 
-def text(kind: str, depth: int = 5, **more) -> dict:
+FAMILIES: dict[str, TinyFamily] = {}
+
+
+class TinyFamily:
+    """A model of the real class, a few dozen channels wide, and prompts as the family's processor makes them.
+
+    A subclass is known under its ``key`` by being defined.
+    """
+
+    model: Any  #: the class of transformers
+    shapes: list[Any]  #: sizes of the pictures ``i0``, ``i1`` and ``i2``, in the unit that ``picture`` takes
+    film_shape: Any = None  #: size of the video ``v``; None where the family takes no video
+    attention: ClassVar[dict[str, Any]] = {}  #: what stands for an attention backend that a part cannot run on
+
+    def __init_subclass__(cls, *, key: str) -> None:
+        FAMILIES[key] = cls()
+
+    def config(self, **variant: Any) -> Any:
+        """The configuration, with ``variant`` in place of its fields."""
+        raise NotImplementedError
+
+    def picture(self, config: Any, shape: Any, alone: bool, draw: Draw) -> Piece:
+        """A picture of ``shape``; ``alone``: the only one of its sample."""
+        raise NotImplementedError
+
+    def film(self, config: Any, shape: Any, draw: Draw) -> Piece:
+        raise NotImplementedError
+
+    def collate(self, samples: list[list[Piece]], case: Case, config: Any) -> dict:
+        """Arguments of the model besides ``input_ids`` and ``attention_mask``."""
+        raise NotImplementedError
+
+    def row(self, pieces: list[Piece], tail: int, draw: Draw) -> tuple[list[int], list[int]]:
+        """Tokens of one prompt with ``tail`` words at its end, and which piece each token belongs to (-1: none)."""
+        tokens, owner = [BOS], [-1]
+        for i, piece in enumerate(pieces):
+            words = draw.words(2 + i)
+            tokens += words + piece.tokens
+            owner += [-1] * len(words) + [i] * len(piece.tokens)
+        words = draw.words(tail)
+        return tokens + words, owner + [-1] * tail
+
+
+def text(kind: str, depth: int = 5, **more: Any) -> dict:
     """Text configuration: width 32, 4 heads of 8 over 2 key heads, vocabulary 120."""
     own = {"head_dim": 8} if kind not in ("qwen2", "qwen2_vl_text", "qwen2_5_vl_text") else {}
     return {
@@ -64,7 +108,7 @@ def text(kind: str, depth: int = 5, **more) -> dict:
     }
 
 
-def vision(kind: str, patch: int = 8, depth: int = 4, **more) -> dict:
+def vision(kind: str, patch: int = 8, depth: int = 4, **more: Any) -> dict:
     """Configuration of a tower for square images of 32 pixels."""
     return {
         "model_type": kind,
@@ -79,7 +123,7 @@ def vision(kind: str, patch: int = 8, depth: int = 4, **more) -> dict:
 
 
 @torch.no_grad()
-def fill(model, seed: int) -> None:
+def fill(model: Any, seed: int) -> None:
     """Weights large enough that outputs depend on every token; special tokens are never the likeliest to be written."""
     generator = torch.Generator().manual_seed(seed)
     for name, p in model.named_parameters():
@@ -110,18 +154,7 @@ class Draw:
         return torch.randn(*shape, generator=self.generator)
 
 
-def row(pieces: list[Piece], tail: int, draw: Draw) -> tuple[list[int], list[int]]:
-    """Tokens of one prompt, and which piece each token belongs to (-1: none)."""
-    tokens, owner = [BOS], [-1]
-    for i, piece in enumerate(pieces):
-        words = draw.words(2 + i)
-        tokens += words + piece.tokens
-        owner += [-1] * len(words) + [i] * len(piece.tokens)
-    words = draw.words(tail)
-    return tokens + words, owner + [-1] * tail
-
-
-def assemble(samples: list[list[Piece]], pad: str | None, draw: Draw, row: Callable = row) -> Case:
+def assemble(samples: list[list[Piece]], pad: str | None, draw: Draw, row: Callable) -> Case:
     """Padded ``input_ids`` and ``attention_mask`` of a batch, and where its pictures are."""
     rows = [row(pieces, 5 + (b if pad else 0), draw) for b, pieces in enumerate(samples)]
     width = max(len(tokens) for tokens, _ in rows)

@@ -1,0 +1,101 @@
+"""One method for each stage, and what each leaves of a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import tokenreduce as tr
+
+from .shortened import Columns, hooked
+
+PAIRS, BLOCK = 3, 1  # pairs merged in an encoder, after this block
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeLastPairs(tr.Method, register=False):
+    """After one block of the encoder, the last patches of a picture are merged in pairs; a pair counts twice from then on."""
+
+    name = "merge_last_pairs"
+    title = "merge in the encoder"
+    stages = ("encoder",)
+
+    def plan(self, facts: tr.ModelFacts) -> tuple[tr.Step, ...]:
+        return (tr.Step("encoder", BLOCK, when="after", proportional=True),)
+
+    def is_identity(self, n: int) -> bool:
+        return False
+
+    def reduce(self, tokens: tr.VisualTokens) -> tr.Reduction:
+        batch, n = tokens.features.shape[:2]
+        alone = n - 2 * PAIRS
+        rows = torch.arange(n)
+        assign = torch.where(rows < alone, rows, alone + (rows - alone) // 2)
+        source = torch.cat([rows[:alone], rows[alone::2]])
+        return tr.Reduction.merge(assign.expand(batch, n), source.expand(batch, -1), weight=tokens.size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForgetEveryOther(tr.Method, register=False):
+    """From decoder layer ``layer`` on, the cache keeps every other token of a picture."""
+
+    name = "forget_every_other"
+    title = "trim the cache"
+    stages = ("cache",)
+    layer: int = 1
+
+    def plan(self, facts: tr.ModelFacts) -> tuple[tr.Step, ...]:
+        return (tr.Step("cache", layer=self.layer),)
+
+    def reduce(self, tokens: tr.VisualTokens) -> tr.Reduction:
+        score = (torch.arange(tokens.num_tokens) % 2).float().expand(len(tokens.features), -1)
+        return tr.Reduction.top(score, self.budget.count(tokens.num_tokens))
+
+
+METHODS: dict[str, tr.Method] = {
+    "encoder": MergeLastPairs(),
+    "projector": tr.HiPrune(keep=0.4),
+    "llm": tr.FastV(keep=0.4, layer=2),
+    "cache": ForgetEveryOther(keep=0.5),
+}
+
+
+def left(trace: tr.Trace, mask: Tensor, length: int) -> list[Columns]:
+    """What a prompt of ``length`` columns was cut down to, one row of ``mask`` (B, L') per sample; the rest was written."""
+    visual = torch.zeros_like(mask, dtype=torch.bool)
+    visual[:, :length] = trace.visual
+    text = [row.nonzero()[:, 0] for row in mask.bool() & ~visual]
+    every = [row.nonzero()[:, 0] for row in mask.bool()]
+    entered = any(image.reached(-1) is not None for image in trace.images)
+    found = []
+    for sample, words in enumerate(text):
+        at = {k: torch.cat([words, kept[sample]]).sort().values for k, kept in trace.kept_at.items()}
+        first = torch.cat([words, trace.kept[sample]]).sort().values if entered else every[sample]
+        trimmed = [(image, image.stages[-1]) for image in trace.images if image.sample == sample]
+        trimmed = [(image, stage) for image, stage in trimmed if stage.stage == "cache"]
+        gone = [image.columns[~torch.isin(image.columns, stage.seats)] for image, stage in trimmed]
+        layer = trimmed[0][1].layer or 0 if trimmed else 0
+        found.append(Columns(first, at, torch.cat(gone) if gone else None, layer, length))
+    return found
+
+
+@contextmanager
+def merged_tower(model: Any) -> Iterator[None]:
+    """The bare ``model`` with both patches of a pair at their mean: two equal rows are what a token that counts twice is."""
+    tower = model.base_model.get_encoder(modality="image")
+    depth = tower.config.num_hidden_layers
+    blocks = next(m for m in tower.modules() if isinstance(m, nn.ModuleList) and len(m) == depth)
+
+    def merge(module: nn.Module, args: tuple, out: Any) -> Any:
+        rows = out[0] if isinstance(out, tuple) else out
+        pairs = rows[:, -2 * PAIRS :].unflatten(1, (PAIRS, 2)).mean(2, keepdim=True).expand(-1, -1, 2, -1).flatten(1, 2)
+        rows = torch.cat([rows[:, : -2 * PAIRS], pairs], dim=1)
+        return (rows, *out[1:]) if isinstance(out, tuple) else rows
+
+    with hooked(blocks[BLOCK].register_forward_hook(merge)):
+        yield
