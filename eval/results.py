@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import sys
@@ -38,14 +39,23 @@ def claim(out: Path, files: Sequence[str]) -> None:
 
 
 def as_json(content: Any) -> str:
-    """``content`` as indented JSON with a newline behind it."""
-    return json.dumps(content, indent=1) + "\n"
+    """``content`` as indented JSON with a newline behind it; NaN and infinity, which JSON has not, as null."""
+    return json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write ``content`` as JSON; readers see the old file or the new one, never a part. See ``tokenreduce.files.replacing``."""
     with replacing(path) as file:
         file.write(as_json(content).encode("utf-8"))
+
+
+def _finite(content: Any) -> Any:
+    """``content`` with null where JSON has no number."""
+    if isinstance(content, dict):
+        return {name: _finite(value) for name, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def environment(model: nn.Module) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Time to the first token with and without reduction, taking turns on the same prompts: the load of a machine cancels out."""
+"""The whole way to the first token with and without reduction: its time, taking turns on the same prompts, and its FLOPs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import tokenreduce as tr
 from tokenreduce.timing import speed_up, time_prefill
@@ -42,3 +45,28 @@ def first_token(model: Any, recipe: Recipe, prompts: Sequence[Mapping[str, Any]]
         after += [lap.total_s for lap in laps["reduced"]]
     medians = {"unreduced_ms": statistics.median(before) * 1e3, "reduced_ms": statistics.median(after) * 1e3}
     return {"prompts": len(prompts), "rounds": ROUNDS, **medians, "speedup": vars(speed_up(before, after))}
+
+
+def whole_prefill(model: Any, recipe: Recipe, prompts: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
+    """Mean FLOPs of a forward pass over a prompt, ``flops`` and ``flops_unreduced``; None without prompts.
+
+    Counted by torch as the operations run: vision tower, projector, decoder, the method itself, and logits of the last
+    position. The model comes bare and is left bare.
+    """
+    if not prompts:
+        return None
+
+    def counted() -> float:
+        found = []
+        for prompt in prompts:
+            samples = next((len(prompt[name]) for name in ("input_ids", "inputs_embeds") if name in prompt), 1)
+            with FlopCounterMode(display=False) as counter, torch.inference_mode():
+                model(**prompt, logits_to_keep=1)
+            found.append(counter.get_total_flops() / samples)
+        return statistics.fmean(found)
+
+    whole = counted()
+    if not recipe.methods:
+        return {"flops": whole, "flops_unreduced": whole}
+    with tr.wrapped(model, *recipe.methods, images_as_video=recipe.images_as_video):
+        return {"flops": counted(), "flops_unreduced": whole}

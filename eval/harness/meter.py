@@ -23,11 +23,11 @@ class Meter:
 
     A row: task and doc_id (None where a backend reads its documents in no order that tells), tokens_in and tokens_kept of
     all its images together, equivalent_tokens (averaged over decoder layers), prefill FLOPs with and without reduction,
-    KV bytes after the prompt, ttft_ms (from the call of ``generate`` to the end of its first forward pass, vision tower
-    included), generate_ms, new_tokens, method_ms, peak_mib (device memory on CUDA; resident memory of the process on Linux,
-    else None). FLOPs, bytes and method_ms are the batch's divided by ``batch``, ttft_ms and generate_ms the batch's.
-    A prompt that is answered by several beams or several times over costs what all of them do; new_tokens are those of its
-    answers, up to where each ends.
+    KV bytes after the prompt with and without, ttft_ms (from the call of ``generate`` to the end of its first forward pass,
+    vision tower included), generate_ms, new_tokens, method_ms, peak_mib (device memory on CUDA; resident memory of the
+    process on Linux, else None). FLOPs, bytes and method_ms are the batch's divided by ``batch``, ttft_ms and generate_ms
+    the batch's. A prompt that is answered by several beams or several times over costs what all of them do; new_tokens are
+    those of its answers, up to where each ends.
 
     ``observe`` is called after each batch with the model, its documents, where these are known, and what ``generate`` was given.
     """
@@ -116,6 +116,7 @@ class Meter:
                 "flops": report.flops / count,
                 "flops_unreduced": report.flops_unreduced / count,
                 "kv_bytes": report.kv_bytes / count,
+                "kv_bytes_unreduced": report.kv_bytes_unreduced / count,
                 "method_ms": report.method_ms / count,
             }
             for i in range(count)
@@ -177,7 +178,8 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return [row[name] for row in rows if row.get(name) is not None]
 
     found: dict[str, Any] = {"prompts": len(rows)}
-    means = ("tokens_in", "tokens_kept", "equivalent_tokens", "flops", "flops_unreduced", "kv_bytes", "method_ms")
+    means = ("tokens_in", "tokens_kept", "equivalent_tokens", "flops", "flops_unreduced", "kv_bytes")
+    means += ("kv_bytes_unreduced", "method_ms")
     for name in means:
         found[name] = statistics.fmean(numbers(name)) if numbers(name) else None
     found["ttft_ms"] = statistics.median(numbers("ttft_ms")) if numbers("ttft_ms") else None

@@ -13,7 +13,18 @@ from tokenreduce.adapters.upstream.lmms_eval import aggregation_of, is_mean
 
 from ..statistics import mean_replicates, replicates
 
-COSTS = ("tokens_in", "tokens_kept", "equivalent_tokens", "flops", "ttft_ms", "generate_ms", "method_ms")
+COSTS = (
+    "tokens_in",
+    "tokens_kept",
+    "equivalent_tokens",
+    "flops",
+    "flops_unreduced",
+    "kv_bytes",
+    "kv_bytes_unreduced",
+    "ttft_ms",
+    "generate_ms",
+    "method_ms",
+)
 
 
 def scores(

@@ -45,5 +45,6 @@ def unreduced(model: Any, ids: Any, mask: Any, bare: FirstPass) -> list[dict[str
     for count, flops in zip(visual, prefill_flops(model, lengths)):
         tokens = {"tokens_in": count, "tokens_kept": count, "equivalent_tokens": float(count)}
         whole = repeat * flops
-        rows.append({**tokens, "flops": whole, "flops_unreduced": whole, "kv_bytes": kv, "method_ms": 0.0})
+        bytes_held = {"kv_bytes": kv, "kv_bytes_unreduced": kv}
+        rows.append({**tokens, "flops": whole, "flops_unreduced": whole, **bytes_held, "method_ms": 0.0})
     return rows

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from .comparison import compared
 from .files import FORMATS, write
-from .table import Row, rows
+from .rows import Row, rows
 
-__all__ = ["FORMATS", "Row", "rows", "write"]
+__all__ = ["FORMATS", "Row", "compared", "rows", "write"]

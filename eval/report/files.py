@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
-import csv
-import dataclasses
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from ..results import claim, write_json
 from ..sweep.store import Store
-from .columns import markdown
+from .comparison import compared
+from .formats import csv_table, json_table, latex, markdown, parquet_table
 from .page import page
-from .table import Row, rows
+from .points import tables
+from .rows import rows
 
-FORMATS = {"csv": "table.csv", "md": "table.md", "parquet": "table.parquet", "html": "index.html"}
+FORMATS = {
+    "csv": "table.csv",
+    "md": "table.md",
+    "tex": "table.tex",
+    "json": "table.json",
+    "parquet": "table.parquet",
+    "html": "index.html",
+}
 NEEDS = {"parquet": "pyarrow", "html": "plotly"}
 
 
-def write(results: Path, out: Path, formats: Sequence[str] = tuple(FORMATS)) -> list[Path]:
+def write(
+    results: Path,
+    out: Path,
+    formats: Sequence[str] = tuple(FORMATS),
+    *,
+    metric: str | None = None,
+    control: str = "tokens",
+    against: str | None = None,
+    correction: str | None = None,
+) -> list[Path]:
     """Write the report of the sweep in ``results`` into ``out``; returns the files.
 
-    Errors: ``ValueError`` for a folder without cells, an unknown format, a missing package (with its pip command), or files in
-    ``out`` that no earlier report wrote.
+    Args:
+        metric, control: as in ``rows``; against, correction: as in ``compared``.
+
+    Errors: ``ValueError`` for a folder without cells, an unknown format, metric, control or row, a missing package (with its pip
+    command), or files in ``out`` that no earlier report wrote.
     """
     unknown = [name for name in formats if name not in FORMATS]
     if unknown or not formats:
@@ -34,42 +51,42 @@ def write(results: Path, out: Path, formats: Sequence[str] = tuple(FORMATS)) -> 
         raise ValueError(
             f"results={str(results)!r} holds no cells of a sweep; give the folder that tokenreduce sweep wrote"
         )
-    for name in formats:
-        if name in NEEDS and find_spec(NEEDS[name]) is None:
+    needed = {NEEDS[name]: f"--format {name}" for name in formats if name in NEEDS} | (
+        {"scipy": "--against"} if against else {}
+    )
+    for package, what in needed.items():
+        if find_spec(package) is None:
             raise ValueError(
-                f"{NEEDS[name]} is not installed, which {name} needs; run: pip install 'tokenreduce[report]', or choose "
+                f"{package} is not installed, which {what} needs; run: pip install 'tokenreduce[report]', or choose "
                 "--format csv,md"
             )
+    if correction is not None and against is None:
+        raise ValueError(
+            "--correction has no comparisons to correct; name a row with --against, for example --against random"
+        )
+    found = rows(cells, metric=metric, control=control)
+    if against is not None:
+        found = compared(cells, found, against, correction)
+    left_out = [f"{table.model}, {table.task}: {name}" for table in tables(cells) for name in table.left_out]
     files = [FORMATS[name] for name in formats]
     claim(out, files)
-    found = rows(cells)
+    make = {
+        "csv": lambda: csv_table(found).encode(),
+        "md": lambda: (markdown(found, control) + _left_out(left_out)).encode(),
+        "tex": lambda: latex(found, control).encode(),
+        "json": lambda: json_table(found, control).encode(),
+        "parquet": lambda: parquet_table(found),
+        "html": lambda: page(found, cells, control, left_out).encode(),
+    }
     for name in formats:
-        make: Callable[..., bytes] = {"csv": _csv, "md": _markdown, "parquet": _parquet, "html": _html}[name]
-        (out / FORMATS[name]).write_bytes(make(found, cells))
+        (out / FORMATS[name]).write_bytes(make[name]())
     write_json(out / "results.json", {"files": files})
     return [out / name for name in files]
 
 
-def _csv(found: Sequence[Row], cells: Any) -> bytes:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [f.name for f in dataclasses.fields(Row)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(dataclasses.asdict(row) for row in found)
-    return text.getvalue().encode()
-
-
-def _parquet(found: Sequence[Row], cells: Any) -> bytes:
-    import pyarrow
-    from pyarrow import parquet
-
-    text = io.BytesIO()
-    parquet.write_table(pyarrow.Table.from_pylist([dataclasses.asdict(row) for row in found]), text)
-    return text.getvalue()
-
-
-def _html(found: Sequence[Row], cells: Sequence[dict[str, Any]]) -> bytes:
-    return page(found, cells).encode()
-
-
-def _markdown(found: Sequence[Row], cells: Any) -> bytes:
-    return markdown(found).encode()
+def _left_out(names: Sequence[str]) -> str:
+    if not names:
+        return ""
+    return "\nOf an earlier state of weights, questions or code, and left out:\n\n" + "".join(
+        f"* {name}\n" for name in names
+    )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from html import escape
 from typing import Any
 
 from ..recipe import Recipe
 from ..sweep.store import DONE
-from .columns import HEADS, cells_of
-from .table import RESAMPLES, Row
+from .columns import LEGEND, columns, notes, title
+from .rows import Row
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 0 24px 80px; max-width: 1500px; color: #222 }
@@ -20,10 +21,22 @@ tbody tr:nth-child(odd) { background: #fafafa } .note { color: #555; max-width: 
 .kept td, .kept th { text-align: left; vertical-align: top; cursor: default; white-space: normal; max-width: 520px }
 .kept img { display: block } .right { color: #167a2e } .wrong { color: #b3261e } .failed { color: #b3261e }
 section { overflow-x: auto } select, input { font: inherit; margin: 0 14px 8px 0 }
+:root { color-scheme: light dark }
+@media screen and (prefers-color-scheme: dark) {
+  body { background: #14171a; color: #dde } .note { color: #aab } h2 { border-color: #444 }
+  th { background: #262b30 } tbody tr:nth-child(odd) { background: #1b1f23 }
+  .right { color: #6fce86 } .wrong, .failed { color: #ff8a80 }
+  .js-plotly-plot { filter: invert(0.9) hue-rotate(180deg) }
+}
+@media print {
+  body { max-width: none; padding: 0 } section { overflow: visible } select, input, .modebar { display: none }
+  table { font-size: 9px } th, td { padding: 1px 4px; white-space: normal } tr, .js-plotly-plot, img { break-inside: avoid }
+}
 """
+SEARCH = "<input class=search placeholder='show rows that hold …' aria-label=search>"
 SCRIPT = """
 document.querySelectorAll('table.numbers').forEach(table => table.querySelectorAll('th').forEach((head, column) => {
-  head.title = 'click to sort';
+  head.title += '; click to sort';
   head.onclick = () => {
     const body = table.tBodies[0], down = head.dataset.down = head.dataset.down === '1' ? '0' : '1';
     const value = row => { const t = row.cells[column].textContent, n = parseFloat(t); return isNaN(n) ? t : n };
@@ -31,6 +44,9 @@ document.querySelectorAll('table.numbers').forEach(table => table.querySelectorA
       .forEach(row => body.append(row));
   };
 }));
+const plots = () => [...document.querySelectorAll('.js-plotly-plot')];
+addEventListener('beforeprint', () => plots().forEach(plot => Plotly.relayout(plot, {width: 700, autosize: false})));
+addEventListener('afterprint', () => plots().forEach(plot => Plotly.relayout(plot, {width: null, autosize: true})));
 document.querySelectorAll('select.budget').forEach(select => {
   const show = () => select.closest('section').querySelectorAll('tr[data-keep]')
     .forEach(row => row.hidden = row.dataset.keep !== select.value);
@@ -42,28 +58,38 @@ document.querySelectorAll('input.search').forEach(input => input.oninput = () =>
 """
 
 
-def page(rows: Sequence[Row], cells: Sequence[dict[str, Any]]) -> str:
-    """The page as HTML, with plotly's script inside."""
+def page(
+    rows: Sequence[Row], cells: Sequence[dict[str, Any]], control: str = "tokens", left_out: Sequence[str] = ()
+) -> str:
+    """The page as HTML, with plotly's script inside. ``left_out``: cells that the rows do not show."""
     from plotly.offline import get_plotlyjs
 
     from .figures import curves, heat_map, looks
 
     style = looks(rows)
-    places = list(dict.fromkeys((row.model, row.task) for row in rows))
+    places = list(dict.fromkeys(row.place for row in rows))
     parts = [_head(rows, cells), "<h2>Accuracy against cost</h2>"]
     for place in places:
-        own = [row for row in rows if (row.model, row.task) == place]
+        own = [row for row in rows if row.place == place]
         if any(row.score is not None for row in own):
-            parts += [f"<h3>{escape(' · '.join(place))}</h3>", _plot(curves(own, style))]
+            parts += [f"<h3>{escape(title(own[0]))}</h3>", _plot(curves(own, style))]
     parts.append(
-        "<h2>Per task</h2><p class=note>Scores in percent; the colour is the share of the unreduced score.</p>"
+        "<h2>Per task</h2><p class=note>Scores, shares in percent; the darker, the more is kept of the unreduced quality.</p>"
     )
     for model in dict.fromkeys(row.model for row in rows):
         own = [row for row in rows if row.model == model]
         if any(row.relative is not None for row in own):
             parts += [f"<h3>{escape(model)}</h3>", _plot(heat_map(own))]
-    parts += ["<h2>What was kept</h2>", *(_kept(cells, task) for task in dict.fromkeys(row.task for row in rows))]
-    parts += ["<h2>Numbers</h2>", _numbers(rows), _failures(rows)]
+    parts += [
+        "<h2>What was kept</h2>",
+        *(_kept(cells, task) for task in dict.fromkeys(cell["cell"]["task"] for cell in cells)),
+    ]
+    parts += [
+        "<h2>Numbers</h2><section>",
+        SEARCH,
+        *(_numbers([row for row in rows if row.place == place], control) for place in places),
+    ]
+    parts += ["</section>", _meaning(rows, control), _failures(rows, left_out)]
     return (
         "<!doctype html><html lang=en><head><meta charset=utf-8><title>tokenreduce sweep</title>"
         "<meta name=viewport content='width=device-width, initial-scale=1'><link rel=icon href='data:,'>"
@@ -77,17 +103,18 @@ def _plot(figure: Any) -> str:
 
 def _head(rows: Sequence[Row], cells: Sequence[dict[str, Any]]) -> str:
     done = [cell for cell in cells if cell["status"] == DONE]
-    states = ", ".join(f"{sum(row.state == s for row in rows)} {s}" for s in dict.fromkeys(row.state for row in rows))
+    counted = Counter(cell["status"] for cell in cells)
+    states = ", ".join(f"{count} {state}" for state, count in counted.items())
     places = {(c["result"]["environment"]["device"], c["result"]["environment"]["cpu"]) for c in done}
     versions = {tuple(sorted(cell["identity"]["versions"].items())) for cell in cells}
     told = "; ".join(", ".join(f"{name} {version}" for name, version in entry) for entry in sorted(versions, key=str))
     asked = sorted({row.questions for row in rows if row.questions})
     return (
         f"<h1>Visual token reduction: {escape(', '.join(dict.fromkeys(row.model for row in rows)))}</h1>"
-        f"<p class=note>{len(rows)} cells ({escape(states)}), {' or '.join(map(str, asked))} questions each. "
-        f"{escape(told)}. On {escape('; '.join(' '.join(dict.fromkeys(p)) for p in sorted(places)))}.<br>Intervals cover 95 % of "
-        f"{RESAMPLES} bootstrap samples of the questions; differences to random and ratios to the unreduced model are paired by "
-        "question. Where all questions agree an interval has no width, and yet n questions cannot see shares below about 3/n. "
+        f"<p class=note>{len(cells)} cells ({escape(states)}), {' or '.join(map(str, asked))} questions each. "
+        f"{escape(told)}. On {escape('; '.join(' '.join(dict.fromkeys(p)) for p in sorted(places)))}.<br>"
+        f"{escape(LEGEND)} Where all questions agree an interval has no width, and yet n questions cannot see shares below about "
+        "3/n. "
         "Time to the first token includes the vision tower; median, lowest and highest of rounds in which the reduced and the "
         "unreduced model took turns on the same prompts.</p>"
     )
@@ -145,24 +172,32 @@ def _reply(cell: dict[str, Any], doc_id: Any) -> str:
     return ""
 
 
-def _numbers(rows: Sequence[Row]) -> str:
-    heads = "".join(f"<th>{escape(name)}</th>" for name in (*HEADS[:1], "task", *HEADS[1:]))
-    lines = [(row, cells_of(row)) for row in rows if row.error is None]
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(text)}</td>" for text in (own[0], row.task, *own[1:])) + "</tr>"
-        for row, own in lines
-    )
-    search = "<input class=search placeholder='show rows that hold …' aria-label=search>"
+def _numbers(rows: Sequence[Row], control: str) -> str:
+    shown = [row for row in rows if row.error is None]
+    if not shown:
+        return ""
+    used = columns(shown, control)
+    heads = "".join(f"<th title='{escape(c.legend, quote=True)}'>{escape(c.head)}</th>" for c in used)
+    body = "".join("<tr>" + "".join(f"<td>{escape(c.text(row))}</td>" for c in used) + "</tr>" for row in shown)
+    below = "".join(f"<p class=note>{escape(note)}</p>" for note in notes(shown))
     return (
-        f"<section>{search}<table class=numbers><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></section>"
+        f"<h3>{escape(title(shown[0]))}</h3><table class=numbers><thead><tr>{heads}</tr></thead>"
+        f"<tbody>{body}</tbody></table>{below}"
     )
 
 
-def _failures(rows: Sequence[Row]) -> str:
+def _meaning(rows: Sequence[Row], control: str) -> str:
+    items = "".join(f"<li><b>{escape(c.head)}</b>: {escape(c.legend)}</li>" for c in columns(rows, control))
+    return f"<h3>What the columns say</h3><ul class=note>{items}</ul>"
+
+
+def _failures(rows: Sequence[Row], left_out: Sequence[str]) -> str:
     failed = [row for row in rows if row.error is not None]
     names = [f"{row.model} {row.task} {row.method} keep={row.keep}" for row in failed]
     items = "".join(
         f"<li><b>{escape(name)}</b>: <span class=failed>{escape(row.error or '')}</span></li>"
         for name, row in zip(names, failed)
     )
-    return f"<h2>Not done</h2><ul>{items}</ul>" if failed else ""
+    older = "".join(f"<li>{escape(name)}</li>" for name in left_out)
+    lost = f"<h2>Not done</h2><ul>{items}</ul>" if failed else ""
+    return lost + (f"<h2>Of an earlier state, left out</h2><ul>{older}</ul>" if older else "")

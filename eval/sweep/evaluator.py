@@ -69,7 +69,7 @@ class Evaluator:
         self.loaded = cell.loads
 
     def _run(self, cell: Cell) -> dict[str, Any]:
-        from ..harness.first_token import first_token
+        from ..harness.first_token import first_token, whole_prefill
         from ..harness.scores import scores
 
         self.lm.measured = {}
@@ -87,6 +87,7 @@ class Evaluator:
             "measured": measured["summary"],
             "empty_answers": measured["empty_answers"],
             "first_token": first_token(self.lm.model, cell.recipe, examples.prompts),
+            "whole_prefill": whole_prefill(self.lm.model, cell.recipe, examples.prompts),
             "pictures": examples.pictures,
             "not_drawn": examples.problems,
             "environment": environment(self.lm.model),
