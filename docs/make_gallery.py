@@ -67,7 +67,7 @@ def every_method(model, processor, photo: Image.Image) -> list[str]:
         f"colour, outlines by role. Methods for video leave a single picture alone. In this order: {', '.join(names)}.\n",
         save("every_method", sheet(*map(list, zip(*kept)), 4, tile=WIDE)),
         "## What they rank by\n",
-        f"The score each token was last ranked by, from blue (low) to yellow (high): {', '.join(n for _, n in ranked)}.\n",
+        f"The score each token was last ranked by, from dark (low) to bright (high): {', '.join(n for _, n in ranked)}.\n",
         save("scores", sheet(*map(list, zip(*ranked)), 4, tile=WIDE)),
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 
 import models
@@ -12,7 +13,8 @@ from PIL import Image
 from transformers import CLIPImageProcessor, LlavaImageProcessor
 
 import tokenreduce as tr
-from tokenreduce.draw import ROLE_COLORS, cell_boxes, describe, draw, figure, legend, seen_box, sheet
+from tokenreduce.draw import ROLE_COLORS, cell_boxes, describe, draw, figure, image_grid, legend, seen_box
+from tokenreduce.draw.caption import font_of, one_size, wrapped
 from tokenreduce.layout import Layout
 from tokenreduce.provenance import ImageTrace, StageTrace
 
@@ -136,7 +138,7 @@ def test_caption_counts():
 def test_every_method_can_be_drawn(method):
     model = models.llava(grid=6)
     inputs = models.prompt(model, [2])
-    photo = Image.effect_noise((70, 50), 80).convert("RGB")
+    photo = Image.effect_noise((60, 60), 80).convert("RGB")
     tr.wrap(model, method, keep=0.5)
     with torch.no_grad():
         model(**inputs)
@@ -148,14 +150,46 @@ def test_every_method_can_be_drawn(method):
         draw(trace, photo, frame=1)
 
 
-def test_sheet_and_legend():
+@pytest.mark.parametrize("size", [(451, 300), (300, 451), (168, 200)])
+def test_a_picture_that_cannot_be_what_the_model_saw_needs_its_processor(size):
+    """A 14 x 14 grid is not stretched over a photograph that was cropped."""
+    trace, photo = image_trace(Layout(14, 14), traced(list(range(196)))), Image.new("RGB", size)
+    with pytest.raises(ValueError, match="Pass the processor"):
+        draw(trace, photo)
+    assert draw(trace, photo, clip()).width > 0
+    assert draw(trace, photo.resize((300, 300))).width > 0
+
+
+@pytest.mark.parametrize(("width", "height"), [(451, 300), (300, 451), (1000, 210), (640, 480), (64, 64), (97, 411)])
+@pytest.mark.parametrize("rounding", [round, math.floor, math.ceil])
+def test_a_grid_of_whole_cells_over_the_whole_picture_is_drawn_without_one(width, height, rounding):
+    across, down = (max(1, rounding(side / 28)) for side in (width, height))
+    whole = image_trace(Layout(down, across), traced(list(range(across * down))))
+    assert draw(whole, Image.new("RGB", (width, height)), side=100).width > 0
+
+
+def test_text_in_a_grid_of_images_has_one_size():
+    tile, long = Image.new("RGB", (60, 60), (9, 9, 9)), "a title that is far too long for one line of its picture"
+    lines = [wrapped(title, font_of(15), 120) for title in (long, "short")]
+    assert len(lines[0]) > 2
+    assert one_size(lines[0], font_of(15), 120).size == 15
+    one = image_grid([tile, tile], [long, "short"], 2, tile=120)
+    other = image_grid([tile, tile], ["short", "short"], 2, tile=120)
+    assert one.height == other.height + 20 * (len(lines[0]) - 1)
+    assert np.array_equal(np.asarray(one)[130:152, 140:], np.asarray(other)[130:152, 140:])
+    assert one_size(["short", "unbreakable" * 5], font_of(15), 120).size < 15
+
+
+def test_image_grid_and_legend():
     tile = Image.new("RGB", (30, 20), (9, 9, 9))
-    made = sheet([tile, None, tile], ["a", "", "b\nc"], ["left", "right"], rows=["top", "low"], heading="all", tile=60)
+    made = image_grid(
+        [tile, None, tile], ["a", "", "b\nc"], ["left", "right"], rows=["top", "low"], heading="all", tile=60
+    )
     assert made.width > 120
     assert (np.asarray(made) == 9).all(-1).sum() == 2 * 60 * 40
     assert legend(("dropped", "anchor"), cut_off=True, width=200).width == 200
     with pytest.raises(ValueError, match="titles=1"):
-        sheet([tile, tile], ["a"], 2)
+        image_grid([tile, tile], ["a"], 2)
 
 
 def test_figure_needs_no_pyplot():

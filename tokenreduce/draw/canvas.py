@@ -79,7 +79,7 @@ class Canvas:
         else:
             canvas = _painted(self.pixels, np.full(kinds.shape, -1), np.where(kinds == -2, -2, 0), groups)
             canvas[token >= 0] = (
-                0.3 * _gray(canvas[token >= 0])[..., None] + 0.7 * colors_of(tokens.score, *ranks)[token[token >= 0]]
+                0.2 * _gray(canvas[token >= 0])[..., None] + 0.8 * colors_of(tokens.score, *ranks)[token[token >= 0]]
             )
         if len(tokens.panels[panel].boxes) > 1:
             _ruled(canvas, self.spans(np.array(tokens.panels[panel].boxes)))

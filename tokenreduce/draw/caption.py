@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -47,3 +48,8 @@ def fit(text: str, font: ImageFont.FreeTypeFont, room: float) -> ImageFont.FreeT
     """``font``, smaller where ``text`` is longer than ``room`` pixels, but never below 9."""
     length = font.getlength(text)
     return font if length <= room else font.font_variant(size=max(9, int(font.size * room / length)))
+
+
+def one_size(texts: Sequence[str], font: ImageFont.FreeTypeFont, room: float) -> ImageFont.FreeTypeFont:
+    """``font`` as small as the longest of ``texts`` needs it, for all of them."""
+    return min((fit(text, font, room) for text in texts), key=lambda fitting: fitting.size, default=font)

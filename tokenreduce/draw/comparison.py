@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
+
 from tokenreduce.answers import answer
+from tokenreduce.draw.caption import WHITE, captioned
+from tokenreduce.draw.heat_map import NEVER, RAMP
 from tokenreduce.draw.image_grid import image_grid
+from tokenreduce.draw.legend import GRAY, Color, Swatch, key, swatches_of
 from tokenreduce.draw.model_view import pixels_of
 from tokenreduce.draw.prompt import draw_picture, images_of_picture
+from tokenreduce.draw.provenance_map import provenance_map
 from tokenreduce.draw.stages import summarize
-from tokenreduce.draw.token_map import token_map
+from tokenreduce.draw.token_map import on_one_grid, token_map
 from tokenreduce.method import Method
+from tokenreduce.provenance import ImageTrace
 from tokenreduce.registry import make
 from tokenreduce.wrapping import is_wrapped
 
 if TYPE_CHECKING:
-    from PIL import Image
     from torch import nn
+
+    from tokenreduce.traces import Trace
+
+HEAT: list[Swatch] = [
+    ("lowest score of its picture", RAMP[0], RAMP[0]),
+    ("highest", RAMP[-1], RAMP[-1]),
+    ("not ranked", NEVER, NEVER),
+    ("kept", GRAY, WHITE),
+]
 
 
 def compare(
@@ -38,6 +53,9 @@ def compare(
     **options: Any,
 ) -> Image.Image:
     """A grid of pictures: columns are methods, rows are budgets, with the model's answer and the token count under each.
+
+    Budgets mean what each method means by them; the second line of a title says how many tokens the decoder really works on, as a
+    mean over its layers. The key to the colours stands below.
 
     Args:
         model: a model that is not wrapped; it is the same afterwards.
@@ -66,19 +84,51 @@ def compare(
     given = image if image is not None else pixels_of(inputs, index)
     undo = processor if image is not None else None
     style = {"caption": False, "side": 2 * tile, **options}
-    images, titles = [], []
+    images, titles, seen = [], [], dict[Swatch, None]()
     for budget in keeps:
         for method in made:
             found = answer(model, inputs, [make(method, keep=budget)], processor, max_new_tokens, images_as_video)
             assert found.trace is not None
+            assert found.report is not None
             parts = images_of_picture(found.trace, given, undo, index)
             over = partial(draw_picture, found.trace, given, undo, index=index)
             images.append(token_map(parts[0], **style) if given is None else over(**style))
-            titles.append(_title(summarize(*parts), found.texts[parts[0].sample :][:1]))
+            share = _share(parts, len(found.report.tokens_at_layer))
+            titles.append(_title(f"{summarize(*parts)}\n{share}", found.texts[parts[0].sample :][:1]))
+            seen |= dict.fromkeys(_swatches(found.trace, given, undo, index, parts))
     whole = answer(model, inputs, (), processor, max_new_tokens).texts
     images = _with_first(given[len(given) // 2] if isinstance(given, Sequence) else given, images, len(made))
     titles = _with_first(_title("every token", whole[parts[0].sample :][:1]), titles, len(made), "")
-    return image_grid(images, titles, ["picture", *map(_label, made)], rows=[f"keep\n{k:g}" for k in keeps], tile=tile)
+    rows = [f"keep\n{k:g}" for k in keeps]
+    grid = image_grid(images, titles, ["picture", *map(_label, made)], rows=rows, tile=tile)
+    return captioned(grid, "", key(HEAT if options.get("heat") else _alike(seen), grid.width))
+
+
+def _swatches(trace: Trace, given: Any, undo: Any, index: int, parts: Sequence[ImageTrace]) -> list[Swatch]:
+    """What occurs in one cell of the grid."""
+    if given is None:
+        flat, picture = on_one_grid(parts[0])
+        return swatches_of(provenance_map(flat, picture.size), picture.size, counts=False)
+    if isinstance(given, Image.Image):
+        return swatches_of(provenance_map(trace, given.size, undo, index), given.size, counts=False)
+    size, film = given[0].size, getattr(undo, "video_processor", undo)
+    maps = [provenance_map(part, size, undo if part.layout.frames > 1 else film) for part in parts]
+    return [swatch for tokens in maps for swatch in swatches_of(tokens, size, counts=False)]
+
+
+def _alike(swatches: Iterable[Swatch]) -> list[Swatch]:
+    """``swatches`` with those that look the same under one label: a role may have the plain white outline."""
+    labels: dict[tuple[Color | None, Color], list[str]] = {}
+    for label, fill, edge in swatches:
+        labels.setdefault((fill, edge), []).append(label)
+    return [(" / ".join(label), fill, edge) for (fill, edge), label in labels.items()]
+
+
+def _share(parts: Sequence[ImageTrace], depth: int) -> str:
+    """How much of the tokens the decoder works on: methods that act at different depths have unlike budgets."""
+    whole = sum(part.tokens_in for part in parts)
+    left = sum(len(part.kept(layer)) for part in parts for layer in range(depth))
+    return f"{left / (whole * depth):.0%} over all layers"
 
 
 def _with_first(first: Any, cells: list[Any], columns: int, empty: Any = None) -> list[Any]:
@@ -95,5 +145,4 @@ def _label(method: Method) -> str:
 
 
 def _title(count: str, texts: tuple[str, ...]) -> str:
-    lines = [line for text in texts for line in textwrap.wrap(f'"{textwrap.shorten(text, 120)}"', 34)]
-    return "\n".join([count, *lines])
+    return "\n".join([count, *(f'"{textwrap.shorten(text, 120)}"' for text in texts)])

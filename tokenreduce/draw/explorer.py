@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from tokenreduce import methods as known_methods
 from tokenreduce.answers import Answer, answer
 from tokenreduce.draw.overlay import draw
 from tokenreduce.draw.stages import step_names
 from tokenreduce.loading import model_inputs
-from tokenreduce.registry import make
+from tokenreduce.registry import make, registry
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -70,7 +69,7 @@ class Explorer:
         self.images = dict(images) if isinstance(images, Mapping) else {f"image {i}": x for i, x in enumerate(images)}
         self.max_new_tokens, self.side = max_new_tokens, side
         self.found: Answer | None = None
-        names = list(methods) or [row["name"] for row in known_methods()]
+        names = list(methods) or list(registry())
         budgets = [(f"{k:.0%}" if isinstance(k, float) else f"{k} tokens", k) for k in keeps]
         wide = {"style": {"description_width": "60px"}, "layout": widgets.Layout(width="340px")}
         self.method = widgets.Dropdown(options=names, description="method", **wide)

@@ -7,7 +7,10 @@ from PIL import Image, ImageDraw
 
 from tokenreduce.draw.caption import INK, WHITE, font_of
 
-NEVER = (64, 64, 64)  # tokens that were gone before anything ranked them
+NEVER = (16, 16, 16)  # tokens that were gone before anything ranked them: darker than any score
+# One hue, so that lightness alone tells the score to every reader and on paper: hue 60 degrees of CIELAB, lightness 28, 44,
+# 59, 74, 90, each with as much chroma as sRGB holds there.
+RAMP = ((108, 50, 0), (164, 79, 0), (223, 111, 1), (254, 161, 93), (254, 220, 199))
 
 
 def scale_of(score: np.ndarray) -> tuple[float, float]:
@@ -20,11 +23,10 @@ def scale_of(score: np.ndarray) -> tuple[float, float]:
 
 
 def colors_of(score: np.ndarray, low: float, high: float) -> np.ndarray:
-    """(N, 3) float32 RGB of the scores (N,) from dark blue (low) to yellow (high), readable in any colour vision."""
-    from matplotlib import colormaps
-
+    """(N, 3) float32 RGB of the scores (N,) of one hue, from dark (low) to bright (high)."""
     share = ((score - low) / max(high - low, np.finfo(float).tiny)).clip(0, 1)
-    painted = colormaps["cividis"](np.nan_to_num(share))[:, :3] * 255
+    stops = np.linspace(0, 1, len(RAMP))
+    painted = np.stack([np.interp(np.nan_to_num(share), stops, channel) for channel in zip(*RAMP)], axis=1)
     painted[np.isnan(score)] = NEVER
     return painted.astype(np.float32)
 
@@ -33,7 +35,7 @@ def color_bar(score: np.ndarray, width: int) -> Image.Image:
     """The key to the colours of the scores (N,)."""
     low, high = scale_of(score)
     font, pad, high_edge = font_of(14), 8, 18
-    texts = f"score {low:.3g}", f"{high:.3g} or more" + "; grey: not ranked" * bool(np.isnan(score).any())
+    texts = f"score {low:.3g}", f"{high:.3g} or more" + "; darkest: not ranked" * bool(np.isnan(score).any())
     left, right = (round(font.getlength(text)) for text in texts)
     out = Image.new("RGB", (width, 28), WHITE)
     pen = ImageDraw.Draw(out)

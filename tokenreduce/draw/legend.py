@@ -37,21 +37,27 @@ def legend(roles: Sequence[str] = (), cut_off: bool = False, width: int = 240) -
     return key(swatches + [("cut off, not seen", None, PALE)] * cut_off, width)
 
 
-def swatches_of(tokens: ProvenanceMap, size: tuple[int, int]) -> list[Swatch]:
-    """What occurs in a picture of ``size`` (width, height), with counts of original tokens."""
+def swatches_of(tokens: ProvenanceMap, size: tuple[int, int], counts: bool = True) -> list[Swatch]:
+    """What occurs in a picture of ``size`` (width, height), with counts of original tokens unless ``counts`` is False."""
+
+    def counted(text: str, which: np.ndarray) -> str:
+        return f"{text} {int(which.sum())}" if counts else text
+
     owner, role, merged = tokens.owner, tokens.role, tokens.merged
     single = (owner >= 0) & ~merged
     found: list[Swatch] = []
     for number in sorted(set(role[single].tolist())):
         label = tokens.names[number] if 0 < number < len(tokens.names) else "kept"
-        found.append((f"{label} {int((single & (role == number)).sum())}", GRAY, role_color(number)))
+        found.append((counted(label, single & (role == number)), GRAY, role_color(number)))
     if merged.any():
         groups = len(set(owner[merged].tolist()))
-        found.append((f"{int(merged.sum())} merged into {groups} means", TINT, WHITE))
+        text = f"{int(merged.sum())} merged into {groups} means" if counts else "merged: the mean colour"
+        found.append((text, TINT, WHITE))
     if tokens.away.any():
-        found.append((f"{int(tokens.away.sum())} of them with a token of another frame", AWAY, AWAY))
+        text = f"{int(tokens.away.sum())} of them with a token" if counts else "merged with a token"
+        found.append((f"{text} of another frame", AWAY, AWAY))
     if (owner < 0).any():
-        found.append((f"dropped {int((owner < 0).sum())}", DARK, DARK))
+        found.append((counted("dropped", owner < 0), DARK, DARK))
     low, high = tokens.boxes[:, :2].min(axis=0), tokens.boxes[:, 2:].max(axis=0)
     if (low > 0.5).any() or (high < np.array(size) - 0.5).any():
         found.append(("cut off, not seen", None, PALE))

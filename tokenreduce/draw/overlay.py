@@ -41,7 +41,7 @@ def draw(
     Args:
         trace: ``tr.trace(model)``, or one of its ``images``.
         image: the original image (for a video, the frame ``frame``), as it was given to the processor.
-        processor: see ``cell_boxes``.
+        processor: see ``cell_boxes``. None: ``image`` is what the model saw, nothing of it cropped or squeezed.
         index: which image of a ``Trace``, in the order of the call, from 0.
         frame: which frame of a video, from 0; a temporal patch counts as one frame.
         step: draw the image after so many of its stages, 0 for all tokens; ``step_names`` says what they are.
@@ -53,8 +53,8 @@ def draw(
     Returns:
         An RGB picture; with a caption it is higher by a few lines.
 
-    Errors: ``ValueError`` for an index, frame, step or layer that the trace does not have, and for a heat map where no
-        method ranked.
+    Errors: ``ValueError`` for an index, frame, step or layer that the trace does not have, for a heat map where no method
+        ranked, and, without a processor, for an image of other proportions than its grid of tokens.
     """
     tokens = provenance_map(trace, image.size, processor, index, step, layer)
     if not 0 <= frame <= tokens.frame.max(initial=0):

@@ -12,9 +12,10 @@ import numpy as np
 from PIL import Image
 
 from tokenreduce.draw.canvas import GAP, Canvas
+from tokenreduce.draw.caption import WHITE
 from tokenreduce.draw.geometry.boxes import tiles_of
-from tokenreduce.draw.heat_map import colors_of, scale_of
-from tokenreduce.draw.legend import Color, swatches_of
+from tokenreduce.draw.heat_map import NEVER, colors_of, scale_of
+from tokenreduce.draw.legend import GRAY, Color, swatches_of
 from tokenreduce.draw.overlay import draw
 from tokenreduce.draw.provenance_map import ProvenanceMap, provenance_map
 from tokenreduce.draw.stages import images_of, step_names
@@ -58,6 +59,8 @@ def picture_data(
             found["score"] = [float(f"{s:.6g}") if math.isfinite(s) else None for s in tokens.score]
             found["heat"] = _embedded(_drawn(trace, picture, processor, index, step, side, heat=True))
             found["bar"] = [(f"score {v:.3g}", _css(c), _css(c)) for v, c in zip((low, high), ends)]
+            found["bar"] += [("not ranked", _css(NEVER), _css(NEVER))] * bool(np.isnan(tokens.score).any())
+            found["bar"] += [("kept", _css(GRAY), _css(WHITE))]
         steps.append(found)
     return {
         "label": f"video {index}" if filmed else f"picture {index}",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenreduce.draw.geometry.boxes import cell_boxes, tiles_of, view_boxes
+from tokenreduce.draw.geometry.boxes import cell_boxes, check_shape, tiles_of, view_boxes
 from tokenreduce.draw.geometry.crops import Box
 from tokenreduce.draw.stages import describe, images_of, stages_at
 
@@ -71,11 +71,14 @@ def provenance_map(
 
     A picture that the processor cut into images of their own is put together again; ``index`` is the first of them.
 
-    Errors: ``ValueError`` for an index, step or layer that the trace does not have.
+    Errors: ``ValueError`` for an index, step or layer that the trace does not have, and, without a processor, for a picture of
+        other proportions than its grid of tokens.
     """
     images = images_of(trace, index, tiles_of(size, processor))
     found: list[ProvenanceMap] = []
     for tile, image in enumerate(images):
+        if processor is None:
+            check_shape(size, image.layout)
         steps = stages_at(image, step, layer)
         owner, role, names, score = _after(image, steps)
         source = np.asarray(image.stages[steps - 1].source) if steps else np.arange(image.tokens_in)

@@ -15,12 +15,17 @@ from tokenreduce.provenance import ImageTrace
 
 
 def token_map(image: ImageTrace, **options: Any) -> Image.Image:
-    """The tokens of ``image`` without its pixels: views and frames side by side on a sheet of soft colours."""
+    """The tokens of ``image`` without its pixels; options as ``draw``."""
+    return draw(*on_one_grid(image), None, **options)
+
+
+def on_one_grid(image: ImageTrace) -> tuple[ImageTrace, Image.Image]:
+    """``image`` with all its views or frames on one grid, and soft colours in the place of its pixels."""
     flat = replace(image, layout=_one_grid(image.layout))
     high, wide = flat.layout.height, flat.layout.width
     y, x = np.mgrid[0 : 8 * high, 0 : 8 * wide]
     tint = np.stack([150 + 60 * x / (8 * wide), 150 + 40 * y / (8 * high), 210 - 60 * x / (8 * wide)], axis=-1)
-    return draw(flat, Image.fromarray(tint.astype(np.uint8)), None, **options)
+    return flat, Image.fromarray(tint.astype(np.uint8))
 
 
 def _one_grid(layout: Layout) -> Layout:

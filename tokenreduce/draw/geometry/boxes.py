@@ -55,6 +55,27 @@ def view_boxes(image_size: tuple[int, int], processor: Any, layout: Layout, tile
     return boxes
 
 
+def check_shape(image_size: tuple[int, int], layout: Layout) -> None:
+    """Raise where ``layout`` cannot be the grid of a whole image of ``image_size`` (width, height), squeezed or cropped.
+
+    A tower that takes images of any shape rounds both sides to whole cells: to the nearest, down or up.
+    """
+    if layout.views:
+        return
+    (width, height), (across, down) = image_size, (layout.width, layout.height)
+    for least, most in ((-0.5, 0.5), (0.0, 1.0), (-1.0, 0.0)):
+        # the edges of a cell, in pixels, with which that many cells go into either side
+        low = max(width / (across + most), height / (down + most))
+        high = min(width / max(across + least, 1e-9), height / max(down + least, 1e-9))
+        if low <= high:
+            return
+    raise ValueError(
+        f"image={width} x {height} pixels, but the model saw {across} x {down} tokens, which do not cover it in its own "
+        "proportions: it was cropped or squeezed. Pass the processor that made the model's inputs, tr.draw(trace, image, "
+        "processor), or the image as the model saw it"
+    )
+
+
 def tiles_of(image_size: tuple[int, int], processor: Any) -> int:
     """How many images of the trace one image becomes: more than 1 for Idefics3, SmolVLM and pan and scan."""
     return len(_parts(image_size, settings_of(processor)))
