@@ -48,7 +48,7 @@ class Examples:
                 continue
             self.wanted.discard((task, doc_id))
             try:
-                document = self.tasks[task].test_docs()[doc_id]
+                document = self.tasks[task].eval_docs[doc_id]
                 images = [as_rgb(image) for image in self.tasks[task].doc_to_visual(document)]
                 question = str(self.tasks[task].doc_to_text(document))
                 jpeg = _jpeg(_side_by_side(model, row, images, self.processor))

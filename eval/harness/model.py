@@ -32,7 +32,7 @@ from ..results import write_json
 from .examples import Examples
 from .failures import EvaluationFailed, exit_on_error, expect_results
 from .meter import Meter, summary, without_padding
-from .settings import Settings, base_name
+from .settings import ONE_AT_A_TIME, Settings, base_name
 
 
 class Reduced:
@@ -179,6 +179,11 @@ def build(force_simple: bool, **arguments: Any) -> Any:
     if "pretrained" not in rest:
         raise ValueError("pretrained is missing; for example --model_args pretrained=llava-hf/llava-1.5-7b-hf, or demo")
     name = base_name(settings.base, str(rest["pretrained"]))
+    if name in ONE_AT_A_TIME and str(rest.get("batch_size", 1)) != "1":
+        raise ValueError(
+            f"batch_size={rest['batch_size']!r}; lmms-eval's {name} answers one prompt at a time; allowed: 1. Leave --batch-size "
+            "out, or name another base model with tr_base"
+        )
     base = model_class(name, force_simple)
     known = inspect.signature(base).parameters
     device = str(rest.get("device") or ("cuda" if torch.cuda.is_available() else "cpu"))

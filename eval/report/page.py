@@ -132,7 +132,13 @@ def _kept(cells: Sequence[dict[str, Any]], task: str) -> str:
         (e for e in named if e[0].methods), key=lambda e: (e[0].name != "random", e[0].name, e[1]["cell"]["model"])
     )
     if not named:
-        return ""
+        reasons = dict.fromkeys(
+            reason
+            for cell in cells
+            if cell["status"] == DONE and cell["cell"]["task"] == task
+            for reason in cell["result"].get("not_drawn", ())
+        )
+        return "".join(f"<p class=note>Not drawn: {escape(reason)}</p>" for reason in list(reasons)[:3])
     first = plain[0] if plain else reduced[0][1]
     heads = "".join(
         f"<th>{escape(p['question'])}{_picture(p) if plain else ''}{_reply(first, p['doc_id'])}</th>"

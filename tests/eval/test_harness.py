@@ -141,6 +141,7 @@ def test_other_kinds_of_requests_run_on_the_reduced_model(lm, monkeypatch, kind)
         ("pretrained=demo,tr_method=hiprune,tr_alhpa=1", "no parameter 'alhpa'"),
         ("pretrained=demo,tr_keep=0.5", "unreduced"),
         ("tr_method=hiprune", "pretrained is missing"),
+        ("pretrained=demo,batch_size=4", "llava_hf answers one prompt at a time; allowed: 1"),
     ],
 )
 def test_bad_arguments_teach(arguments, told):
