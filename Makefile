@@ -11,16 +11,19 @@ UV := $(BIN)/uv
 MADE := $(VENV)/.made-$(shell cksum < $(LOCK) | cut -d' ' -f1)
 INSTALLED := $(VENV)/.installed-$(shell (pwd; cat $(LOCK) setup.cfg pyproject.toml) | cksum | cut -d' ' -f1)
 
-# what stands on other libraries, in about three minutes
-SUBSET := tests/test_zoo.py tests/adapters tests/contracts tests/families/test_oracle.py
+# what stands on other libraries most, in about three minutes beside the doctor
+SUBSET := tests/adapters tests/contracts/test_cache.py tests/families/test_generation.py tests/families/test_turns.py
 
-.PHONY: demo test subset lint format floor newest solve-floor solve-newest clean
+.PHONY: demo doctor test subset lint format floor newest solve-floor solve-newest clean
 
 demo: $(INSTALLED)
 	$(BIN)/tokenreduce demo
 
 test: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 $(TESTS)
+
+doctor: $(INSTALLED)
+	HF_HUB_OFFLINE=1 $(BIN)/tokenreduce doctor
 
 subset: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 $(SUBSET)
@@ -35,8 +38,9 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
 floor newest: %: solve-%
-	$(MAKE) test VENV=$(VENV)-$@ LOCK=build/$@.txt
+	$(MAKE) doctor test VENV=$(VENV)-$@ LOCK=build/$@.txt
 	cp build/$@.txt $(KEPT)
+	$(BIN)/python requirements/tested.py
 	$(BIN)/uv pip list --python $(VENV)-$@ --outdated
 
 floor: KEPT := requirements/floor.txt

@@ -70,9 +70,20 @@ def methods_table() -> str:
     return "\n".join(lines)
 
 
+def tested_versions() -> str:
+    import tokenreduce as tr
+
+    spans = []
+    for row in tr.versions():
+        oldest, newest = row["oldest_tested"], row["newest_tested"]
+        spans.append(f"{row['library']} {oldest}" + (f" to {newest}" if newest != oldest else ""))
+    return f"Tested from the oldest to the newest versions allowed: {', '.join(spans)}."
+
+
 def filled(text: str) -> str:
     """README with its marked parts written anew."""
     parts = {"demo-table": demo_table(json.loads(RESULTS.read_text())), "methods-table": methods_table()}
+    parts["tested-versions"] = tested_versions()
     for name, content in parts.items():
         mark = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         if not mark.search(text):
