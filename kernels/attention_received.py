@@ -18,6 +18,7 @@ FEW = 128  # shorter segments share a batch of as many weights as a chunk of thi
 Over = Literal["mean", "sum", "max"]
 
 
+@dispatch.operation
 def attention_received(
     query: Tensor,
     key: Tensor,

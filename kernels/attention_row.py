@@ -12,6 +12,7 @@ from tokenreduce.kernels import dispatch
 Heads = Literal["mean", "max"]
 
 
+@dispatch.operation
 def attention_row(
     query: Tensor,
     key: Tensor,

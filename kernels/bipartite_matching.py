@@ -9,6 +9,7 @@ from tokenreduce.kernels import dispatch
 from tokenreduce.kernels.rows import row_blocks, unit_rows
 
 
+@dispatch.operation
 def bipartite_matching(source: Tensor, destination: Tensor, *, chunk: int | None = None) -> tuple[Tensor, Tensor]:
     """The highest cosine of each source row with any destination row, and which destination that is.
 
@@ -34,12 +35,11 @@ def bipartite_matching(source: Tensor, destination: Tensor, *, chunk: int | None
     fast = dispatch.kernel("bipartite_matching", source, destination, limit=dispatch.one_dtype(source, destination))
     if fast is not None:
         return fast.bipartite_matching(source, destination)
-    with torch.autocast(source.device.type, enabled=False):
-        a, b = unit_rows(source), unit_rows(destination)
-        best = a.new_empty(batch, rows)
-        partner = torch.empty(batch, rows, dtype=torch.long, device=a.device)
-        for image in range(batch):
-            columns_of_image = b[image].mT
-            for here in row_blocks(rows, columns, chunk):
-                best[image, here], partner[image, here] = (a[image, here] @ columns_of_image).max(dim=-1)
+    a, b = unit_rows(source), unit_rows(destination)
+    best = a.new_empty(batch, rows)
+    partner = torch.empty(batch, rows, dtype=torch.long, device=a.device)
+    for image in range(batch):
+        columns_of_image = b[image].mT
+        for here in row_blocks(rows, columns, chunk):
+            best[image, here], partner[image, here] = (a[image, here] @ columns_of_image).max(dim=-1)
     return best, partner

@@ -8,6 +8,7 @@ from tokenreduce.kernels import dispatch
 from tokenreduce.kernels.rows import take_rows
 
 
+@dispatch.operation
 def compact(x: Tensor, index: Tensor, valid: Tensor | None = None) -> Tensor:
     """Rows ``index`` of ``x``; rows that are not valid, or whose index is negative, are zero whatever ``x`` holds.
 

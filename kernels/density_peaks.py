@@ -30,6 +30,7 @@ class Peaks(NamedTuple):
     assign: Tensor
 
 
+@dispatch.operation
 def density_peaks(x: Tensor, clusters: int, neighbours: int, *, chunk: int | None = None) -> Peaks:
     """The ``clusters`` tokens that are dense and far from anything denser; every other token joins the nearest.
 
@@ -61,21 +62,20 @@ def density_peaks(x: Tensor, clusters: int, neighbours: int, *, chunk: int | Non
     k = min(neighbours, n)
     limit = f"{k} neighbours are more than 32" if k > 32 else None
     fast = dispatch.kernel("density_peaks", x, limit=limit)
-    with torch.autocast(x.device.type, enabled=False):
-        if fast is not None:
-            x = x.detach().float() / channels**0.5
-            density, farthest = fast.density(x, k)
-            delta, nearest = fast.nearest_denser(x, density), lambda peaks: fast.nearest(x, take_rows(x, peaks))
-        else:
-            x = x.detach().double()
-            x = (x - x.mean(dim=1, keepdim=True)) / channels**0.5
-            table = Table(x, n if chunk is None and n <= SMALL else chunk)
-            density, farthest = _density(table, k)
-            delta, nearest = _nearest_denser(table, density), table.nearest
-        score = density + torch.minimum(delta, farthest[:, None]).log()
-        order = score.sort(dim=1, descending=True, stable=True).indices
-        centre = order[:, :clusters].sort(dim=1).values
-        assign = nearest(centre)
+    if fast is not None:
+        x = x.detach().float() / channels**0.5
+        density, farthest = fast.density(x, k)
+        delta, nearest = fast.nearest_denser(x, density), lambda peaks: fast.nearest(x, take_rows(x, peaks))
+    else:
+        x = x.detach().double()
+        x = (x - x.mean(dim=1, keepdim=True)) / channels**0.5
+        table = Table(x, n if chunk is None and n <= SMALL else chunk)
+        density, farthest = _density(table, k)
+        delta, nearest = _nearest_denser(table, density), table.nearest
+    score = density + torch.minimum(delta, farthest[:, None]).log()
+    order = score.sort(dim=1, descending=True, stable=True).indices
+    centre = order[:, :clusters].sort(dim=1).values
+    assign = nearest(centre)
     own = torch.arange(clusters, device=x.device).expand_as(centre)
     return Peaks(centre, score, assign.scatter(1, centre, own))
 

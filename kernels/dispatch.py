@@ -9,16 +9,18 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
+from functools import cache, wraps
 from types import ModuleType
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
+P = ParamSpec("P")
+R = TypeVar("R")
 Backend = Literal["auto", "reference", "triton"]
 BACKENDS = ("auto", "reference", "triton")
 VARIABLE = "TOKENREDUCE_KERNELS"
@@ -34,6 +36,24 @@ class Choice(NamedTuple):
 
 _asked: ContextVar[Backend | None] = ContextVar("asked", default=None)
 _notes: ContextVar[dict[str, Choice] | None] = ContextVar("notes", default=None)
+
+
+def operation(run: Callable[P, R]) -> Callable[P, R]:
+    """An operation as methods call it: also under ``torch.autocast`` it counts in the dtypes that it says.
+
+    Its first argument is a tensor. Autocast would turn products of float32 into half precision, in which scores tie in
+    masses.
+    """
+
+    @wraps(run)
+    def in_own_dtypes(*args: P.args, **kwargs: P.kwargs) -> R:
+        device = args[0].device.type  # type: ignore[attr-defined]
+        if not torch.is_autocast_enabled(device):
+            return run(*args, **kwargs)
+        with torch.autocast(device, enabled=False):
+            return run(*args, **kwargs)
+
+    return in_own_dtypes
 
 
 @contextmanager

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from tokenreduce.kernels import dispatch
 from tokenreduce.kernels.rows import row_blocks, unit_rows
 
 
+@dispatch.operation
 def energy_score(
     metric: Tensor,
     margin: float,
@@ -48,19 +48,18 @@ def energy_score(
         return fast.energy_score(metric, float(margin), float(alpha), gaussian=shape == "gaussian")
     batch, tokens, _ = metric.shape
     sigma = 1.0 - margin
-    with torch.autocast(metric.device.type, enabled=False):
-        x = unit_rows(metric)
-        total = x.new_empty(batch, tokens)
-        for image in range(batch):
-            columns = x[image].mT
-            for here in row_blocks(tokens, tokens, chunk):
-                cosine = x[image, here] @ columns
-                if shape == "elu":
-                    # F.elu rounds by the place in memory, so equal rows could differ
-                    above = cosine.sub_(margin).clamp_min(0).sum(dim=-1)
-                    below = cosine.clamp_max_(0).exp_().sum(dim=-1)
-                    total[image, here] = below.sub_(tokens).mul_(alpha).add_(above)
-                else:
-                    density = cosine.sub_(1).square_().mul_(-0.5 / sigma**2).exp_().sum(dim=-1)
-                    total[image, here] = density.div_(sigma * math.sqrt(2 * math.pi))
-        return total / tokens
+    x = unit_rows(metric)
+    total = x.new_empty(batch, tokens)
+    for image in range(batch):
+        columns = x[image].mT
+        for here in row_blocks(tokens, tokens, chunk):
+            cosine = x[image, here] @ columns
+            if shape == "elu":
+                # F.elu rounds by the place in memory, so equal rows could differ
+                above = cosine.sub_(margin).clamp_min(0).sum(dim=-1)
+                below = cosine.clamp_max_(0).exp_().sum(dim=-1)
+                total[image, here] = below.sub_(tokens).mul_(alpha).add_(above)
+            else:
+                density = cosine.sub_(1).square_().mul_(-0.5 / sigma**2).exp_().sum(dim=-1)
+                total[image, here] = density.div_(sigma * math.sqrt(2 * math.pi))
+    return total / tokens

@@ -21,6 +21,7 @@ STRIP = 480  # rows of a table that are multiplied at once
 RESOLUTION = 1e-6
 
 
+@dispatch.operation
 def max_min_selection(x: Tensor, k: int, *, pool: int | None = None) -> Tensor:
     """``k`` tokens whose smallest cosine distance among each other is large, in the order they were taken.
 
@@ -45,10 +46,10 @@ def max_min_selection(x: Tensor, k: int, *, pool: int | None = None) -> Tensor:
     fast = dispatch.kernel("greedy_selection", x, limit=_limit(x))
     if fast is not None:
         return fast.max_min_selection(x, k)
-    with torch.autocast(x.device.type, enabled=False):
-        return torch.stack([_max_min(unit_rows(rows), k, pool) for rows in x])
+    return torch.stack([_max_min(unit_rows(rows), k, pool) for rows in x])
 
 
+@dispatch.operation
 def dpp_selection(x: Tensor, relevance: Tensor, k: int, *, pool: int | None = None) -> Tensor:
     """Greedy maximum a posteriori subset of the determinantal point process L = r_i cos(x_i, x_j) r_j, in the order taken.
 
@@ -77,9 +78,8 @@ def dpp_selection(x: Tensor, relevance: Tensor, k: int, *, pool: int | None = No
     fast = dispatch.kernel("greedy_selection", x, limit=_limit(x))
     if fast is not None:
         return fast.dpp_selection(x, relevance, k, RESOLUTION)
-    with torch.autocast(x.device.type, enabled=False):
-        relevance = relevance.detach().float()
-        return torch.stack([_dpp(unit_rows(rows), r, k, pool) for rows, r in zip(x, relevance)])
+    relevance = relevance.detach().float()
+    return torch.stack([_dpp(unit_rows(rows), r, k, pool) for rows, r in zip(x, relevance)])
 
 
 def _checked(x: Tensor, k: int, pool: int | None) -> int:

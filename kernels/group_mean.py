@@ -9,6 +9,7 @@ from torch import Tensor
 from tokenreduce.kernels import dispatch
 
 
+@dispatch.operation
 def group_mean(features: Tensor, assign: Tensor, k: int, weight: Tensor | None = None) -> Tensor:
     """Mean of ``features`` over the groups of ``assign``.
 

@@ -10,6 +10,7 @@ from tokenreduce.kernels import dispatch
 EPSILON = 1e-8  # as in torch's cosine similarity
 
 
+@dispatch.operation
 def temporal_similarity(x: Tensor) -> Tensor:
     """Cosine of the tokens at the same place of adjacent frames.
 
@@ -27,14 +28,13 @@ def temporal_similarity(x: Tensor) -> Tensor:
     fast = dispatch.kernel("temporal_similarity", x)
     if fast is not None:
         return fast.temporal_similarity(x)
-    with torch.autocast(x.device.type, enabled=False):
-        before = x[0].float()
-        length = torch.linalg.vector_norm(before, dim=-1).clamp_min(EPSILON)
-        product, found = torch.empty_like(before), []
-        for frame in x[1:]:
-            now = frame.float()
-            now_length = torch.linalg.vector_norm(now, dim=-1).clamp_min(EPSILON)
-            torch.mul(before, now, out=product)
-            found.append(product.sum(dim=-1) / (length * now_length))
-            before, length = now, now_length
+    before = x[0].float()
+    length = torch.linalg.vector_norm(before, dim=-1).clamp_min(EPSILON)
+    product, found = torch.empty_like(before), []
+    for frame in x[1:]:
+        now = frame.float()
+        now_length = torch.linalg.vector_norm(now, dim=-1).clamp_min(EPSILON)
+        torch.mul(before, now, out=product)
+        found.append(product.sum(dim=-1) / (length * now_length))
+        before, length = now, now_length
     return torch.stack(found)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from tokenreduce.kernels import dispatch
 
 EPSILON = 1e-12
 
 
+@dispatch.operation
 def window_similarity(x: Tensor, height: int, width: int, window: int) -> Tensor:
     """Mean cosine of all pairs of different tokens in each of the disjoint ``window`` x ``window`` windows of a grid.
 
@@ -31,10 +33,9 @@ def window_similarity(x: Tensor, height: int, width: int, window: int) -> Tensor
             f"{n} tokens in a {height}x{width} grid cannot be cut into {window}x{window} windows; allowed: N = height * "
             "width, a window of at least 2 that divides height and width"
         )
-    with torch.autocast(x.device.type, enabled=False):
-        unit = F.normalize(x.detach().float(), dim=-1, eps=EPSILON)
-        tiles = unit.reshape(batch, height // window, window, width // window, window, channels)
-        total = tiles.sum(dim=(2, 4)).square().sum(dim=-1)
-        own = tiles.square().sum(dim=-1).sum(dim=(2, 4))
+    unit = F.normalize(x.detach().float(), dim=-1, eps=EPSILON)
+    tiles = unit.reshape(batch, height // window, window, width // window, window, channels)
+    total = tiles.sum(dim=(2, 4)).square().sum(dim=-1)
+    own = tiles.square().sum(dim=-1).sum(dim=(2, 4))
     cells = window * window
     return ((total - own) / (cells * (cells - 1))).flatten(1)

@@ -40,7 +40,9 @@ class Budget:
         value = float(keep)
         object.__setattr__(self, "keep", value)
         if not (math.isfinite(value) and 0.0 < value <= 1.0):
-            hint = f"For {value:g} tokens per image pass the int keep={int(value)}." if value > 1 else ""
+            hint = "To keep every token pass keep=1.0." if value == math.inf else ""
+            if 1 < value < math.inf:
+                hint = f"For {value:g} tokens per image pass the int keep={int(value)}."
             raise ValueError(f"keep={value:g} is outside (0, 1], the range of a fraction. {hint}".rstrip())
 
     @property

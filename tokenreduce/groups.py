@@ -108,16 +108,7 @@ class ImageGroup:
         for count in sorted(set(counts)):
             index = [i for i, c in enumerate(counts) if c == count]
             pick = torch.tensor(index, device=self.seats.device)
-            part = replace(
-                reduction,
-                source=reduction.source[pick, :count],
-                assign=reduction.assign[pick],
-                features=None if reduction.features is None else reduction.features[pick, :count],
-                role=None if reduction.role is None else reduction.role[pick],
-                score=None if reduction.score is None else reduction.score[pick],
-                valid=None,
-            )
-            parts.append(self.rows(index)._apply(part, stage, layer, method))
+            parts.append(self.rows(index)._apply(reduction.rows(pick, count), stage, layer, method))
         return parts
 
     def _apply(self, reduction: Reduction, stage: Stage, layer: int | None, method: str) -> ImageGroup:

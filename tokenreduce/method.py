@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
+
+import torch
 
 from tokenreduce.budgets import Budget
 from tokenreduce.layout import Seen
@@ -69,6 +72,7 @@ class Step:
 
 
 _REGISTERED: dict[str, type[Method]] = {}
+_LOOKED_AT: set[tuple[object, ...]] = set()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +106,12 @@ class Method:
     def __init_subclass__(cls, *, register: bool = True, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if register and "name" in cls.__dict__:
+            other = _REGISTERED.get(cls.name, cls)
+            if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise ValueError(
+                    f"name={cls.name!r} of {cls.__qualname__} is taken by {other.__module__}.{other.__qualname__}; allowed: a "
+                    "name of its own, or class ...(Method, register=False)"
+                )
             _REGISTERED[cls.name] = cls
 
     def __post_init__(self) -> None:
@@ -128,6 +138,34 @@ class Method:
     def reduce(self, tokens: VisualTokens) -> Reduction:
         """Which of ``tokens`` survive and who joins whom."""
         raise NotImplementedError
+
+    def checked(self, tokens: VisualTokens) -> Reduction:
+        """``reduce``, with a plan that fits ``tokens``.
+
+        Values are looked at where that does not make a device wait: always on a CPU, elsewhere the first time that a method
+        of this kind acts at this place.
+
+        Errors: ``TypeError`` / ``ValueError`` for a plan that does not fit. Warns of NaN in what tokens are ranked by.
+        """
+        place = (type(self), tokens.stage, tokens.layer, tokens.features.dtype)
+        look = (tokens.features.device.type == "cpu" or place not in _LOOKED_AT) and not torch.compiler.is_compiling()
+        _LOOKED_AT.add(place)
+        if look:
+            for signal, value in tokens.signals.items():
+                if value.is_floating_point() and bool(value.isnan().any()):
+                    at = tokens.stage if tokens.layer is None else f"{tokens.stage} layer {tokens.layer}"
+                    warnings.warn(
+                        f"method={self.name!r} at {at} ranks by {signal}, which holds NaN ({tokens.features.dtype}): tokens of "
+                        "NaN score come first, whatever they show. Run the model in bfloat16 or float32",
+                        stacklevel=2,
+                    )
+        reduction = self.reduce(tokens)
+        if not isinstance(reduction, Reduction):
+            raise TypeError(
+                f"{type(self).__name__}.reduce returned a {type(reduction).__name__}; allowed: a Reduction, from "
+                "Reduction.top, .select, .merge or .identity"
+            )
+        return reduction.check(tokens, values=look)
 
 
 def registered() -> dict[str, type[Method]]:

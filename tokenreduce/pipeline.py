@@ -45,11 +45,7 @@ class Pipeline:
                 )
             method.plan(facts)  # raises where the grid is known and the budget does not fit
             for step in method.plan(dataclasses.replace(facts, tower_grid=None)):
-                if step.stage not in facts.stages:
-                    raise ValueError(
-                        f"method={method.name!r} acts at stage {step.stage!r}, which a {facts.family} model does not "
-                        f"offer; it offers: {', '.join(facts.stages)}"
-                    )
+                check_step(method.name, step, facts)
                 steps.append((method, step))
         # Stages run in the order of the model; within a stage and layer, in the order the user gave.
         self.steps = sorted(steps, key=lambda item: (STAGES.index(item[1].stage), item[1].layer or 0))
@@ -121,7 +117,7 @@ class Pipeline:
                         signals={} if decided else {signal: look(signal, group) for signal in step.needs},
                     )
                     reduction = decided[len(done)] if decided else self._ask(method, tokens, group, parted)
-                    done.append(reduction.check(tokens))
+                    done.append(reduction)
                     if reduction.does_nothing(group.num_tokens):
                         passed.append(group)
                     else:
@@ -149,7 +145,7 @@ class Pipeline:
     def _ask(method: Method, tokens: VisualTokens, group: ImageGroup, parted: bool) -> Reduction:
         views = group.layout.split(method.sees)
         if not parted or len(views) == 1:
-            return method.reduce(tokens)
+            return method.checked(tokens)
         if tokens.num_tokens == group.layout.num_tokens:
             sizes = [len(own) for _, own in views]
             return reduce_views(method, tokens, views, view_of(views, group.source, group.assign), sizes)
@@ -162,3 +158,49 @@ def acts(method: Method, group: ImageGroup) -> bool:
     """Whether ``method`` has anything to do with the images of ``group``."""
     medium = "video" if group.layout.frames > 1 else "image"
     return medium in method.media and not method.is_identity(group.num_tokens)
+
+
+def check_step(name: str, step: Step, facts: ModelFacts) -> None:
+    """Raise where a model of these ``facts`` cannot serve ``step`` of the method ``name``, or would too late."""
+    if not isinstance(step, Step):
+        raise TypeError(f"method={name!r}: plan gave a {type(step).__name__}; allowed: a tuple of Step(...)")
+    if step.stage not in facts.stages:
+        raise ValueError(
+            f"method={name!r} acts at stage {step.stage!r}, which a {facts.family} model does not offer; it offers: "
+            f"{', '.join(facts.stages)}"
+        )
+    if step.stage == "projector":
+        if step.layer is not None:
+            raise ValueError(f"method={name!r}: {step} has a layer; allowed at the projector: layer=None")
+    else:
+        depth = facts.feature_block + 1 if step.stage == "encoder" else facts.decoder_depth
+        if isinstance(step.layer, bool) or not isinstance(step.layer, int) or not 0 <= step.layer < depth:
+            raise ValueError(
+                f"method={name!r}: layer={step.layer!r} at stage {step.stage!r}; allowed: an int from 0 to {depth - 1}, counted "
+                f"from 0, on this {facts.family} model"
+            )
+    for need in step.needs:
+        if not isinstance(need, Signal):
+            raise TypeError(f"method={name!r} needs {need!r}; allowed: signals, such as ClsAttention(22)")
+        if isinstance(need, Keys) or step.stage == "encoder":
+            if not isinstance(need, Keys) or step.stage != "encoder" or need.block != step.layer:
+                raise ValueError(
+                    f"method={name!r} needs {need} at {_place(step)}; allowed: Keys of the block itself, in a step at stage "
+                    f"'encoder', such as Step('encoder', layer=3, needs=(Keys(3),)); elsewhere the other signals"
+                )
+            continue
+        layer = getattr(need, "layer", getattr(need, "block", None))
+        depth, unit = (facts.tower_depth, "block") if need.part == "tower" else (facts.decoder_depth, "decoder layer")
+        if layer is not None and (isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < depth):
+            raise ValueError(
+                f"method={name!r} needs {need}; allowed on this {facts.family} model: a {unit} from 0 to {depth - 1}"
+            )
+        if need.part == "llm" and (step.stage == "projector" or (step.layer or 0) <= layer):
+            raise ValueError(
+                f"method={name!r} needs {need} at {_place(step)}, which comes before it; allowed: signals of earlier layers. "
+                f"Act at Step('llm', layer={layer + 1}) or later"
+            )
+
+
+def _place(step: Step) -> str:
+    return f"stage {step.stage!r}" if step.layer is None else f"stage {step.stage!r}, layer {step.layer}"

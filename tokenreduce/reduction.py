@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -73,6 +73,13 @@ class Reduction:
         rows = torch.arange(n, device=tokens.features.device).expand(batch, n)
         return cls(source=rows, assign=rows, in_order=True, **more)
 
+    def rows(self, pick: Tensor | slice, k: int | None = None) -> Reduction:
+        """The plan of the images ``pick``, whole; ``k``: cut to its first k rows, which all exist."""
+        given: dict[str, Any] = {name: x[pick] for name, x in vars(self).items() if isinstance(x, Tensor)}
+        if k is not None:
+            given |= {name: given[name][:, :k] for name in ("source", "features") if name in given} | {"valid": None}
+        return replace(self, **given)
+
     def carry(self, x: Tensor) -> Tensor:
         """The rows (B, K, D) that the input rows ``x`` (B, N, D) become: selected or averaged."""
         if self.merges:
@@ -97,21 +104,59 @@ class Reduction:
             return own
         return torch.where((self.source < 0)[..., None], group_mean(x, self.assign, self.num_kept), own)
 
-    def check(self, tokens: VisualTokens) -> Reduction:
-        """Raise if this plan does not fit ``tokens``; shapes only, so that nothing waits for a device."""
-        batch, n = tokens.features.shape[:2]
-        k = self.num_kept
-        if self.source.shape[0] != batch or k > n:
-            raise ValueError(
-                f"Reduction.source has shape {tuple(self.source.shape)}; allowed: ({batch}, K) with K <= {n}"
-            )
-        if tuple(self.assign.shape) != (batch, n):
-            raise ValueError(f"Reduction.assign has shape {tuple(self.assign.shape)}; allowed: ({batch}, {n})")
-        if self.features is not None and tuple(self.features.shape) != (batch, k, tokens.features.shape[2]):
-            raise ValueError(
-                f"Reduction.features has shape {tuple(self.features.shape)}; "
-                f"allowed: ({batch}, {k}, {tokens.features.shape[2]})"
-            )
+    def check(self, tokens: VisualTokens, *, values: bool = True) -> Reduction:
+        """Raise if this plan does not fit ``tokens``; returns it.
+
+        Shapes and dtypes always; indices, duplicates and NaN only with ``values``, since on a device that waits for it.
+        """
+        batch, n, channels = tokens.features.shape
+        k = self.num_kept if isinstance(self.source, Tensor) and self.source.ndim == 2 else -1
+        if not 0 <= k <= n or len(self.source) != batch:
+            shape = tuple(self.source.shape) if isinstance(self.source, Tensor) else type(self.source).__name__
+            raise ValueError(f"Reduction.source has shape {shape}; allowed: ({batch}, K) with K <= {n}")
+        shapes = {
+            "assign": (batch, n),
+            "weight": (batch, n),
+            "role": (batch, n),
+            "score": (batch, n),
+            "valid": (batch, k),
+            "features": (batch, k, channels),
+        }
+        for name, shape in shapes.items():
+            x = getattr(self, name)
+            if x is None and name != "assign":
+                continue
+            if not isinstance(x, Tensor):
+                raise TypeError(f"Reduction.{name} is a {type(x).__name__}; allowed: a tensor of shape {shape}")
+            if tuple(x.shape) != shape:
+                raise ValueError(f"Reduction.{name} has shape {tuple(x.shape)}; allowed: {shape}")
+        for name, kinds in {"source": (torch.long,), "assign": (torch.long,), "valid": (torch.bool,)}.items():
+            x = getattr(self, name)
+            if x is not None and x.dtype not in kinds:
+                raise TypeError(f"Reduction.{name} is {x.dtype}; allowed: {kinds[0]}, for example .to({kinds[0]})")
         if self.positions not in ("keep", "renumber"):
             raise ValueError(f"Reduction.positions={self.positions!r}; allowed: 'keep', 'renumber'")
+        if values and self.source.numel():
+            self._check_values(n)
         return self
+
+    def _check_values(self, n: int) -> None:
+        real = torch.ones_like(self.source, dtype=torch.bool) if self.valid is None else self.valid
+        for name, index, bound in (("source", self.source[real], n), ("assign", self.assign, self.num_kept)):
+            low, high = int(index.min()), int(index.max())
+            if low < -1 or high >= bound:
+                raise ValueError(
+                    f"Reduction.{name} holds {low if low < -1 else high}; allowed: 0 to {bound - 1}, or -1"
+                )
+        ordered = self.source.masked_fill(~real, -1).sort(dim=1).values
+        twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
+        if bool(twice.any()):
+            token = int(ordered[:, 1:][twice][0])
+            raise ValueError(
+                f"Reduction.source holds token {token} twice in one image; allowed: each token once. Give tokens that become "
+                "one the same row in assign, for example by Reduction.merge"
+            )
+        for name in ("features", "weight"):
+            x = getattr(self, name)
+            if x is not None and bool(x.isnan().any()):
+                raise ValueError(f"Reduction.{name} holds NaN; allowed: finite numbers. Compute it in float32")

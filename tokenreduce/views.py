@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,7 +60,7 @@ def reduce_views(method: Method, tokens: VisualTokens, views: Views, of: Tensor,
     for (layout, _, share), own in alike.items():  # views of a kind are asked about together
         index = torch.stack([at[p] for p in own], dim=1)
         plan = _ask(method, _view(tokens, layout, index, local, own), share)
-        asked |= {p: _of_view(plan, i, len(own)) for i, p in enumerate(own)}
+        asked |= {p: plan.rows(slice(i, None, len(own))) for i, p in enumerate(own)}
     return _joined([asked[p] for p in range(len(views))], at, tokens)
 
 
@@ -101,13 +100,6 @@ def _view(tokens: VisualTokens, layout: Layout, index: Tensor, local: Tensor, ow
     )
 
 
-def _of_view(plan: Reduction, i: int, count: int) -> Reduction:
-    """What ``plan``, for ``count`` views of every image, says of view i."""
-
-    given: dict[str, Any] = {name: x[i::count] for name, x in vars(plan).items() if isinstance(x, Tensor)}
-    return replace(plan, **given)
-
-
 def _ask(method: Method, tokens: VisualTokens, share: int | None) -> Reduction:
     if share == 0:
         nothing = tokens.source.new_empty(len(tokens.source), 0)
@@ -116,7 +108,7 @@ def _ask(method: Method, tokens: VisualTokens, share: int | None) -> Reduction:
         method = replace(method, keep=share)
     if method.is_identity(tokens.num_tokens):
         return Reduction.identity(tokens, positions=method.positions)
-    return method.reduce(tokens).check(tokens)
+    return method.checked(tokens)
 
 
 def _joined(asked: list[Reduction], at: Sequence[Tensor], tokens: VisualTokens) -> Reduction:

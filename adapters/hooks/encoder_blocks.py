@@ -88,7 +88,7 @@ class EncoderMerging:
                     prefix=self.prefix,
                     amount=step.amount,
                 )
-                reduction = method.reduce(tokens).check(tokens)
+                reduction = method.checked(tokens)
                 if reduction.valid is not None:
                     raise ValueError(
                         f"method={method.name!r} keeps a different number of tokens per image in encoder block {index}; "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -130,3 +132,27 @@ def test_sixteen_thousand_keys_receive_attention(on_kernel) -> None:
     torch.testing.assert_close(found, attention_received(query, key, 0.25), rtol=1e-4, atol=1e-9)
     found = on_kernel(attention_received, key, query, 0.25)
     torch.testing.assert_close(found, attention_received(key, query, 0.25), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_autocast_changes_nothing(name) -> None:
+    operation, *arguments = CALLS[name](40)
+    with dispatch.backend("reference"):
+        expected = flat(operation(*arguments))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = flat(operation(*arguments))
+    for x, want in zip(found, expected, strict=True):
+        assert x.dtype == want.dtype
+        assert torch.equal(x, want)
+
+
+def test_what_asks_the_dispatcher_leaves_autocast_outside(request) -> None:
+    asking = [
+        path for path in (request.config.rootpath / "kernels").glob("*.py") if "dispatch.kernel(" in path.read_text()
+    ]
+    assert len(asking) > 7
+    for path in asking:
+        module = importlib.import_module(f"tokenreduce.kernels.{path.stem}")
+        for name, function in inspect.getmembers(module, inspect.isfunction):
+            if function.__module__ == module.__name__ and "dispatch.kernel(" in inspect.getsource(function):
+                assert hasattr(function, "__wrapped__"), f"{path.stem}.{name} lacks @dispatch.operation"

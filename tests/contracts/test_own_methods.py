@@ -1,0 +1,150 @@
+"""Contract 7 for a method of one's own: what is wrong in it is said at once, with what is allowed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from models import llava, prompt
+
+import tokenreduce as tr
+from tokenreduce.layout import Layout
+from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.reduction import Reduction
+from tokenreduce.registry import registry
+from tokenreduce.signals import AttentionReceived, ClsAttention, Keys, LastQueryAttention
+from tokenreduce.tokens import VisualTokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mine(Method, register=False):
+    name = "mine"
+    title = "mine"
+    stages = ("encoder", "projector", "llm", "cache")
+    step: object = None
+    answer: object = None
+
+    def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
+        return (self.step or Step("projector"),)
+
+    def reduce(self, tokens: VisualTokens) -> Reduction:
+        return self.answer(tokens)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return llava()
+
+
+@pytest.mark.parametrize(
+    ("step", "error", "words"),
+    [
+        (Step("llm", layer=99), ValueError, ["layer=99", "'llm'", "0 to 4"]),
+        (Step("llm"), ValueError, ["layer=None", "0 to 4"]),
+        (Step("llm", layer=-1), ValueError, ["layer=-1", "0 to 4"]),
+        (Step("llm", layer=True), ValueError, ["layer=True"]),
+        (Step("encoder", layer=3), ValueError, ["layer=3", "0 to 2"]),
+        (Step("projector", layer=1), ValueError, ["layer=None"]),
+        (Step("decoder", layer=1), ValueError, ["'decoder'", "offers: encoder, projector, llm, cache"]),
+        (Step("projector", needs=(Keys(2),)), ValueError, ["Keys(block=2)", "'projector'", "'encoder'"]),
+        (Step("encoder", layer=1, needs=(Keys(2),)), ValueError, ["Keys(block=2)", "layer 1", "block itself"]),
+        (Step("encoder", layer=1, needs=(ClsAttention(0),)), ValueError, ["ClsAttention", "allowed: Keys"]),
+        (Step("projector", needs=(LastQueryAttention(1),)), ValueError, ["LastQueryAttention", "Step('llm', layer=2)"]),
+        (Step("llm", layer=1, needs=(LastQueryAttention(3),)), ValueError, ["comes before", "Step('llm', layer=4)"]),
+        (Step("projector", needs=(ClsAttention(7),)), ValueError, ["block=7", "0 to 3"]),
+        (Step("llm", layer=3, needs=(AttentionReceived(9, "llm"),)), ValueError, ["layer=9", "0 to 4"]),
+        (Step("projector", needs=("attention",)), TypeError, ["'attention'", "ClsAttention(22)"]),
+        ("projector", TypeError, ["str", "Step(...)"]),
+    ],
+)
+def test_a_plan_that_does_not_fit_is_refused_by_wrap(model, step, error, words):
+    with pytest.raises(error) as caught:
+        tr.wrap(model, Mine(step=step))
+    for word in ("'mine'", *words):
+        assert word in str(caught.value)
+    assert not tr.is_wrapped(model)
+
+
+def long(*values) -> torch.Tensor:
+    return torch.tensor([values])
+
+
+FULL = long(0, 1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "words"),
+    [
+        (None, TypeError, ["NoneType", "Reduction.top"]),
+        (FULL, TypeError, ["Tensor", "Reduction.top"]),
+        (Reduction.select(long(0, 0), 4), ValueError, ["token 0 twice", "Reduction.merge"]),
+        (Reduction(long(0, 4), FULL.clamp_max(1)), ValueError, ["source holds 4", "0 to 3"]),
+        (Reduction(long(0, -2), FULL.clamp_max(1)), ValueError, ["source holds -2"]),
+        (Reduction(long(0, 1), FULL), ValueError, ["assign holds 3", "0 to 1"]),
+        (Reduction(long(0, 1, 2, 3, 3), FULL), ValueError, ["source has shape (1, 5)", "K <= 4"]),
+        (Reduction(torch.tensor([0, 1]), FULL), ValueError, ["source has shape (2,)", "(1, K)"]),
+        (Reduction(long(0.0, 1.0), FULL.clamp_max(1)), TypeError, ["source is torch.float32", "torch.int64"]),
+        (Reduction(long(0, 1), None), TypeError, ["assign is a NoneType"]),
+        (Reduction.merge(FULL.clamp_max(1), long(0, 1), torch.ones(1, 3)), ValueError, ["weight has shape (1, 3)"]),
+        (
+            Reduction.merge(FULL.clamp_max(1), long(0, 1), torch.full((1, 4), torch.nan)),
+            ValueError,
+            ["weight holds NaN"],
+        ),
+        (
+            Reduction(long(0, 1), FULL.clamp_max(1), features=torch.full((1, 2, 5), torch.nan)),
+            ValueError,
+            ["features holds NaN"],
+        ),
+        (Reduction(long(0, 1), FULL.clamp_max(1), positions="new"), ValueError, ["positions='new'"]),
+    ],
+)
+def test_a_plan_that_does_not_fit_the_tokens_is_refused(answer, error, words):
+    tokens = VisualTokens(torch.randn(1, 4, 5), Layout(2, 2))
+    with pytest.raises(error) as caught:
+        Mine(answer=lambda _: answer).checked(tokens)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_the_check_is_in_the_way_of_every_stage(model):
+    twice = Mine(answer=lambda tokens: Reduction.select(torch.zeros(len(tokens.features), 2).long(), tokens.num_tokens))
+    for step in (Step("projector"), Step("llm", layer=2), Step("encoder", layer=1)):
+        with tr.wrapped(model, Mine(step=step, answer=twice.answer)), pytest.raises(ValueError, match="twice"):
+            model(**prompt(model, [1]))
+
+
+def test_a_name_is_given_once():
+    with pytest.raises(
+        ValueError, match=r"name='fastv' of .*Other is taken by tokenreduce.methods.fastv.FastV; allowed"
+    ):
+
+        class Other(Method):
+            name = "fastv"
+
+    assert registry()["fastv"] is tr.FastV
+
+
+def test_a_class_that_is_no_dataclass_is_told(model):
+    class Forgotten(Mine, register=False):
+        strength: float = 0.3
+
+    with pytest.raises(TypeError, match=r"Forgotten declares strength.*@dataclass"):
+        tr.wrap(model, Forgotten, keep=0.5)
+    with pytest.raises(TypeError, match=r"Forgotten declares strength.*@dataclass"):
+        tr.wrap(model, Forgotten(keep=0.5))
+
+
+def test_a_class_without_a_name_is_told(model):
+    @dataclass(frozen=True, kw_only=True)
+    class Nameless(Method):
+        pass
+
+    with pytest.raises(TypeError, match="Nameless has no name and no title and no stages"):
+        tr.wrap(model, Nameless(keep=0.5))
+
+
+def test_keeping_infinitely_many_is_taught(model):
+    with pytest.raises(ValueError, match=r"keep=inf is outside \(0, 1\].*keep=1.0"):
+        tr.wrap(model, "fastv", keep=float("inf"))
