@@ -5,6 +5,8 @@
 | entry point group `lmms_eval.models`, whose payload is a list of `ModelManifest` | 0.7.3 |
 | `get_model`, `list_available_models`, and `create_from_arg_string` of a model class | 0.7.3 |
 | `TaskManager(verbosity, include_path, include_defaults, model_name)`, its `all_tasks` | 0.7.3 |
+| the index's `load_task_or_group(name)`, mappings of groups down to tasks, and `task_index[name]["yaml_path"]` | 0.7.3 |
+| a task's `config`, a dataclass, and `eval_docs`, its documents in the order of evaluation | 0.7.3 |
 | `simple_evaluate(model, tasks, task_manager, ...)` and what it returns | 0.7.3 |
 | a request's arguments hold methods of its task; the task's `args` are the command line's | 0.7.3 |
 | a request that only pads a rank says `__padding_only__` in its metadata | 0.7.3 |
@@ -17,6 +19,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -48,10 +51,38 @@ def task_manager(include: Sequence[str], defaults: bool, model: str | None = Non
     ``model``: the name by which tasks choose prompts and settings of generation.
     """
     from lmms_eval.tasks import TaskManager
-    from loguru import logger
 
-    logger.disable(f"{PACKAGE}.tasks")
+    silence()
     return TaskManager("ERROR", include_path=list(include), include_defaults=defaults, model_name=model)
+
+
+def leaves(tasks: Any, name: str) -> dict[str, Any]:
+    """The tasks below ``name`` of the index ``tasks``, by name; a group's, those of its groups, or the task itself."""
+
+    def below(loaded: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
+        for key, found in loaded.items():
+            if isinstance(found, dict):
+                yield from below(found)
+            else:
+                yield str(key), found
+
+    return dict(below(tasks.load_task_or_group(name)))
+
+
+def configuration(task: Any) -> dict[str, Any]:
+    """What lmms-eval made of a task's YAML file and all that it includes."""
+    return dataclasses.asdict(task.config)
+
+
+def documents(task: Any) -> Any:
+    """A task's documents, a ``datasets.Dataset`` or a list of mappings."""
+    return task.eval_docs
+
+
+def defining_folder(tasks: Any, name: str) -> Path | None:
+    """The folder of the YAML file that defines ``name``; None for a tag, which only names tasks."""
+    path = tasks.task_index[name]["yaml_path"]
+    return None if path == -1 else Path(path).parent
 
 
 def run_task(model: Any, task: str, tasks: Any, limit: int | None, batch_size: int) -> dict[str, Any]:

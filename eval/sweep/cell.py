@@ -13,8 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from ..recipe import Recipe
+from .hashes import combined, file_hash, source_hash
+from .tasks import task_identity
 
-PACKAGES = ("tokenreduce", "lmms-eval", "torch", "transformers", "datasets")
+PACKAGES = (
+    "tokenreduce", "lmms-eval", "torch", "torchvision", "transformers", "tokenizers", "datasets", "pillow", "numpy",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,14 +54,15 @@ class Cell:
         return cls(**{**data, "recipe": Recipe.from_dict(data["recipe"]), "include": tuple(data["include"])})
 
     def identity(self) -> dict[str, Any]:
-        """Everything that determines its result: itself, files of model, task and methods, versions."""
-        # the file that defines a method: a changed method has other results
+        """Everything that determines its result: itself, files of the model, the task with its data, sources, versions."""
+        # a method may be defined outside of the toolkit
         sources = {m.name: file_hash(Path(inspect.getfile(type(m)))) for m in self.recipe.methods}
         return {
             **{name: value for name, value in self.as_dict().items() if name not in ("model", "include")},
             "model_files": model_hash(self.model),
-            "task_files": task_hash(self.task, self.include),
+            "task_identity": task_identity(self.task, self.include),
             "method_files": sources,
+            "sources": source_hash(),
             "versions": {name: installed(name) for name in PACKAGES},
         }
 
@@ -73,20 +78,6 @@ def installed(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-@cache
-def file_hash(file: Path) -> str:
-    """SHA-256 of a file; read off its name where it lies in the cache of the Hugging Face hub, which is addressed so."""
-    resolved = file.resolve()
-    if resolved.parent.name == "blobs" and len(resolved.name) == 64:
-        return resolved.name
-    with resolved.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _together(hashes: Mapping[str, str]) -> str:
-    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
 
 
 def model_folder(model: str) -> Path:
@@ -117,13 +108,4 @@ def model_hash(model: str) -> str:
     place = model_folder(model)
     if not (place / "config.json").is_file():
         raise ValueError(f"model={model!r} holds no config.json; give a folder written by save_pretrained")
-    return _together({f.name: file_hash(f) for f in sorted(place.iterdir()) if f.is_file() and f.suffix != ".md"})
-
-
-@cache
-def task_hash(task: str, include: tuple[str, ...]) -> str | None:
-    """Hash of the folders of ``include`` that define ``task``; None for a task of lmms-eval, fixed by its version."""
-    from .tasks import defines
-
-    files = [f for place in include if defines(Path(place), task) for f in Path(place).rglob("*")]
-    return _together({f.name: file_hash(f) for f in files if f.suffix in (".py", ".yaml", ".yml")}) if files else None
+    return combined({f.name: file_hash(f) for f in sorted(place.iterdir()) if f.is_file() and f.suffix != ".md"})

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from tokenreduce.cli import app
 from tokenreduce.cli.tune import reasons
+from tokenreduce.eval.harness import TASKS
 from tokenreduce.eval.sweep import Cell, Store
 from tokenreduce.eval.sweep.pool import Processes
 from tokenreduce.eval.tune import Calibration, Choice, Point, Wish, search
@@ -212,7 +213,7 @@ def test_bad_wishes_teach(wish, told):
 def test_evaluations_are_kept_and_taken_up_again(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     monkeypatch.setenv("TOY_MARK", str(tmp_path / "died"))
-    cell, store = Cell("demo", "tr_demo_images"), Store(tmp_path / "out")
+    cell, store = Cell("demo", "tr_demo_images", include=(str(TASKS),)), Store(tmp_path / "out")
     points = []
     for _ in range(2):
         pool = Processes(1, tmp_path / "logs", "toy_worker")
