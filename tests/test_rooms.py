@@ -20,6 +20,7 @@ ALLOWED = {
         "cost",
         "flops",
         "groups",
+        "per_thread",
         "pipeline",
         "provenance",
         "stopwatch",

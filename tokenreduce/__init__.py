@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from tokenreduce.tested import versions
     from tokenreduce.tokens import VisualTokens
     from tokenreduce.traces import Trace, load_trace
-    from tokenreduce.wrapping import budget, is_wrapped, report, trace, unwrap, wrap, wrapped
+    from tokenreduce.wrapping import budget, is_wrapped, prompt_length, report, trace, unwrap, wrap, wrapped
 
 __version__ = "0.1.0"
 
@@ -53,6 +53,7 @@ _HOME = {
     "Trace": "traces",
     "budget": "wrapping",
     "doctor": "eval.doctor",
+    "prompt_length": "wrapping",
     "compare": "draw.comparison",
     "is_wrapped": "wrapping",
     "load_trace": "traces",

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tokenreduce.groups import ImageGroup
 from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.per_thread import PerThread, nothing
 from tokenreduce.reduction import Reduction
 from tokenreduce.signals import Keys, Signal
 from tokenreduce.stopwatch import Stopwatch
@@ -25,10 +26,11 @@ class Pipeline:
     image whose size is fixed; raised here, before anything is attached.
     """
 
+    stopwatch = PerThread(Stopwatch)
+
     def __init__(self, methods: Sequence[Method], facts: ModelFacts) -> None:
         self.methods = tuple(methods)
         self.facts = facts
-        self.stopwatch = Stopwatch()
         self._encoder_steps: dict[tuple[int, int], dict[int, list[tuple[Method, Step]]]] = {}
         steps: list[tuple[Method, Step]] = []
         for method in self.methods:
@@ -76,6 +78,11 @@ class Pipeline:
     def listens(self) -> frozenset[Signal]:
         """Signals that need a module to be listened to; keys inside an encoder are heard in every block anyway."""
         return frozenset(signal for signal in self.needs if not isinstance(signal, Keys))
+
+    @property
+    def ranks_by_text(self) -> bool:
+        """Whether a method looks at what the language model attends to, and so at the question."""
+        return any(signal.part == "llm" for signal in self.needs)
 
     @property
     def needs(self) -> frozenset[Signal]:
@@ -158,6 +165,19 @@ def acts(method: Method, group: ImageGroup) -> bool:
     """Whether ``method`` has anything to do with the images of ``group``."""
     medium = "video" if group.layout.frames > 1 else "image"
     return medium in method.media and not method.is_identity(group.num_tokens)
+
+
+class ActivePipeline:
+    """The pipeline of a wrapped model, and the one that a thread runs instead for a while."""
+
+    instead = PerThread[Pipeline | None](nothing)
+
+    def __init__(self, own: Pipeline) -> None:
+        self.own = own
+
+    @property
+    def now(self) -> Pipeline:
+        return self.instead or self.own
 
 
 def check_step(name: str, step: Step, facts: ModelFacts) -> None:

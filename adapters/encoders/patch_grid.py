@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tokenreduce.layout import Layout
+from tokenreduce.per_thread import PerThread
 
 
 class PatchGrid:
@@ -16,10 +17,11 @@ class PatchGrid:
     tower entered behind it: ``usual``, the grid of the configured image size.
     """
 
+    seen = PerThread[list[Layout]](list)
+
     def __init__(self, embedding: nn.Module | None, usual: tuple[int, int] | None = None) -> None:
         self.embedding = embedding
         self.usual = usual
-        self.seen: list[Layout] = []
 
     def watch(self) -> list[Any]:
         """Handles of the hooks that note the grid."""

@@ -126,6 +126,11 @@ class Family:
 
     # ------------------------------------------------------------------ the language model
 
+    @property
+    def attends_both_ways(self) -> bool:
+        """Whether some tokens of a prompt attend to each other both ways."""
+        return type(self).two_way is not Family.two_way
+
     def decoder_attention(self, layer: int) -> nn.Module:
         kinds = getattr(self.decoder.config, "layer_types", None) or ["full_attention"] * (layer + 1)
         if kinds[layer] == "linear_attention":

@@ -23,6 +23,8 @@ class LayerMasks:
         real: per layer, the same with this chunk; known once ``visible`` was asked for.
         two_way: (B, L) long, blocks of columns that attend to each other both ways; -1: none. None: all is causal.
         windowed: whether sliding windows cut such blocks.
+        documents: (B, L) long, the document of each column, where a row holds several that must not see each other.
+        given: (B, L, L) bool, which columns see which, where the caller said so in a way that is none of these.
     """
 
     def __init__(
@@ -41,6 +43,8 @@ class LayerMasks:
         self.real: list[Tensor | None] = [None] * len(past)
         self.two_way: Tensor | None = None
         self.windowed = True
+        self.documents: Tensor | None = None
+        self.given: Tensor | None = None
         self._once: dict[Any, Any] = {}
 
     def _memo(self, key: Any, make: Callable[[], Any]) -> Any:
@@ -72,7 +76,28 @@ class LayerMasks:
         key = ("mask", kind, self.past[layer], self.packings.start(layer), id(self.past_real[layer]))
         return self._memo(key, partial(self._mask, layer, kind, hidden, visible))
 
+    @property
+    def caller_says(self) -> bool:
+        """Whether the caller said more about who sees whom than which columns are padding."""
+        return self.documents is not None or self.given is not None
+
+    def documents_at(self, layer: int) -> Tensor | None:
+        """(B, W) long, the document of each slot."""
+        return None if self.documents is None else self.documents.gather(1, self.packings.at(layer).order)
+
+    def given_at(self, layer: int) -> Tensor | None:
+        """(B, W, W) bool, the caller's mask without the columns that are gone."""
+        if self.given is None:
+            return None
+        packing = self.packings.at(layer)
+        rows = torch.arange(len(self.given), device=self.given.device)[:, None, None]
+        left = self.given[rows, packing.order[:, :, None], packing.order[:, None, :]]
+        return left if packing.valid is None else left & packing.valid[:, None, :]
+
     def _mask(self, layer: int, kind: str, hidden: Tensor, visible: Tensor | None) -> Any:
+        own = self.given_at(layer)
+        if own is not None:
+            return additive(own, hidden)
         blocks = None if self.two_way is None or hidden.shape[1] == 1 else self._blocks(layer)
         return layer_mask(
             self.config,
@@ -83,6 +108,7 @@ class LayerMasks:
             visible,
             also=None if blocks is None else both_ways(blocks, self.past[layer]),
             windowed=self.windowed,
+            only=None if self.documents is None else same_document(self.documents_at(layer)),
         )
 
     def _blocks(self, layer: int) -> Tensor:
@@ -115,6 +141,59 @@ def _extended(old: Tensor | None, past: int, packing: Packing) -> Tensor | None:
     # a cropped cache is shorter than what was noted
     seen = torch.ones(batch, past, dtype=torch.bool, device=device) if old is None else old[:, :past]
     return torch.cat([seen, new], dim=1)
+
+
+def additive(seen: Tensor, hidden: Tensor) -> Tensor:
+    """(B, 1, W, W) what is added to the logits where ``seen`` (B, W, W) bool says who sees whom, in the dtype of ``hidden``.
+
+    A row that sees nothing, as padding does, sees itself.
+    """
+    eye = torch.eye(seen.shape[1], dtype=torch.bool, device=seen.device)
+    seen = seen | (eye & ~seen.any(dim=2, keepdim=True))
+    mask = torch.zeros(seen.shape, dtype=hidden.dtype, device=hidden.device)
+    return mask.masked_fill(~seen, torch.finfo(hidden.dtype).min)[:, None]
+
+
+def documents_of(positions: Tensor | None) -> Tensor | None:
+    """(B, L) long, the document of each column, as transformers reads it off position ids: one begins where they do not go on.
+
+    None where every row holds a single one.
+    """
+    if positions is not None and positions.ndim == 3:
+        positions = positions[0] if positions.shape[0] == 4 else None  # the first of four rows is there to tell this
+    if positions is None:
+        return None
+    steps = positions.diff(dim=-1, prepend=positions[:, :1] - 1)
+    documents = (steps != 1).cumsum(dim=-1)
+    return documents if bool(documents[:, -1].any()) else None
+
+
+def said_by(mask: Tensor, real: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """What a caller's mask (B, 1, L, L) says beyond causality and padding ``real`` (B, L).
+
+    Returns: documents (B, L) long, or else the whole mask (B, L, L) bool; None and None where it says nothing more.
+    """
+    seen = (mask if mask.dtype == torch.bool else mask >= 0)[:, 0].expand(len(real), -1, -1)
+    length = seen.shape[-1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=seen.device).tril()
+    plain = causal & real[:, None, :]
+    asked = real[:, :, None]
+    if torch.equal(seen & asked, plain & asked):
+        return None, None
+    first = (seen & asked).to(torch.uint8).argmax(dim=2)  # a document begins with the first column that its rows see
+    documents = (first.diff(dim=1, prepend=first[:, :1]) != 0).cumsum(dim=1)
+    apart = plain & (documents[:, :, None] == documents[:, None, :])
+    return (documents, None) if torch.equal(seen & asked, apart & asked) else (None, seen)
+
+
+def same_document(documents: Tensor | None) -> Callable[..., Tensor]:
+    """Mask function: whether query and key belong to the same of the ``documents`` (B, W)."""
+    assert documents is not None
+
+    def same(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return documents[b, q] == documents[b, k]
+
+    return same
 
 
 def both_ways(blocks: Tensor, past: int) -> Callable[..., Tensor]:

@@ -121,7 +121,7 @@ def hand_over(reduced: DecoderPass, decoder: Any, kwargs: dict[str, Any], change
         # without a mask and without a cache, gaps between position ids would be taken for packed sequences
         visible = torch.ones(batch, packing.width, dtype=torch.bool, device=embeds.device)
     two_dimensional = mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)
-    if reduced.masks.two_way is not None or not two_dimensional:
+    if reduced.masks.two_way is not None or reduced.masks.caller_says or not two_dimensional:
         kinds = {layer_type(decoder.config, i): i for i in reversed(range(reduced.depth))}
         made = {kind: reduced.masks.mask(first, embeds) for kind, first in kinds.items()}
         first = made[layer_type(decoder.config, 0)]

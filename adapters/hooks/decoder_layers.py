@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from tokenreduce.adapters.hooks.decoder_pass import DecoderPass
+from tokenreduce.per_thread import PerThread, nothing
 
 #: name under which the pass rides in the decoder's keyword arguments, down to every layer and back through re-runs
 KEY = "tokenreduce_pass"
@@ -15,9 +16,10 @@ KEY = "tokenreduce_pass"
 class LayerHooks:
     """Hooks of decoder layer ``index``."""
 
+    current = PerThread[DecoderPass | None](nothing)
+
     def __init__(self, index: int) -> None:
         self.index = index
-        self.current: DecoderPass | None = None
 
     def enter(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if KEY not in kwargs:

@@ -21,6 +21,11 @@ def at_full_length(reduced: DecoderPass, output: Any) -> Any:
     if isinstance(output, tuple):
         return (full, *output[1:])
     output["last_hidden_state"] = full
+    states = output.get("hidden_states")
+    if states is not None:  # what went into each layer, and what came out of the last one
+        owners = [reduced.packings.at(max(i - 1, 0)) for i in range(len(states) - 1)]
+        filled = [h if h is None or not p.moved else p.fill(h) for h, p in zip(states, owners)]
+        output["hidden_states"] = (*filled, full if states[-1] is not None else None)
     return output
 
 

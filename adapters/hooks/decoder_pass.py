@@ -37,6 +37,7 @@ class DecoderPass:
         captured: signals heard in decoder layers so far, with the packing they were heard under.
         tower_values: signals of the towers, per encoded picture; ``behind``, the encoded pictures behind each image.
         decisions: the reductions carried out so far; ``recalled``, those of an earlier pass over the same prompt.
+        question_end: (B,) long, column of this chunk behind the question; None: the chunk ends with it.
         beside: by first layer, (B, W, E) what is added to the hidden states of later layers.
     """
 
@@ -68,11 +69,27 @@ class DecoderPass:
         self.captured: dict[Signal, tuple[Tensor, Packing]] = {}
         self.tower_values: dict[Signal, list[Tensor]] = {}
         self.behind: list[tuple[int, ...]] = []
+        self.question_end: Tensor | None = None
         self.beside: dict[int, Tensor] = {}
         self.decisions: dict[tuple[Stage, int | None], list[Reduction]] = {}
         self.recalled: dict[tuple[Stage, int | None], list[Reduction]] = {}
         self._trimmed: dict[int, list[int]] = {}  # by layer, tokens per sample of this chunk that its cache kept
         self._entered: dict[int, list[ImageGroup]] = {}  # the images as they came to each llm step
+
+    def question_slot(self, layer: int) -> Tensor | None:
+        """(B,) slot of the question's last token in ``layer``; None when that is the last slot of every row."""
+        packing = self.packings.at(layer)
+        if self.question_end is None:
+            return packing.last_slot()
+        return packing.slot.gather(1, (self.question_end - 1).clamp_min(0)[:, None])[:, 0]
+
+    def asking(self, layer: int) -> Tensor | None:
+        """(B, W) bool of the slots of ``layer`` that hold a real token of the prompt, not of an answer; None: all do."""
+        packing = self.packings.at(layer)
+        if self.question_end is None:
+            return packing.valid
+        before = packing.order < self.question_end[:, None]
+        return before if packing.valid is None else before & packing.valid
 
     def look(self, signal: Signal, group: ImageGroup) -> Tensor:
         """The value of ``signal`` for the current tokens of ``group``: (B, N), or (B,) for one number per image."""

@@ -51,12 +51,13 @@ class DecoderSignals:
         with reduced.pipeline.stopwatch(query.device):
             for signal in self.wanted[layer]:
                 if isinstance(signal, LastQueryAttention):
-                    last = packing.last_slot()
-                    rows = query[:, :, -1:] if last is None else query.gather(2, _at(last, query))
-                    seen = _window(visible, last, past, length, window, query)
-                    value = attention_row(rows, key, scale, visible=seen, softcap=softcap)[:, 0]
+                    documents = masks.documents_at(layer)
+                    if documents is None:
+                        value = _last_row(query, key, reduced, layer, scale, window, softcap)
+                    else:
+                        value = _last_rows(query, key, documents, packing.valid, scale, window, softcap)
                 else:
-                    rows, place, asked = query, self._upto(reduced, layer, window), packing.valid
+                    rows, place, asked = query, self._upto(reduced, layer, window), reduced.asking(layer)
                     over: Over = "mean"
                     if isinstance(signal, TextAttention):
                         rows, slots, asked = _text_rows(query, reduced, layer)
@@ -108,11 +109,56 @@ def _text_rows(query: Tensor, reduced: DecoderPass, layer: int) -> tuple[Tensor,
     packing, visual = packings.at(layer), packings.visual_counts[packings.start(layer)]
     longest = max(real - seen for real, seen in zip(packing.counts, visual, strict=True))
     text = ~reduced.visual.to(query.device).gather(1, packing.order)
-    if packing.valid is not None:
-        text = text & packing.valid
+    asking = reduced.asking(layer)
+    if asking is not None:
+        text = text & asking
     slots = text.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :longest]
     index = slots[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3])
     return query.gather(2, index), slots, text.gather(1, slots)
+
+
+def _last_row(
+    query: Tensor,
+    key: Tensor,
+    reduced: DecoderPass,
+    layer: int,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """(B, past + W) attention of the question's last token."""
+    masks, last = reduced.masks, reduced.question_slot(layer)
+    rows = query[:, :, -1:] if last is None else query.gather(2, _at(last, query))
+    seen = _window(masks.visible(layer), last, masks.past[layer], key.shape[2], window, query)
+    own = masks.given_at(layer)
+    if own is not None:
+        slot = torch.full((len(own),), -1 % own.shape[1], device=own.device) if last is None else last
+        row = own[torch.arange(len(own), device=own.device), slot]
+        seen = row if seen is None else seen & row
+    return attention_row(rows, key, scale, visible=seen, softcap=softcap)[:, 0]
+
+
+def _last_rows(
+    query: Tensor,
+    key: Tensor,
+    documents: Tensor,
+    valid: Tensor | None,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """(B, W) attention that each column is paid by the last token of its own document; ``documents`` (B, W)."""
+    value = torch.zeros(documents.shape, device=query.device)
+    column = torch.arange(documents.shape[1], device=query.device)
+    for document in range(int(documents.max()) + 1):
+        own = documents == document
+        if valid is not None:
+            own = own & valid
+        last = torch.where(own, column, -1).amax(dim=1).clamp_min(0)
+        seen = own if window is None else own & (column > (last - window)[:, None])
+        row = attention_row(query.gather(2, _at(last, query)), key, scale, visible=seen, softcap=softcap)[:, 0]
+        value = torch.where(own, row, value)
+    return value
 
 
 def _at(index: Tensor, x: Tensor) -> Tensor:

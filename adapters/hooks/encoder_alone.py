@@ -10,10 +10,11 @@ from torch import nn
 from tokenreduce.adapters.encoders.base import EncoderFamily
 from tokenreduce.adapters.encoders.blocks import Block
 from tokenreduce.adapters.hooks.encoder_blocks import EncoderMerging
+from tokenreduce.adapters.hooks.last_done import LastDone
 from tokenreduce.adapters.hooks.method_calls import MethodCall, release
 from tokenreduce.cost import Report
 from tokenreduce.groups import Image, group_images
-from tokenreduce.pipeline import Pipeline
+from tokenreduce.pipeline import ActivePipeline, Pipeline
 from tokenreduce.traces import Trace
 
 
@@ -22,12 +23,11 @@ class EncoderHooks:
 
     def __init__(self, family: EncoderFamily, pipeline: Pipeline, output_length: str = "full") -> None:
         self.family = family
-        self.pipeline = pipeline
+        self.active = ActivePipeline(pipeline)
         self.expand = output_length == "full"
-        self.encoder = EncoderMerging(family.blocks, pipeline, family.patch_grid, family.prefix, expand=self.expand)
+        self.encoder = EncoderMerging(family.blocks, self.active, family.patch_grid, family.prefix, expand=self.expand)
         self.encoder.every_block = self.expand and family.collects_blocks
-        self.trace: Trace | None = None
-        self.report: Report | None = None
+        self.done = LastDone()
 
     def attach(self) -> list[Any]:
         handles: list[Any] = []
@@ -41,8 +41,9 @@ class EncoderHooks:
             raise
         return handles
 
-    def use(self, pipeline: Pipeline) -> None:
-        self.pipeline = self.encoder.pipeline = pipeline
+    @property
+    def pipeline(self) -> Pipeline:
+        return self.active.now
 
     def leave(self, tower: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Bring hidden states that were recorded on the way to full width."""
@@ -61,12 +62,12 @@ class EncoderHooks:
         groups = group_images(images, state.assign.device)
         for group in groups:
             group.history = [stage.rows(group.samples) for stage in state.patches(prefix)]
-        self.trace = Trace(groups, torch.ones(batch, n, dtype=torch.bool))
+        trace = Trace(groups, torch.ones(batch, n, dtype=torch.bool))
         counts = state.counts(len(self.family.blocks))
         flops = sum(block_flops(b, before, after) for b, (before, after) in zip(self.family.blocks, counts))
         whole = sum(block_flops(b, rows, rows) for b in self.family.blocks)
         kept = state.size.shape[1] - prefix
-        self.report = Report(
+        report = Report(
             tokens_in=[[n]] * batch,
             tokens_kept=[[kept]] * batch,
             tokens_at_layer=[[before - prefix] * batch for before, _ in counts],
@@ -77,6 +78,7 @@ class EncoderHooks:
             methods=tuple(method.name for method in self.pipeline.methods),
             stopwatch=self.pipeline.stopwatch.lap(),
         )
+        self.done.note(trace, report)
 
 
 class Collecting:

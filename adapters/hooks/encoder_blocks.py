@@ -11,7 +11,8 @@ from tokenreduce.adapters.encoders.blocks import Block
 from tokenreduce.adapters.encoders.patch_grid import PatchGrid
 from tokenreduce.adapters.hooks.tower_state import TowerState, rows_of
 from tokenreduce.method import Method, Step
-from tokenreduce.pipeline import Pipeline
+from tokenreduce.per_thread import PerThread, nothing
+from tokenreduce.pipeline import ActivePipeline, Pipeline
 from tokenreduce.reduction import Reduction
 from tokenreduce.signals import Keys
 from tokenreduce.tokens import VisualTokens
@@ -25,23 +26,28 @@ class EncoderMerging:
     merging is linear and constant on groups, ``merge(x + spread(m)) = merge(x) + m``.
     """
 
+    state = PerThread[TowerState | None](nothing)
+    keys = PerThread[Tensor | None](nothing)
+    pending = PerThread[list[Reduction]](list)
+    steps = PerThread[dict[int, list[tuple[Method, Step]]]](dict)
+    collecting = PerThread[bool](bool)  # the same as ``every_block``, for the next pass only
+    widen = PerThread[bool](bool)  # whether all blocks of this pass do
+
     def __init__(
-        self, blocks: list[Block], pipeline: Pipeline, grid: PatchGrid, prefix: int, *, expand: bool = True
+        self, blocks: list[Block], pipeline: ActivePipeline, grid: PatchGrid, prefix: int, *, expand: bool = True
     ) -> None:
         """``expand``: whether the last block gives each unmerged row a copy of the row that stands for it."""
         self.blocks = blocks
-        self.pipeline = pipeline
+        self.active = pipeline
         self.grid = grid
         self.prefix = prefix
         self.expand = expand
         self.every_block = False  # whether all blocks do so, for a model that collects what they return
-        self.collecting = False  # the same for the next pass only
-        self.widen = False  # whether all blocks of this pass do
-        self.state: TowerState | None = None
-        self.steps: dict[int, list[tuple[Method, Step]]] = {}
-        self.keys: Tensor | None = None
-        self.pending: list[Reduction] = []
         self.done: Callable[[TowerState], None] | None = None
+
+    @property
+    def pipeline(self) -> Pipeline:
+        return self.active.now
 
     def attach(self, handles: list[Any], done: Callable[[TowerState], None] | None = None) -> None:
         """Append the hooks to ``handles``; none when no step merges and nobody waits for ``done``, called after each pass."""

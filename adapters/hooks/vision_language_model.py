@@ -12,24 +12,34 @@ from torch import Tensor, nn
 
 from tokenreduce.adapters.families.base import Family
 from tokenreduce.adapters.hooks import decoder_inputs, deepstack
+from tokenreduce.adapters.hooks.attention_masks import documents_of
+from tokenreduce.adapters.hooks.call_scope import CallScopes, Decided, ScopedMethod
+from tokenreduce.adapters.hooks.checks import (
+    check_cache,
+    check_decoder,
+    checked_mask,
+    refuse_attentions,
+    refuse_packed,
+    refuse_stray_cache,
+)
 from tokenreduce.adapters.hooks.decoder_layers import KEY, LayerHooks
 from tokenreduce.adapters.hooks.decoder_outputs import at_full_length, report_of, trace_of
 from tokenreduce.adapters.hooks.decoder_pass import DecoderPass
 from tokenreduce.adapters.hooks.decoder_signals import DecoderSignals
 from tokenreduce.adapters.hooks.encoding_cost import total
 from tokenreduce.adapters.hooks.kv_cache import adopt, state_of
+from tokenreduce.adapters.hooks.last_done import LastDone
 from tokenreduce.adapters.hooks.method_calls import release
 from tokenreduce.adapters.hooks.sequence_packing import Packing, real_columns
 from tokenreduce.adapters.hooks.vision_tower import VisionTower
 from tokenreduce.adapters.upstream.cache import Cache, given_cache
 from tokenreduce.adapters.upstream.decoder_shape import decoder_shape
 from tokenreduce.adapters.upstream.model import encoded_ahead, pixels_of
-from tokenreduce.cost import Report
 from tokenreduce.flops import DecoderShape
 from tokenreduce.groups import group_images
-from tokenreduce.pipeline import Pipeline, acts
+from tokenreduce.per_thread import PerThread, nothing
+from tokenreduce.pipeline import ActivePipeline, Pipeline, acts
 from tokenreduce.reduction import Reduction
-from tokenreduce.traces import Trace
 
 OutputLength = Literal["full", "reduced"]
 
@@ -43,16 +53,11 @@ class Call(NamedTuple):
     arguments: dict[str, Any]
 
 
-class Decided(NamedTuple):
-    """What was decided for a prompt that is run without a cache, and so from the start again at every step."""
-
-    input_ids: Tensor
-    pictures: Any
-    decisions: dict[Any, list[Reduction]]
-
-
 class VisionLanguageHooks:
     """Shortens prompts on their way into the decoder and keeps masks, positions and caches in step ever after."""
+
+    call = PerThread[Call | None](nothing)
+    current = PerThread[DecoderPass | None](nothing)
 
     def __init__(
         self,
@@ -68,20 +73,22 @@ class VisionLanguageHooks:
             )
         self.family = family
         self.images_as_video = images_as_video
-        self.pipeline = pipeline
+        self.active = ActivePipeline(pipeline)
         self.output_length = output_length
-        self.tower = VisionTower(family, pipeline)
-        self.call: Call | None = None
-        self.current: DecoderPass | None = None
-        self.decided: Decided | None = None
-        self.trace: Trace | None = None
-        self.report: Report | None = None
+        self.scopes = CallScopes()
+        self.tower = VisionTower(family, self.active, self.scopes)
+        self.done = LastDone()
+        self.checked = False  # whether the cache was seen to hold what it should
 
     def attach(self) -> list[Any]:
         """Install every hook; returns their handles. Nothing stays behind when one of them fails."""
         core, decoder = self.family.core, self.family.decoder
         handles: list[Any] = []
+        check_decoder(decoder)
         try:
+            for owner, name in ((self.family.model, "generate"), (self.family.model, "forward"), (core, "forward")):
+                if hasattr(owner, name) and not isinstance(owner.__dict__.get(name), ScopedMethod):
+                    handles.append(ScopedMethod(owner, name, self.scopes))
             handles.append(core.register_forward_pre_hook(self.note_call, with_kwargs=True))
             handles.append(core.register_forward_hook(self.forget_call, always_call=True))
             handles.append(decoder.register_forward_pre_hook(self.enter, with_kwargs=True))
@@ -98,11 +105,9 @@ class VisionLanguageHooks:
             raise
         return handles
 
-    def use(self, pipeline: Pipeline) -> None:
-        """From the next prompt on, act by ``pipeline``, which needs the same signals at the same layers."""
-        self.pipeline = pipeline
-        self.tower.use(pipeline)
-        self.decided = None
+    @property
+    def pipeline(self) -> Pipeline:
+        return self.active.now
 
     def under_way(self) -> DecoderPass | None:
         return self.current
@@ -133,6 +138,7 @@ class VisionLanguageHooks:
 
     def enter(self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.current = None
+        refuse_stray_cache(kwargs)
         embeds, cache = kwargs.get("inputs_embeds"), given_cache(kwargs)
         if self.call is None or embeds is None:
             return None
@@ -169,6 +175,7 @@ class VisionLanguageHooks:
             visual,
             offset=past,
         )
+        self._who_sees_whom(reduced, kwargs, real)
         reduced.masks.two_way = self.family.two_way(self.call.arguments, embeds) if length > 1 else None
         reduced.masks.windowed = self.family.windowed
         changed = False
@@ -176,6 +183,9 @@ class VisionLanguageHooks:
             reduced.behind = [item.behind for item in images]
             reduced.groups = group_images((item.image for item in images), embeds.device)
             reduced.recalled = self._recall(kwargs)
+            if self.pipeline.ranks_by_text:
+                ends = self.scopes.prompt_ends(visual, past)
+                reduced.question_end = None if ends is None else torch.tensor(ends, device=embeds.device)
             deepstack.take_over(reduced, kwargs)
             if encoded is not None:
                 reduced.tower_values, reduced.repeat = encoded.values, encoded.repeat
@@ -186,6 +196,8 @@ class VisionLanguageHooks:
         reduced.passive = state is None and not changed and not self._acts_later(reduced)
         if reduced.passive:
             return None
+        if self.output_length == "full":
+            refuse_attentions(decoder, kwargs)
         kwargs = dict(kwargs)
         with self.pipeline.stopwatch(embeds.device):
             decoder_inputs.hand_over(reduced, self.family.decoder, kwargs, changed)
@@ -194,20 +206,37 @@ class VisionLanguageHooks:
             kwargs[KEY] = reduced
         return args, kwargs
 
+    def _who_sees_whom(self, reduced: DecoderPass, kwargs: dict[str, Any], real: Tensor) -> None:
+        """Note what the caller says of it: documents packed into a row, a mask of its own."""
+        assert self.call is not None
+        masks, given = reduced.masks, self.call.arguments.get("attention_mask")
+        scope = self.scopes.scope
+        if given is None:
+            # as in transformers: with a cache, or with a mask, position ids tell nothing about documents
+            if not decoder_inputs.uses_cache(self.family.decoder, kwargs):
+                masks.documents = documents_of(kwargs.get("position_ids"))
+        elif scope is not None and scope.generates:
+            return  # masks that generate made for a cache of fixed size
+        elif isinstance(given, Tensor) and given.ndim == 4:
+            masks.documents, masks.given = checked_mask(given, real, reduced)
+        if masks.caller_says:
+            refuse_packed(self.family, self.pipeline)
+
     def _recall(self, kwargs: dict[str, Any]) -> dict[Any, list[Reduction]]:
-        """Decisions made for this very prompt, when it now comes again, grown, because no cache is used."""
-        decided, call = self.decided, self.call
-        self.decided = None
-        if decided is None or call is None or call.input_ids is None:
+        """Decisions made for this very prompt, when ``generate`` passes it again, grown, because it uses no cache."""
+        scope, call = self.scopes.scope, self.call
+        if scope is None or scope.decided is None or call is None or call.input_ids is None:
             return {}
         if decoder_inputs.uses_cache(self.family.decoder, kwargs):
             return {}
-        known = decided.input_ids
-        again = call.pictures is decided.pictures and call.input_ids.shape[1] > known.shape[1]
-        if again and torch.equal(call.input_ids[:, : known.shape[1]], known):
-            self.decided = decided
-            return decided.decisions
-        return {}
+        known = scope.decided.input_ids
+        again = call.input_ids.shape[1] > known.shape[1] and torch.equal(call.input_ids[:, : known.shape[1]], known)
+        return scope.decided.decisions if again else {}
+
+    def _remember(self, reduced: DecoderPass) -> None:
+        scope, ids = self.scopes.scope, None if self.call is None else self.call.input_ids
+        if scope is not None and scope.generates and scope.decided is None and ids is not None:
+            scope.decided = Decided(ids if scope.prompt is None else ids[:, : scope.prompt], reduced.decisions)
 
     def _acts_later(self, reduced: DecoderPass) -> bool:
         later = [method for method, step in self.pipeline.steps if step.stage in ("llm", "cache")]
@@ -221,16 +250,19 @@ class VisionLanguageHooks:
         if not reduced.passive:
             for layer in range(reduced.depth):
                 reduced.masks.visible(layer)
+            if reduced.cache is not None and not self.checked:
+                check_cache(reduced)
+                self.checked = True
             with self.pipeline.stopwatch(hidden.device):
                 reduced.trim_cache(hidden)
-            if reduced.cache is not None:
+            if reduced.cache is None:
+                self._remember(reduced)
+            else:
                 adopt(reduced.cache, reduced.state())
-            elif self.decided is None and self.call is not None and self.call.input_ids is not None:
-                self.decided = Decided(self.call.input_ids, self.call.pictures, reduced.decisions)
         # decode steps and text that continues a shortened prompt leave trace and report alone
         if reduced.groups or not reduced.offset:
-            self.trace = trace_of(reduced)
-            self.report = report_of(reduced, self.trace, self.shape, output)
-        elif self.report is not None:
-            self.report.step_stopwatch.add(self.pipeline.stopwatch.lap())
+            trace = trace_of(reduced)
+            self.done.note(trace, report_of(reduced, trace, self.shape, output))
+        elif self.done.report is not None:
+            self.done.report.step_stopwatch.add(self.pipeline.stopwatch.lap())
         return at_full_length(reduced, output) if self.output_length == "full" else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -13,19 +12,19 @@ from torch import Tensor, nn
 
 from tokenreduce.adapters.attention_functions import Probe
 from tokenreduce.adapters.families.base import Family
+from tokenreduce.adapters.hooks.call_scope import CallScopes
 from tokenreduce.adapters.hooks.encoder_blocks import EncoderMerging
 from tokenreduce.adapters.hooks.encoding_cost import EncodingCost, EncodingHooks
 from tokenreduce.adapters.hooks.method_calls import MethodCall
 from tokenreduce.adapters.hooks.tower_state import TowerState
-from tokenreduce.adapters.hooks.visual_token_positions import share_of
+from tokenreduce.adapters.hooks.visual_token_positions import ahead_of, share_of
 from tokenreduce.adapters.visual_inputs import Picture, TowerCall
 from tokenreduce.kernels.attention_received import Over, attention_received
 from tokenreduce.kernels.attention_row import attention_row
 from tokenreduce.kernels.fingerprint import combine, fingerprint
-from tokenreduce.pipeline import Pipeline
+from tokenreduce.per_thread import PerThread
+from tokenreduce.pipeline import ActivePipeline
 from tokenreduce.signals import AttentionReceived, ClsAttention, ImageFingerprint, Keys, Signal
-
-MAX_CALLS = 64
 
 
 @dataclass
@@ -63,21 +62,20 @@ class VisionTower:
     same features in at every step; so values wait here, and stay until a tower runs again.
     """
 
-    def __init__(self, family: Family, pipeline: Pipeline) -> None:
+    announced = PerThread[dict[str, Any]](dict)
+
+    def __init__(self, family: Family, pipeline: ActivePipeline, scopes: CallScopes) -> None:
         self.family = family
-        self.stopwatch = pipeline.stopwatch
-        self.wanted = [s for s in pipeline.needs if s.part == "tower" and not isinstance(s, Keys)]
+        self.pipeline = pipeline
+        self.scopes = scopes
+        self.wanted = [s for s in pipeline.now.needs if s.part == "tower" and not isinstance(s, Keys)]
         self.blocks: dict[int, list[Signal]] = {}
         for signal in self.wanted:
             if isinstance(signal, ClsAttention):
                 self.blocks.setdefault(signal.block, []).append(signal)
             elif isinstance(signal, AttentionReceived):
                 self.blocks.setdefault(signal.layer, []).append(signal)
-        self.calls: deque[TowerPass] = deque(maxlen=MAX_CALLS)
-        self.costs = EncodingHooks(family, lambda: self.calls[-1].cost if self.calls else None)
-        self.taken = False
-        self.seen = 0  # pictures that earlier chunks of the prompt showed
-        self.announced: dict[str, Any] = {}
+        self.costs = EncodingHooks(family, self.cost_under_way)
         facts = family.facts()
         for signal in self.wanted:
             if isinstance(signal, ClsAttention) and not facts.has_cls:
@@ -85,15 +83,20 @@ class VisionTower:
                     f"{signal} is asked for, but the vision tower of a {facts.family} model has no [CLS] token; ask for "
                     f"AttentionReceived({signal.block}) instead"
                 )
-        merges = bool(pipeline.layers("encoder"))
+        merges = bool(pipeline.now.layers("encoder"))
         self.encoders = [
             EncoderMerging(family.blocks(t) if merges else [], pipeline, family.patch_grid(t), facts.tower_prefix)
             for t in range(len(family.towers))
         ]
 
-    def use(self, pipeline: Pipeline) -> None:
-        for encoder in self.encoders:
-            encoder.pipeline = pipeline
+    def cost_under_way(self) -> EncodingCost | None:
+        passes = self.scopes.encoded.passes
+        return passes[-1].cost if passes else None
+
+    @property
+    def latest(self) -> TowerPass:
+        """The pass under way, or the last one."""
+        return self.scopes.encoded.passes[-1]
 
     def attach(self, handles: list[Any]) -> None:
         """Append hooks and probes, each with ``remove``, to ``handles``."""
@@ -112,10 +115,6 @@ class VisionTower:
             handles.append(MethodCall(owner, method, Noted(self, note, ahead)))
 
     def begin(self, tower: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.taken:
-            self.calls.clear()
-            self.taken = False
-            self.seen = 0
         name, pixels = (
             ("", args[0]) if args else next((k, kwargs[k]) for k in ("pixel_values", "hidden_states") if k in kwargs)
         )
@@ -124,19 +123,19 @@ class VisionTower:
         call.cost = EncodingCost(self.costs.shapes[tower])
         self.announced = {}
         if ImageFingerprint() in self.wanted:
-            with self.stopwatch(pixels.device):
+            with self.pipeline.now.stopwatch(pixels.device):
                 pieces = (
                     [pixels] if call.rows else [piece[None] for piece in pixels.split(self.family.patch_counts(call))]
                 )
                 call.prints = torch.cat([fingerprint(piece) for piece in pieces])
-        self.calls.append(call)
+        self.scopes.encoded.add(call)
 
     def end(self, tower: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Note what was merged, and give the model its hidden states at full width."""
-        state = self.encoders[self.calls[-1].tower].state
+        state = self.encoders[self.latest.tower].state
         if state is None or not state.touched:
             return None
-        call = self.calls[-1]
+        call = self.latest
         call.state = state
         if call.cost is not None:
             call.cost.merged = state.counts(len(self.encoders[call.tower].blocks))
@@ -153,8 +152,8 @@ class VisionTower:
             row = mask[:, 0, 0]  # what patches of the first query see, as all others do
             bias, visible = (row, row > torch.finfo(row.dtype).min / 2) if row.is_floating_point() else (None, row)
         state = self.encoders[tower].state if self.encoders[tower].blocks else None
-        call = self.calls[-1]
-        with self.stopwatch(query.device):
+        call = self.latest
+        with self.pipeline.now.stopwatch(query.device):
             for signal in self.blocks[block]:
                 if isinstance(signal, ClsAttention):
                     value = attention_row(query[:, :, :1], key, scale, bias=bias, heads=signal.heads)[:, 0]
@@ -173,14 +172,18 @@ class VisionTower:
 
         ``continues``: a cached prompt comes before.
         """
-        self.taken = True
+        encoded = self.scopes.encoded
+        ahead = not encoded.passes and self.scopes.scope is not None
+        if ahead:
+            encoded = self.scopes.ahead
+        encoded.taken = not ahead
         heard = [s for s in self.wanted if not isinstance(s, ImageFingerprint)]
-        calls = [call for call in self.calls if all(s in call.values for s in heard)]  # others were cut short
+        calls = [call for call in encoded.passes if all(s in call.values for s in heard)]  # others were cut short
         per_call = [self.family.pictures(call) for call in calls]
         pictures = [picture for found in per_call for picture in found]
-        if not continues or self.seen == len(pictures):
-            self.seen = 0
-        share = share_of(visual, per_call, self.seen, batch)
+        if not continues or encoded.seen == len(pictures):
+            encoded.seen = 0
+        share = ahead_of(visual, per_call) if ahead else share_of(visual, per_call, encoded.seen, batch)
         if share is None:
             if not pictures and not self.wanted and not any(encoder.blocks for encoder in self.encoders):
                 return None
@@ -191,7 +194,11 @@ class VisionTower:
                 "wrapping, or by another model, carry no attention statistics. An image must reach the language model "
                 "in one piece: do not set prefill_chunk_size so that it cuts an image, nor with several samples."
             )
-        self.seen, mine = share.stop, slice(share.start, share.stop)
+        mine = slice(share.start, share.stop)
+        if ahead:
+            encoded.passes.clear()
+        else:
+            encoded.seen = share.stop
         values: dict[Signal, list[Tensor]] = {}
         for signal in self.wanted:
             found = [self._per_picture(call, own, signal) for call, own in zip(calls, per_call)]
@@ -224,8 +231,8 @@ class Noted:
     def __call__(self, arguments: dict[str, Any]) -> None:
         if self.ahead:
             self.owner.announced.update(self.note(arguments))
-        elif self.owner.calls:
-            self.owner.calls[-1].arguments.update(self.note(arguments))
+        elif self.owner.scopes.encoded.passes:
+            self.owner.latest.arguments.update(self.note(arguments))
 
 
 class Begin:
@@ -246,11 +253,12 @@ class Hear:
     module is done, and are listened to together.
     """
 
+    segments = PerThread[list[tuple[Tensor, Tensor, float]]](list)
+
     def __init__(self, owner: VisionTower, tower: int, block: int) -> None:
         self.owner = owner
         self.tower = tower
         self.block = block
-        self.segments: list[tuple[Tensor, Tensor, float]] = []
 
     def __call__(
         self, module: nn.Module, query: Tensor, key: Tensor, mask: Any, scale: float, cuts: Tensor | None
@@ -267,7 +275,7 @@ class Hear:
         if not segments or output is None:
             return
         queries, keys, scales = zip(*segments)
-        with self.owner.stopwatch(queries[0].device):
+        with self.owner.pipeline.now.stopwatch(queries[0].device):
             borders = torch.tensor([0, *accumulate(query.shape[2] for query in queries)])
             cuts = borders.to(queries[0].device, non_blocking=True)
             query, key = torch.cat(queries, dim=2), torch.cat(keys, dim=2)

@@ -33,6 +33,7 @@ def layer_mask(
     *,
     also: Callable[..., Tensor] | None = None,
     windowed: bool = True,
+    only: Callable[..., Tensor] | None = None,
 ) -> Any:
     """The mask that transformers makes for a layer of type ``kind``, in the form its attention backend takes.
 
@@ -41,6 +42,7 @@ def layer_mask(
         hidden: (B, W, D) what the layer is given; ``visible``: (B, past + W) bool of real columns, None: all.
         also: mask function of further pairs that see each other, besides causal ones.
         windowed: whether a sliding window cuts those pairs, too.
+        only: mask function of the pairs that may see each other at all.
     """
     given: dict[str, Any] = {
         "config": config,
@@ -50,6 +52,8 @@ def layer_mask(
         "layer_idx": layer,
         cache_argument(create_causal_mask): cache,
     }
+    if only is not None:
+        given["and_mask_function"] = only
     if also is None:
         return MASK_FUNCTIONS[kind](**given)
     given["or_mask_function"] = also

@@ -23,3 +23,10 @@ def encoded_ahead(arguments: Mapping[str, Any]) -> list[Any]:
 def pixels_of(arguments: Mapping[str, Any]) -> list[Any]:
     """Pixels among the ``arguments`` of a call."""
     return [arguments[name] for name in PIXELS if arguments.get(name) is not None]
+
+
+def prompt_columns(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:
+    """Columns of the prompt that ``generate(*args, **kwargs)`` is given; None where it is given none."""
+    given = [*args[:1], *(kwargs.get(name) for name in ("inputs", "input_ids", "inputs_embeds"))]
+    found = next((x for x in given if x is not None), None)
+    return None if found is None else found.shape[1]

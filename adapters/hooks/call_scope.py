@@ -1,0 +1,202 @@
+"""What belongs to one use of a wrapped model: a call of ``generate`` or of ``forward``, in one thread.
+
+Whatever is encoded and decided within it is forgotten at its end, also when it fails.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from tokenreduce.adapters.upstream.model import prompt_columns
+from tokenreduce.adapters.visual_inputs import TowerCall
+from tokenreduce.per_thread import PerThread, nothing
+
+if TYPE_CHECKING:
+    from tokenreduce.tokens import Reduction
+
+MAX_AHEAD = 64
+
+
+@dataclass
+class Encodings:
+    """Passes of the towers, in order.
+
+    Attributes:
+        taken: whether a prompt has used them; the next pass then begins a new series.
+        seen: pictures that earlier chunks of the prompt showed.
+    """
+
+    passes: deque[Any] = field(default_factory=deque)
+    taken: bool = False
+    seen: int = 0
+
+    def add(self, call: TowerCall) -> None:
+        if self.taken:
+            self.passes.clear()
+            self.taken, self.seen = False, 0
+        self.passes.append(call)
+
+
+@dataclass
+class Decided:
+    """What was decided for a prompt that is run without a cache, and so from the start again at every step."""
+
+    input_ids: Tensor
+    decisions: dict[Any, list[Reduction]]
+
+
+@dataclass
+class Scope:
+    """One call of ``generate``, or of ``forward`` outside of it.
+
+    Attributes:
+        prompt: columns of the prompt that ``generate`` was given; what comes behind them is an answer or a guess of one.
+        labels: (B, L) long, what a call of ``forward`` was told to learn; -100 where nothing.
+    """
+
+    generates: bool = False
+    prompt: int | None = None
+    labels: Tensor | None = None
+    encoded: Encodings = field(default_factory=Encodings)
+    decided: Decided | None = None
+
+
+class CallScopes:
+    """The scopes of one wrapped model, of every thread by itself."""
+
+    scope = PerThread[Scope | None](nothing)
+    ahead = PerThread[Encodings](lambda: Encodings(deque(maxlen=MAX_AHEAD)))
+    #: columns of each sample's prompt, as the caller told
+    told = PerThread[Sequence[int] | int | None](nothing)
+
+    @property
+    def encoded(self) -> Encodings:
+        """Where a pass of a tower belongs now: to the call it is part of, or, outside of any, among those made ahead."""
+        return self.ahead if self.scope is None else self.scope.encoded
+
+    @contextmanager
+    def open(self, scope: Scope) -> Iterator[None]:
+        """Let ``scope`` hold what is noted; within a call of ``generate`` a call of ``forward`` opens none of its own."""
+        outer = self.scope
+        if outer is not None and not scope.generates:
+            if scope.labels is not None:
+                outer.labels = scope.labels
+            yield
+            return
+        self.scope = scope
+        try:
+            yield
+        finally:
+            self.scope = outer
+
+    @contextmanager
+    def prompt_length(self, columns: Sequence[int] | int) -> Iterator[None]:
+        """Let the prompts of each sample be ``columns`` long, padding included."""
+        outer, self.told = self.told, columns
+        try:
+            yield
+        finally:
+            self.told = outer
+
+    def prompt_ends(self, visual: Tensor, offset: int) -> list[int] | None:
+        """Per sample of a chunk, the column behind the question; None where the chunk ends with it.
+
+        ``visual`` (B, L) bool on the CPU are the chunk's visual columns, ``offset`` the columns before it. Told by the
+        caller, by ``generate``, or by labels: the first column to be learned behind the last visual one.
+        """
+        batch, length = visual.shape
+        if self.told is not None:
+            told = [self.told] * batch if isinstance(self.told, int) else list(self.told)
+            if len(told) != batch:
+                raise ValueError(
+                    f"prompt_length has {len(told)} entries; allowed: one number, or {batch}, one per sample"
+                )
+            ends = [int(n) - offset for n in told]
+        elif self.scope is not None and self.scope.prompt is not None:
+            ends = [self.scope.prompt - offset] * batch
+        elif self.scope is not None and self.scope.labels is not None:
+            ends = _before_answers(self.scope.labels, visual)
+        else:
+            return None
+        last = [int(row.nonzero()[-1]) if bool(row.any()) else -1 for row in visual]
+        for sample, (end, column) in enumerate(zip(ends, last)):
+            if end <= column:
+                raise ValueError(
+                    f"prompt_length={end + offset} of sample {sample} ends before its last visual token, in column "
+                    f"{column + offset}; allowed: {column + offset + 1} or more, the columns of the prompt with its padding, "
+                    "up to where the answer begins"
+                )
+        return None if all(end >= length for end in ends) else [min(end, length) for end in ends]
+
+
+def _before_answers(labels: Tensor, visual: Tensor) -> list[int]:
+    """Per sample, the first column to be learned behind the last visual token.
+
+    Errors: ``ValueError`` when something is to be learned between two images, whose questions then differ.
+    """
+    batch, length = visual.shape
+    learned = labels.to("cpu")[:, -length:] != -100
+    ends = []
+    for sample in range(batch):
+        columns, answers = visual[sample].nonzero().flatten(), learned[sample].nonzero().flatten()
+        first = int(columns[0]) if len(columns) else -1
+        last = int(columns[-1]) if len(columns) else -1
+        if bool(((answers > first) & (answers < last)).any()):
+            raise ValueError(
+                f"labels of sample {sample} ask for an answer between two images; a method that ranks tokens by the question "
+                "cannot tell which question is meant: give each image a row of its own, or say prompt_length="
+            )
+        behind = answers[answers > last]
+        ends.append(int(behind[0]) if len(behind) else length)
+    return ends
+
+
+class ScopedMethod:
+    """Shadows ``forward`` or ``generate`` of one model instance until ``remove``: each call runs in a scope of its own.
+
+    A shadow rather than a hook, since trainers call ``model.forward`` past the hooks of ``model``.
+    """
+
+    def __init__(self, owner: Any, name: str, scopes: CallScopes) -> None:
+        self.owner = owner
+        self.name = name
+        self.scopes = scopes
+        self.covered = owner.__dict__.get(name)  # another library's shadow
+        self.original = getattr(owner, name)
+        self.active = True
+        owner.__dict__[name] = self
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self.original)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.active:
+            return self.original(*args, **kwargs)
+        told = kwargs.pop("prompt_length", None)
+        if self.name == "generate":
+            scope = Scope(generates=True, prompt=prompt_columns(args, kwargs))
+        else:
+            scope = Scope(labels=kwargs.get("labels"))
+        with self.scopes.open(scope):
+            if told is None:
+                return self.original(*args, **kwargs)
+            with self.scopes.prompt_length(told.tolist() if isinstance(told, torch.Tensor) else told):
+                return self.original(*args, **kwargs)
+
+    def remove(self) -> None:
+        """Take the shadow away; where another library has shadowed it since, it stays and does nothing."""
+        if self.owner.__dict__.get(self.name) is not self:
+            self.active = False
+        elif self.covered is None:
+            del self.owner.__dict__[self.name]
+        else:
+            self.owner.__dict__[self.name] = self.covered
