@@ -5,7 +5,6 @@ Whatever is encoded and decided within it is forgotten at its end, also when it 
 
 from __future__ import annotations
 
-import inspect
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from tokenreduce.adapters.hooks.method_calls import Shadow
 from tokenreduce.adapters.upstream.model import prompt_columns
 from tokenreduce.adapters.visual_inputs import TowerCall
 from tokenreduce.per_thread import PerThread, nothing
@@ -138,45 +138,40 @@ class CallScopes:
 
 
 def _before_answers(labels: Tensor, visual: Tensor) -> list[int]:
-    """Per sample, the first column to be learned behind the last visual token.
+    """Per sample, the first column to be learned behind the last visual token and text that is not: a question.
 
-    Errors: ``ValueError`` when something is to be learned between two images, whose questions then differ.
+    The row's length where nothing between the two is left out of learning, so that labels tell of no question.
+
+    Errors: ``ValueError`` when an answer stands between two images, whose questions then differ.
     """
-    batch, length = visual.shape
+    length = visual.shape[1]
     learned = labels.to("cpu")[:, -length:] != -100
     ends = []
-    for sample in range(batch):
-        columns, answers = visual[sample].nonzero().flatten(), learned[sample].nonzero().flatten()
-        first = int(columns[0]) if len(columns) else -1
-        last = int(columns[-1]) if len(columns) else -1
-        if bool(((answers > first) & (answers < last)).any()):
+    for sample, (learns, sees) in enumerate(zip(learned, visual)):
+        columns = sees.nonzero().flatten().tolist() or [-1]
+        asked = (~learns & ~sees).nonzero().flatten()
+        answers = learns.nonzero().flatten()
+        between = asked[(asked > columns[0]) & (asked < columns[-1])]
+        if len(between) and bool(((answers > between[0]) & (answers < columns[-1])).any()):
             raise ValueError(
                 f"labels of sample {sample} ask for an answer between two images; a method that ranks tokens by the question "
                 "cannot tell which question is meant: give each image a row of its own, or say prompt_length="
             )
-        behind = answers[answers > last]
-        ends.append(int(behind[0]) if len(behind) else length)
+        behind = answers[answers > columns[-1]]
+        told = len(behind) and bool(((asked > columns[-1]) & (asked < behind[0])).any())
+        ends.append(int(behind[0]) if told else length)
     return ends
 
 
-class ScopedMethod:
-    """Shadows ``forward`` or ``generate`` of one model instance until ``remove``: each call runs in a scope of its own.
+class ScopedMethod(Shadow):
+    """``forward`` or ``generate`` of one model instance: each call runs in a scope of its own.
 
     A shadow rather than a hook, since trainers call ``model.forward`` past the hooks of ``model``.
     """
 
     def __init__(self, owner: Any, name: str, scopes: CallScopes) -> None:
-        self.owner = owner
-        self.name = name
+        super().__init__(owner, name)
         self.scopes = scopes
-        self.covered = owner.__dict__.get(name)  # another library's shadow
-        self.original = getattr(owner, name)
-        self.active = True
-        owner.__dict__[name] = self
-
-    @property
-    def __signature__(self) -> inspect.Signature:
-        return inspect.signature(self.original)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self.active:
@@ -191,12 +186,3 @@ class ScopedMethod:
                 return self.original(*args, **kwargs)
             with self.scopes.prompt_length(told.tolist() if isinstance(told, torch.Tensor) else told):
                 return self.original(*args, **kwargs)
-
-    def remove(self) -> None:
-        """Take the shadow away; where another library has shadowed it since, it stays and does nothing."""
-        if self.owner.__dict__.get(self.name) is not self:
-            self.active = False
-        elif self.covered is None:
-            del self.owner.__dict__[self.name]
-        else:
-            self.owner.__dict__[self.name] = self.covered

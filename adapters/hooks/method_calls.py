@@ -7,31 +7,51 @@ from collections.abc import Callable
 from typing import Any
 
 
-class MethodCall:
-    """Shadows the method ``name`` of ``owner`` until ``remove``; tells ``heard`` the arguments and calls the method.
+class Shadow:
+    """Stands before the method ``name`` of ``owner``, in the instance, until ``remove``.
 
-    An object of its own, so that a copied model has interceptors of its own.
+    An object of its own, so that a copied or unpickled model has shadows of its own.
     """
 
-    def __init__(self, owner: Any, name: str, heard: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, owner: Any, name: str) -> None:
         self.owner = owner
         self.name = name
-        self.heard = heard
-        self.original = getattr(owner, name)
+        self.covered = owner.__dict__.get(name)  # another library's
+        self.active = True
         owner.__dict__[name] = self
+
+    @property
+    def original(self) -> Callable[..., Any]:
+        """The method as it was."""
+        return getattr(type(self.owner), self.name).__get__(self.owner) if self.covered is None else self.covered
 
     @property
     def __signature__(self) -> inspect.Signature:
         return inspect.signature(self.original)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        bound = inspect.signature(self.original).bind(*args, **kwargs)
-        bound.apply_defaults()
-        self.heard(dict(bound.arguments))
-        return self.original(*args, **kwargs)
-
     def remove(self) -> None:
-        del self.owner.__dict__[self.name]
+        """Take the shadow away; where another library has put its own over it since, it stays and does nothing."""
+        if self.owner.__dict__.get(self.name) is not self:
+            self.active = False
+        elif self.covered is None:
+            del self.owner.__dict__[self.name]
+        else:
+            self.owner.__dict__[self.name] = self.covered
+
+
+class MethodCall(Shadow):
+    """Tells ``heard`` the arguments of every call, by name, and calls the method."""
+
+    def __init__(self, owner: Any, name: str, heard: Callable[[dict[str, Any]], None]) -> None:
+        super().__init__(owner, name)
+        self.heard = heard
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.active:
+            bound = inspect.signature(self.original).bind(*args, **kwargs)
+            bound.apply_defaults()
+            self.heard(dict(bound.arguments))
+        return self.original(*args, **kwargs)
 
 
 def release(handles: list[Any]) -> None:

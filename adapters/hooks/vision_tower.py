@@ -22,7 +22,7 @@ from tokenreduce.adapters.visual_inputs import Picture, TowerCall
 from tokenreduce.kernels.attention_received import Over, attention_received
 from tokenreduce.kernels.attention_row import attention_row
 from tokenreduce.kernels.fingerprint import combine, fingerprint
-from tokenreduce.per_thread import PerThread
+from tokenreduce.per_thread import PerThread, nothing
 from tokenreduce.pipeline import ActivePipeline
 from tokenreduce.signals import AttentionReceived, ClsAttention, ImageFingerprint, Keys, Signal
 
@@ -63,6 +63,8 @@ class VisionTower:
     """
 
     announced = PerThread[dict[str, Any]](dict)
+    #: the pass that runs; when gradient checkpointing runs blocks again, there is none
+    current = PerThread[TowerPass | None](nothing)
 
     def __init__(self, family: Family, pipeline: ActivePipeline, scopes: CallScopes) -> None:
         self.family = family
@@ -93,6 +95,9 @@ class VisionTower:
         passes = self.scopes.encoded.passes
         return passes[-1].cost if passes else None
 
+    def finish(self, tower: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self.current = None
+
     @property
     def latest(self) -> TowerPass:
         """The pass under way, or the last one."""
@@ -102,6 +107,7 @@ class VisionTower:
         """Append hooks and probes, each with ``remove``, to ``handles``."""
         for t, tower in enumerate(self.family.towers):
             handles.append(tower.register_forward_pre_hook(Begin(self, t), with_kwargs=True))
+            handles.append(tower.register_forward_hook(self.finish, always_call=True))
             for block in self.blocks:
                 attention, hear = self.family.tower_attention(block, t), Hear(self, t, block)
                 handles.append(Probe(attention, hear))
@@ -129,6 +135,7 @@ class VisionTower:
                 )
                 call.prints = torch.cat([fingerprint(piece) for piece in pieces])
         self.scopes.encoded.add(call)
+        self.current = call
 
     def end(self, tower: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Note what was merged, and give the model its hidden states at full width."""
@@ -152,7 +159,9 @@ class VisionTower:
             row = mask[:, 0, 0]  # what patches of the first query see, as all others do
             bias, visible = (row, row > torch.finfo(row.dtype).min / 2) if row.is_floating_point() else (None, row)
         state = self.encoders[tower].state if self.encoders[tower].blocks else None
-        call = self.latest
+        call = self.current
+        if call is None:
+            return
         with self.pipeline.now.stopwatch(query.device):
             for signal in self.blocks[block]:
                 if isinstance(signal, ClsAttention):
