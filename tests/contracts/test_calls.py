@@ -158,7 +158,7 @@ def test_answers_between_images_are_warned_of(model):
     inputs = prompt(model, [2])
     text = (inputs["input_ids"] != IMAGE_TOKEN)[0].nonzero().flatten()
     labels = torch.full_like(inputs["input_ids"], -100)
-    labels[0, [text[2], text[-1]]] = 7  # one of three between the images, the last of all
+    labels[0, [text[4], text[-1]]] = 7  # one of three between the images, the last of all
     told = pytest.warns(UserWarning, match="labels of sample 0 ask for an answer between two images")
     with tr.wrapped(model, tr.FastV(layer=2, keep=3)), torch.no_grad(), told:
         model(**inputs, labels=labels)
