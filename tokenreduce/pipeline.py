@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Any
 
 from torch import Tensor
 
@@ -11,6 +13,7 @@ from tokenreduce.groups import ImageGroup
 from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.per_thread import PerThread, nothing
 from tokenreduce.reduction import Reduction
+from tokenreduce.schedules import largest_remainder
 from tokenreduce.signals import Keys, Signal
 from tokenreduce.stopwatch import Stopwatch
 from tokenreduce.tokens import STAGES, Stage, VisualTokens
@@ -31,7 +34,7 @@ class Pipeline:
     def __init__(self, methods: Sequence[Method], facts: ModelFacts) -> None:
         self.methods = tuple(methods)
         self.facts = facts
-        self._encoder_steps: dict[tuple[int, int], dict[int, list[tuple[Method, Step]]]] = {}
+        self._encoder_steps: dict[Any, dict[int, list[tuple[Method, Step]]]] = {}
         steps: list[tuple[Method, Step]] = []
         for method in self.methods:
             n = facts.tokens_per_image
@@ -58,21 +61,48 @@ class Pipeline:
     def layers(self, stage: Stage) -> tuple[int, ...]:
         return tuple(sorted({s.layer for _, s in self.steps if s.stage == stage and s.layer is not None}))
 
-    def encoder_steps(self, grid: tuple[int, int]) -> dict[int, list[tuple[Method, Step]]]:
-        """By block, what to do with images of ``grid`` patches, as their rows arrive in the encoder.
+    def encoder_steps(
+        self, grid: tuple[int, int], shares: tuple[int | None, ...] = ()
+    ) -> dict[int, list[tuple[Method, Step]]]:
+        """By block, what to do with ``grid`` patches as their rows arrive in the encoder.
+
+        ``shares``: per method, how many are left of them, where they are a view of an image; None: as the budget says.
 
         Errors: ``ValueError`` when a budget cannot be reached from so many patches.
         """
-        if grid not in self._encoder_steps:
+        if (grid, shares) not in self._encoder_steps:
             facts = dataclasses.replace(self.facts, tower_grid=grid)
             by_block: dict[int, list[tuple[Method, Step]]] = {}
-            for method in self.methods:
+            for method, share in zip(self.methods, shares or (None,) * len(self.methods), strict=True):
+                if share is not None:
+                    method = dataclasses.replace(method, keep=share)
                 steps = [] if method.is_identity(grid[0] * grid[1]) else method.plan(facts)
                 for step in steps:
                     if step.stage == "encoder" and step.layer is not None:
                         by_block.setdefault(step.layer, []).append((method, step))
-            self._encoder_steps[grid] = by_block
-        return self._encoder_steps[grid]
+            self._encoder_steps[grid, shares] = by_block
+        return self._encoder_steps[grid, shares]
+
+    def view_shares(self, sizes: Sequence[int]) -> list[tuple[int | None, ...]]:
+        """Per view of an image with ``sizes`` tokens, what ``encoder_steps`` wants: the budget shared among them, exactly.
+
+        Errors: ``ValueError`` when a view would be left without a token, which merging cannot do.
+        """
+        spread_here = {id(m) for m, step in self.steps if step.stage == "encoder" and step.amount is None}
+        columns: list[list[int | None]] = []
+        for method in self.methods:
+            if id(method) not in spread_here:
+                columns.append([None] * len(sizes))
+                continue
+            k = method.budget.count(sum(sizes))
+            shares = largest_remainder([Fraction(k * size, sum(sizes)) for size in sizes], k)
+            if any(share == 0 < size for share, size in zip(shares, sizes)):
+                raise ValueError(
+                    f"keep={k} tokens of an image that the tower sees in {sum(size > 0 for size in sizes)} views: merging "
+                    "inside the tower leaves at least one of each; ask for more, or pass at='projector'"
+                )
+            columns.append(list(shares))
+        return list(zip(*columns))
 
     @property
     def listens(self) -> frozenset[Signal]:

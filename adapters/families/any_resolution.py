@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +22,29 @@ class AnyresTower(ClipTower):
 
     def noted_calls(self) -> list[NotedCall]:
         packing = NotedCall(self.core, "pack_image_features", views_packed, ahead=False)
-        return [packing, *frames_of_videos(self.core)]
+        sizes = NotedCall(self.core, "get_image_features", image_sizes, ahead=True)
+        return [packing, sizes, *frames_of_videos(self.core)]
+
+    def arriving(self, call: TowerCall) -> list[Picture]:
+        given = call.arguments.get("images")
+        if given is None:
+            return self.pictures(call)
+        alone = given.get("batch_num_images")
+        taken = inspect.signature(type(self.core).pack_image_features).parameters
+        given = {
+            name: getattr(self.core.config, name, None) if value is None else value
+            for name, value in given.items()
+            if name in taken
+        }
+        cut = [True] * len(given["image_sizes"]) if alone is None else [n == 1 for n in alone for _ in range(n)]
+        views = [self._views(size) if own else 1 for size, own in zip(given["image_sizes"], cut)]
+        return self.pictures(replace(call, arguments={"pack": {**given, "views": views}}))
+
+    def _views(self, size: Any) -> int:
+        """Views of an image of ``size``, down and across."""
+        config = self.core.config
+        count = sys.modules[type(self.core).__module__].image_size_to_num_patches
+        return count(size, config.image_grid_pinpoints, config.vision_config.image_size)
 
     def pictures(self, call: TowerCall) -> list[Picture]:
         if "pack" not in call.arguments:
@@ -81,3 +106,9 @@ def views_packed(arguments: dict[str, Any]) -> dict[str, Any]:
     """How a pass of the tower is packed, without its features."""
     features = arguments.pop("image_features")
     return {"pack": {**arguments, "views": [len(x) for x in features]}}
+
+
+def image_sizes(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What the images are like that the tower is about to see."""
+    names = ("image_sizes", "vision_aspect_ratio", "vision_feature_select_strategy", "batch_num_images")
+    return {"images": {name: arguments[name] for name in names if name in arguments}}

@@ -62,6 +62,10 @@ class Family:
         """The images and videos that one pass of a tower encoded, in order."""
         raise NotImplementedError
 
+    def arriving(self, call: TowerCall) -> list[Picture]:
+        """The same, before the tower runs, where it can merge; none: not known, every row is an image."""
+        return self.pictures(call)
+
     def only_picture(self) -> Picture:
         """What every image of this model is like, for a prompt whose encoding was not seen."""
         raise ValueError(

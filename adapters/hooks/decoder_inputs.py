@@ -55,7 +55,11 @@ def drop_merged(reduced: DecoderPass, family: Family, encoded: Encoded, embeds: 
                 "the encoder, so merged ones cannot be told apart; use a method of stage 'projector' or 'llm'"
             )
         rows = [[r for i in reduced.behind[m] for r in encoded.rows[i]] for m in group.members]
-        groups += merged_group(group.showing(embeds, beside=reduced.beside.get(0)), history, rows, in_order, policy)
+        whole = len(rows[0]) * history[0].assign.shape[1]
+        alike = encoded.state.alike and group.layout.num_tokens == whole
+        groups += merged_group(
+            group.showing(embeds, beside=reduced.beside.get(0)), history, rows, in_order, policy, alike
+        )
     reduced.packings.repack(0, reduced.groups, groups)
     reduced.groups = groups
     return True

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tokenreduce.adapters.encoders.blocks import Block
 from tokenreduce.adapters.encoders.patch_grid import PatchGrid
+from tokenreduce.adapters.hooks.ragged_rows import Group, View, ask, kind_after, kinds
 from tokenreduce.adapters.hooks.tower_state import TowerState, rows_of
 from tokenreduce.method import Method, Step
 from tokenreduce.per_thread import PerThread, nothing
@@ -16,6 +18,8 @@ from tokenreduce.pipeline import ActivePipeline, Pipeline
 from tokenreduce.reduction import Reduction
 from tokenreduce.signals import Keys
 from tokenreduce.tokens import VisualTokens
+
+UNSEEN = -1e4  # added to the logits of an absent row: none is left of it after the softmax, in any precision
 
 
 class EncoderMerging:
@@ -30,6 +34,8 @@ class EncoderMerging:
     keys = PerThread[Tensor | None](nothing)
     pending = PerThread[list[Reduction]](list)
     steps = PerThread[dict[int, list[tuple[Method, Step]]]](dict)
+    groups = PerThread[list[Group]](list)  # where the views of this pass are not alike
+    kind = PerThread[Tensor | None](nothing)  # of their rows
     collecting = PerThread[bool](bool)  # the same as ``every_block``, for the next pass only
     widen = PerThread[bool](bool)  # whether all blocks of this pass do
 
@@ -44,6 +50,7 @@ class EncoderMerging:
         self.expand = expand
         self.every_block = False  # whether all blocks do so, for a model that collects what they return
         self.done: Callable[[TowerState], None] | None = None
+        self.views: Callable[[int], Sequence[View]] = lambda batch: ()  # of a pass; none: alike, each an image
 
     @property
     def pipeline(self) -> Pipeline:
@@ -61,7 +68,8 @@ class EncoderMerging:
             handles.append(block.module.register_forward_pre_hook(hook.enter, with_kwargs=True))
             # before the hooks by which transformers records hidden states
             handles.append(block.module.register_forward_hook(hook.leave, prepend=True))
-            if any(step.proportional for step in steps):
+            if steps:
+                hook.proportional = any(step.proportional for step in steps)
                 handles.append(block.bias_keys(hook.bias))
             if any(isinstance(need, Keys) for step in steps for need in step.needs):
                 handles.append(block.listen_keys(hook.hear))
@@ -71,17 +79,37 @@ class EncoderMerging:
 
     def begin(self, x: Tensor) -> None:
         """Rows ``x`` (B, N, D) arrive at the first block: what to do in which block is known from now on."""
-        layouts = self.grid.layouts(len(x), x.shape[1] - self.prefix)
-        self.state, self.pending = TowerState.start(x, layouts), []
+        n = x.shape[1] - self.prefix
+        layouts = self.grid.layouts(len(x), n)
+        self.state, self.pending, self.groups = TowerState.start(x, layouts), [], []
         self.widen, self.collecting = self.every_block or self.collecting, False
-        self.steps = self.pipeline.encoder_steps((layouts[0].height, layouts[0].width))
+        grid = (layouts[0].height, layouts[0].width)
+        views = self.views(len(x))
+        shares = {view.shares for view in views}
+        if all(view.tokens is None for view in views) and len(shares) <= 1:
+            self.steps = self.pipeline.encoder_steps(grid, next(iter(shares), ()))
+            return
+        self.kind, self.state.alike = kinds(views, n, self.prefix, x.device), False
+        alike: dict[tuple[int, View], list[int]] = {}
+        for b, view in enumerate(views):
+            count = n if view.tokens is None else len(view.tokens)
+            alike.setdefault((count, view._replace(tokens=None)), []).append(b)
+        for (count, view), rows in alike.items():
+            protected = self.prefix + n - count
+            steps = self.pipeline.encoder_steps((1, count), view.shares) if count else {}
+            index = torch.tensor(rows, device=x.device)
+            self.groups.append(Group(index, protected + count, protected, steps))
+        self.steps = {
+            block: max((group.steps.get(block, []) for group in self.groups), key=len)
+            for block in range(len(self.blocks))
+        }
 
     def reduce(self, index: int, x: Tensor, steps: list[tuple[Method, Step]]) -> tuple[Tensor, list[Reduction]]:
         """Ask the methods of a block, one after the other; returns what becomes of ``x`` and their reductions."""
         state = self.state
         assert state is not None
         done = []
-        for method, step in steps:
+        for position, (method, step) in enumerate(steps):
             with self.pipeline.stopwatch(x.device):
                 tokens = VisualTokens(
                     features=x,
@@ -94,7 +122,15 @@ class EncoderMerging:
                     prefix=self.prefix,
                     amount=step.amount,
                 )
-                reduction = method.checked(tokens)
+                if self.groups:
+                    assert self.kind is not None
+                    joined = ask(tokens, self.groups, self.kind, position)
+                    if joined is None:
+                        continue
+                    reduction = joined
+                    self.kind = kind_after(self.kind, reduction, self.groups)
+                else:
+                    reduction = method.checked(tokens)
                 if reduction.valid is not None:
                     raise ValueError(
                         f"method={method.name!r} keeps a different number of tokens per image in encoder block {index}; "
@@ -115,6 +151,7 @@ class BlockHooks:
         self.merging = merging
         self.index = index
         self.block = block
+        self.proportional = False
 
     def steps(self, when: str) -> list[tuple[Method, Step]]:
         return [(m, s) for m, s in self.merging.steps.get(self.index, []) if s.when == when]
@@ -147,8 +184,11 @@ class BlockHooks:
         self.merging.keys = keys.reshape(batch, n, self.block.heads, width // self.block.heads).float().mean(dim=2)
 
     def bias(self) -> Tensor | None:
-        state = self.merging.state
-        return state.size.log() if state is not None and state.touched else None
+        state, groups = self.merging.state, self.merging.groups
+        if state is None or not (state.touched or groups):
+            return None
+        row = state.size.log() if self.proportional else torch.zeros_like(state.size)
+        return row.masked_fill(state.size == 0, UNSEEN) if groups else row if self.proportional else None
 
     def shorten(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
         steps = self.steps("middle")

@@ -13,16 +13,27 @@ from tokenreduce.reduction import PositionPolicy, Reduction
 
 
 def merged_group(
-    group: ImageGroup, history: list[StageTrace], rows: list[list[int]], in_order: bool, positions: PositionPolicy
+    group: ImageGroup,
+    history: list[StageTrace],
+    rows: list[list[int]],
+    in_order: bool,
+    positions: PositionPolicy,
+    alike: bool,
 ) -> list[ImageGroup]:
-    """``group`` after its tower rows ``rows`` (B, V) were merged as ``history`` tells."""
+    """``group`` after its tower rows ``rows`` (B, V) were merged as ``history`` tells.
+
+    ``alike``: whether every row of every view stands for tokens.
+    """
     patches = torch.tensor(group.layout.patches, device=group.seats.device)
-    if len(patches) < len(rows[0]) * history[0].assign.shape[1] and len(rows) > 1:  # counts may differ
-        single = [merged_group(group.rows([i]), history, [own], in_order, positions) for i, own in enumerate(rows)]
+    if len(rows) > 1 and not alike:
+        single = [
+            merged_group(group.rows([i]), history, [own], in_order, positions, alike) for i, own in enumerate(rows)
+        ]
         return [one for found in single for one in found]
     index = torch.tensor(rows, device=group.seats.device)
     plans = [
-        merged_tokens(p.assign.to(index.device)[index], p.source.to(index.device)[index], patches) for p in history
+        merged_tokens(p.assign.to(index.device)[index], p.source.to(index.device)[index], patches, alike)
+        for p in history
     ]
     for p, plan in zip(history[:-1], plans):
         source = plan.source.sort(dim=1).values
@@ -36,12 +47,12 @@ def merged_group(
     return group.apply(replace(plan, positions=positions), "encoder", last.layer, last.method)
 
 
-def merged_tokens(assign: Tensor, source: Tensor, patches: Tensor) -> Reduction:
+def merged_tokens(assign: Tensor, source: Tensor, patches: Tensor, alike: bool) -> Reduction:
     """The plan for the tokens of B pictures whose V views were merged each by itself.
 
     Args:
         assign: (B, V, P) row of its view that each patch went to; ``source``: (B, V, K) patch at which each row sits.
-        patches: (N,) patch of each token, counted through all views. With N < V * P, B must be 1.
+        patches: (N,) patch of each token, counted through all views. Unless ``alike``, B must be 1.
     """
     batch, views, area = assign.shape
     shift = torch.arange(views, device=assign.device)[:, None]
@@ -50,7 +61,7 @@ def merged_tokens(assign: Tensor, source: Tensor, patches: Tensor) -> Reduction:
     n, k = len(patches), at.shape[1]
     token = torch.full((views * area,), -1, device=assign.device).scatter(0, patches, torch.arange(n, device=at.device))
     seat = token[at]
-    if n == views * area:
+    if alike:
         return Reduction(source=seat, assign=flat)
     # a row whose own patch has no token sits at the first of its patches that has one; rows without any are gone
     first = torch.full((batch, k), n, device=at.device)

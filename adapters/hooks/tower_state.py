@@ -35,6 +35,7 @@ class TowerState:
     widths: list[int] = field(default_factory=list)
     history: list[StageTrace] = field(default_factory=list)
     touched: bool = False
+    alike: bool = True  # whether all images have equally many rows
 
     @classmethod
     def start(cls, x: Tensor, layouts: list[Layout]) -> TowerState:
@@ -61,6 +62,7 @@ class TowerState:
             layouts=[layout for state in states for layout in state.layouts],
             history=history,
             touched=True,
+            alike=all(state.alike for state in states),
         )
 
     def apply(self, reduction: Reduction, layer: int, method: str) -> None:

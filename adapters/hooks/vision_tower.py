@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from tokenreduce.adapters.hooks.call_scope import CallScopes
 from tokenreduce.adapters.hooks.encoder_blocks import EncoderMerging
 from tokenreduce.adapters.hooks.encoding_cost import EncodingCost, EncodingHooks
 from tokenreduce.adapters.hooks.method_calls import MethodCall
+from tokenreduce.adapters.hooks.ragged_rows import View
 from tokenreduce.adapters.hooks.tower_state import TowerState
 from tokenreduce.adapters.hooks.visual_token_positions import ahead_of, share_of
 from tokenreduce.adapters.visual_inputs import Picture, TowerCall
@@ -91,6 +92,9 @@ class VisionTower:
             for t in range(len(family.towers))
         ]
 
+        for encoder in self.encoders:
+            encoder.views = self.views
+
     def cost_under_way(self) -> EncodingCost | None:
         passes = self.scopes.encoded.passes
         return passes[-1].cost if passes else None
@@ -102,6 +106,19 @@ class VisionTower:
     def latest(self) -> TowerPass:
         """The pass under way, or the last one."""
         return self.scopes.encoded.passes[-1]
+
+    def views(self, batch: int) -> list[View]:
+        """The rows of the pass that is running: which of their patches become tokens, and how many of these are left."""
+        views: list[View] = []
+        pipeline = self.encoders[0].pipeline
+        for picture in self.family.arriving(self.latest):
+            if picture.pooled:  # refused once the model has pooled them
+                views += [View(None, (None,) * len(pipeline.methods))] * picture.rows
+                continue
+            own = picture.layout.views or [replace(picture.layout, frames=1)] * picture.rows
+            shares = pipeline.view_shares([view.num_tokens for view in own])
+            views += [View(view.cells, share) for view, share in zip(own, shares)]
+        return views if len(views) == batch else []
 
     def attach(self, handles: list[Any]) -> None:
         """Append hooks and probes, each with ``remove``, to ``handles``."""

@@ -14,6 +14,8 @@ from torch import nn
 from transformers import Dinov2Backbone, Dinov2Config
 
 import tokenreduce as tr
+from tokenreduce.adapters.hooks.ragged_rows import View
+from tokenreduce.wrapping import SLOT
 
 METHODS = [tr.ToMe(keep=0.5), tr.PiToMe(keep=0.5), tr.PiToMe(keep=0.5, preset="llava")]
 IDS = ["tome", "pitome", "pitome-llava"]
@@ -262,3 +264,37 @@ def test_counts_beyond_the_patches_that_come_keep_them_all():
         assert torch.equal(model(pixels).last_hidden_state, plain)
         model(torch.randn(1, 3, 48, 48))
         assert tr.report(model).tokens_kept == [[16]]
+
+
+@pytest.mark.parametrize("proportional", [True, False])
+@pytest.mark.parametrize("kind", ["clip", "siglip", "dinov2_with_registers"])
+@torch.no_grad()
+def test_views_that_are_left_with_unequal_numbers_equal_each_by_itself(kind, proportional):
+    """Absent rows of the narrower view change nothing for the others."""
+    model, pixels = transformers_model(kind), torch.randn(3, 3, 32, 32)
+    one = [pixels[:1], pixels[1:2], pixels[2:]]
+    alone = []
+    for x, keep in zip(one, (8, 5, 8)):
+        with tr.wrapped(model, tr.ToMe(keep=keep, proportional=proportional)):
+            alone.append(model(x).last_hidden_state)
+    with tr.wrapped(model, tr.ToMe(keep=0.5, proportional=proportional)):
+        encoder = model.__dict__[SLOT].hooks.encoder
+        encoder.views = lambda batch: [View(None, (8,)), View(None, (5,)), View(None, (8,))]
+        together = model(pixels).last_hidden_state
+        kept = [len(image.standing_for().unique()) for image in tr.trace(model).images]
+    assert kept == [8, 5, 8]
+    torch.testing.assert_close(together, torch.cat(alone), atol=TOLERANCE, rtol=TOLERANCE)
+
+
+@torch.no_grad()
+def test_patches_without_a_token_never_merge():
+    model, pixels = transformers_model("clip"), torch.randn(1, 3, 32, 32)
+    visible = tuple(cell for cell in range(16) if cell % 4 < 2)
+    with tr.wrapped(model, tr.ToMe(keep=0.5)):
+        model.__dict__[SLOT].hooks.encoder.views = lambda batch: [View(visible, (4,))]
+        model(pixels)
+        stands = tr.trace(model).images[0].standing_for()
+    hidden = [cell for cell in range(16) if cell not in visible]
+    assert len(stands[list(visible)].unique()) == 4
+    assert len(stands[hidden].unique()) == 8
+    assert not set(stands[hidden].tolist()) & set(stands[list(visible)].tolist())

@@ -1,0 +1,106 @@
+"""Rows of one pass whose numbers differ: views of images whose budget is shared, or which are unpadded, unequally.
+
+Views of one number of tokens and one budget form a group, which a method is asked about by itself; the tensors of the pass
+are as wide as the widest group, and rows beyond a narrower one are absent: of size 0, seen by no other row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tokenreduce.adapters.hooks.tower_state import rows_of
+from tokenreduce.method import Method, Step
+from tokenreduce.reduction import DROPPED, Reduction
+from tokenreduce.tokens import VisualTokens
+
+PROTECTED, TOKEN, ABSENT = 0, 1, 2
+
+
+class View(NamedTuple):
+    """One row of the tower's batch.
+
+    Attributes:
+        tokens: its patches that become tokens, ascending; the others never merge. None: all.
+        shares: tokens it is left with, per method of the pipeline; None where a method's budget does not say.
+    """
+
+    tokens: tuple[int, ...] | None = None
+    shares: tuple[int | None, ...] = ()
+
+
+@dataclass
+class Group:
+    """Views of one number of tokens and one budget: ``rows`` of the batch, ``width`` rows each, of which ``protected``."""
+
+    rows: Tensor
+    width: int
+    protected: int
+    steps: dict[int, list[tuple[Method, Step]]]
+
+
+def kinds(views: Sequence[View], n: int, prefix: int, device: torch.device) -> Tensor:
+    """(B, prefix + n) long: PROTECTED or TOKEN."""
+    kind = torch.full((len(views), prefix + n), TOKEN)
+    for b, view in enumerate(views):
+        if view.tokens is not None:
+            kind[b] = PROTECTED
+            kind[b, [prefix + cell for cell in view.tokens]] = TOKEN
+    kind[:, :prefix] = PROTECTED
+    return kind.to(device)
+
+
+def ask(tokens: VisualTokens, groups: Sequence[Group], kind: Tensor, position: int) -> Reduction | None:
+    """The plans of all groups for the step at ``position`` of this block, as one; None: nobody has one.
+
+    Rows come out as protected ones, tokens, and absent ones last, in every view.
+    """
+    batch, n = tokens.features.shape[:2]
+    order, plans = kind.sort(dim=1, stable=True).indices, []
+    for group in groups:
+        steps = group.steps.get(tokens.layer or 0, [])
+        index = order[group.rows, : group.width]
+        step = steps[position] if position < len(steps) else None
+        plan = None
+        if step is not None:
+            part = VisualTokens(
+                features=rows_of(tokens.features[group.rows], index),
+                layout=tokens.layout,
+                stage="encoder",
+                layer=tokens.layer,
+                source=tokens.source[group.rows].gather(1, index),
+                size=tokens.size[group.rows].gather(1, index),
+                signals={s: rows_of(x[group.rows], index) for s, x in tokens.signals.items() if s in step[1].needs},
+                prefix=group.protected,
+                amount=step[1].amount,
+            )
+            plan = step[0].checked(part)
+        plans.append((group, index, plan))
+    if all(plan is None or plan.does_nothing(index.shape[1]) for _, index, plan in plans):
+        return None
+    width = max(group.width if plan is None else plan.num_kept for group, _, plan in plans)
+    source, assign = order.new_zeros(batch, width), order.new_full((batch, n), DROPPED)
+    weight, merges = tokens.size.clone(), False
+    for group, index, plan in plans:
+        own = torch.arange(group.width, device=order.device).expand_as(index)
+        kept, joined = (own, own) if plan is None else (plan.source, plan.assign)
+        group.width = kept.shape[1]
+        source[group.rows, : group.width] = index.gather(1, kept)
+        assign[group.rows] = assign[group.rows].scatter(1, index, joined)
+        if plan is not None and plan.merges:
+            merges = True
+            given = torch.ones_like(index, dtype=weight.dtype) if plan.weight is None else plan.weight
+            weight[group.rows] = weight[group.rows].scatter(1, index, given.to(weight.dtype))
+    return Reduction(source=source, assign=assign, merges=merges, weight=weight if merges else None)
+
+
+def kind_after(kind: Tensor, reduction: Reduction, groups: Sequence[Group]) -> Tensor:
+    """``kind`` of the rows that come out."""
+    after = kind.gather(1, reduction.source)
+    for group in groups:
+        after[group.rows, group.width :] = ABSENT
+    return after
