@@ -8,7 +8,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenreduce.adapters.upstream.attention import attention_function, choosing, implementation, register
+from tokenreduce.adapters.upstream.attention import attention_function, borders_of, choosing, implementation, register
 
 PREFIX = "tokenreduce|"
 MULTIPLE = 8  # head dims that fused kernels take
@@ -62,7 +62,7 @@ def _fronted(
     if bias is not None:  # kernels that take no bias have masks of other forms, or none
         seen = masked(seen if isinstance(seen, Tensor) and seen.ndim == 4 else None, bias)
     for listener in front.listeners:
-        listener(module, query, key, seen, scale, kwargs.get("cu_seq_lens_q"))
+        listener(module, query, key, seen, scale, borders_of(kwargs))
     width = value.shape[-1]
     if bias is not None and name in TAKES_BIAS:
         attention_mask = seen.to(query.dtype)

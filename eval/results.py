@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenreduce.adapters.upstream.attention import implementation
 from tokenreduce.files import replacing
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def environment(model: nn.Module) -> dict[str, Any]:
     parameter = next(model.parameters())
     return {
         **surroundings(parameter.device),
-        "attention": getattr(model.config, "_attn_implementation", None),
+        "attention": implementation(model.config) if hasattr(model, "config") else None,
         "dtype": str(parameter.dtype).removeprefix("torch."),
     }
 

@@ -107,7 +107,7 @@ def corrected(p: Sequence[float], way: str) -> list[float]:
 
         return [float(x) for x in false_discovery_control(p, method="bh")] if len(p) else []
     order = np.argsort(p)
-    stepped = np.maximum.accumulate([(len(p) - i) * p[j] for i, j in enumerate(order)]) if len(p) else []
+    stepped = np.maximum.accumulate(np.array([(len(p) - i) * p[j] for i, j in enumerate(order)], dtype=float))
     found = [0.0] * len(p)
     for j, value in zip(order, stepped):
         found[j] = float(min(1.0, value))

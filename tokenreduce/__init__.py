@@ -14,7 +14,8 @@ if (_checkout / "setup.cfg").is_file() and (_checkout / "adapters").is_dir():
     __path__.append(str(_checkout))
 
 if TYPE_CHECKING:
-    from tokenreduce import methods
+    from collections.abc import Callable
+
     from tokenreduce.budgets import Budget
     from tokenreduce.cost import Report
     from tokenreduce.draw import compare, draw, explore
@@ -31,11 +32,13 @@ if TYPE_CHECKING:
     from tokenreduce.methods.tome import ToMe
     from tokenreduce.methods.uniform import Uniform
     from tokenreduce.reduction import Reduction
-    from tokenreduce.tables import families
+    from tokenreduce.tables import Table, families
     from tokenreduce.tested import versions
     from tokenreduce.tokens import VisualTokens
     from tokenreduce.traces import Trace, load_trace
     from tokenreduce.wrapping import budget, is_wrapped, prompt_length, report, trace, unwrap, wrap, wrapped
+
+    methods: Callable[[], Table]
 
 __version__ = "0.1.0"
 

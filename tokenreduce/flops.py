@@ -27,7 +27,7 @@ def matrices(module: nn.Module) -> Iterator[tuple[nn.Module, int]]:
     if inner:
         yield from inner
     elif isinstance(getattr(module, "in_features", None), int):
-        yield module, module.in_features * module.out_features  # type: ignore[operator]
+        yield module, int(module.in_features) * int(module.out_features)  # type: ignore[arg-type]
     elif isinstance(module, _ConvNd):
         yield module, module.weight.numel()
 

@@ -245,7 +245,7 @@ def check_step(name: str, step: Step, facts: ModelFacts) -> None:
             raise ValueError(
                 f"method={name!r} needs {need}; allowed on this {facts.family} model: a {unit} from 0 to {depth - 1}"
             )
-        if need.part == "llm" and (step.stage == "projector" or (step.layer or 0) <= layer):
+        if layer is not None and need.part == "llm" and (step.stage == "projector" or (step.layer or 0) <= layer):
             raise ValueError(
                 f"method={name!r} needs {need} at {_place(step)}, which comes before it; allowed: signals of earlier layers. "
                 f"Act at Step('llm', layer={layer + 1}) or later"

@@ -107,6 +107,7 @@ class _Stages:
         self.device = next(model.parameters()).device
         self.seconds: dict[str, float] = {}
         self.running: list[str] = []
+        self.since = 0.0
         self.handles: list[Any] = []
         modules = {"tower": family.towers, "projector": family.projectors, "prefill": [family.decoder]}
         for stage, members in modules.items():

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     Model = TypeVar("Model", bound=nn.Module)
 
 SLOT = "_tokenreduce"
+MARK = "_tokenreduce_hooked"  # on every module that hooks of one wrapped model sit on
 
 
 class Attachment:
@@ -31,6 +32,7 @@ class Attachment:
     ) -> None:
         from tokenreduce.adapters.encoders.base import EncoderFamily
         from tokenreduce.adapters.hooks.encoder_alone import EncoderHooks
+        from tokenreduce.adapters.hooks.larger_model import refuse_tower_of_a_larger_model
         from tokenreduce.adapters.hooks.vision_language_model import VisionLanguageHooks
         from tokenreduce.adapters.registry import family_of
 
@@ -39,17 +41,29 @@ class Attachment:
         if images_as_video:  # counts then refer to a video of any length
             self.facts = dataclasses.replace(self.facts, tokens_per_image=None)
         pipeline = Pipeline(methods, self.facts)
+        self.marked = self.family.hooked
+        for module in self.marked:
+            if MARK in module.__dict__:
+                raise ValueError(
+                    f"the {type(module).__name__} of this {type(model).__name__} is part of a model that is wrapped already; "
+                    "unwrap that one first, or wrap a copy (copy.deepcopy)"
+                )
         self.hooks: EncoderHooks | VisionLanguageHooks
         if isinstance(self.family, EncoderFamily):
+            refuse_tower_of_a_larger_model(self.family.tower)
             self.hooks = EncoderHooks(self.family, pipeline, output_length)
         else:
             self.hooks = VisionLanguageHooks(self.family, pipeline, output_length, images_as_video)
         self.handles = self.hooks.attach()
+        for module in self.marked:
+            module.__dict__[MARK] = True
 
     def detach(self) -> None:
         from tokenreduce.adapters.hooks.method_calls import release
 
         release(self.handles)
+        for module in self.marked:
+            del module.__dict__[MARK]
 
 
 def wrap(

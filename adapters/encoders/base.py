@@ -31,6 +31,11 @@ class EncoderFamily:
         self.has_cls = False
         self.has_distillation = False
 
+    @property
+    def hooked(self) -> list[Any]:
+        """The modules that hooks sit on: no two wrapped models may share one."""
+        return [self.tower]
+
     @classmethod
     def serves(cls, model: Any) -> bool:
         raise NotImplementedError

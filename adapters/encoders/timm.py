@@ -62,6 +62,7 @@ class NaFlexGrid(PatchGrid):
     """NaFlexViT is told the place of every patch, and, where images of several sizes are padded, which are real."""
 
     def watch(self) -> list[Any]:
+        assert self.embedding is not None, "NaFlexViT has one"
         return [self.embedding.register_forward_hook(self.note_places, with_kwargs=True)]
 
     def note_places(

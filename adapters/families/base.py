@@ -53,6 +53,11 @@ class Family:
                 f"allowed: {', '.join(self.decoder_layers)}. Recurrent layers have no per-token cache to shorten."
             )
 
+    @property
+    def hooked(self) -> list[nn.Module]:
+        """The modules that hooks sit on, each once: no two wrapped models may share one."""
+        return list(dict.fromkeys([self.core, self.decoder, *self.towers]))
+
     def facts(self) -> ModelFacts:
         raise NotImplementedError
 

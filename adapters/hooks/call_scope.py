@@ -21,7 +21,7 @@ from tokenreduce.adapters.visual_inputs import TowerCall
 from tokenreduce.per_thread import PerThread, nothing
 
 if TYPE_CHECKING:
-    from tokenreduce.tokens import Reduction
+    from tokenreduce.reduction import Reduction
 
 MAX_AHEAD = 64
 

@@ -11,7 +11,7 @@ from tokenreduce.adapters.hooks.attention_masks import said_by
 from tokenreduce.adapters.hooks.decoder_pass import DecoderPass
 from tokenreduce.adapters.hooks.kv_cache import physical_length
 from tokenreduce.adapters.upstream.attention import implementation
-from tokenreduce.adapters.upstream.cache import DynamicLayer, cache_argument, stray_cache
+from tokenreduce.adapters.upstream.cache import NAMES, DynamicLayer, cache_argument, stray_cache
 from tokenreduce.adapters.upstream.seams import seam_changed
 from tokenreduce.pipeline import Pipeline
 from tokenreduce.signals import AttentionReceived, TextAttention
@@ -26,7 +26,7 @@ def refuse_stray_cache(kwargs: dict[str, Any]) -> None:
     """A cache that comes under an unknown name would be filled unseen."""
     name = stray_cache(kwargs)
     if name is not None:
-        raise seam_changed("transformers", "the decoder's cache", "passed as `cache` or `past_key_values`", f"`{name}`")
+        raise seam_changed("transformers", "the decoder's cache", f"passed as {' or '.join(NAMES)}", f"`{name}`")
 
 
 def check_cache(reduced: DecoderPass) -> None:

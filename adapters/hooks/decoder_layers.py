@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from tokenreduce.adapters.hooks.decoder_pass import DecoderPass
+from tokenreduce.adapters.upstream.decoder import ROTARY
 from tokenreduce.per_thread import PerThread, nothing
 
 #: name under which the pass rides in the decoder's keyword arguments, down to every layer and back through re-runs
@@ -31,8 +32,8 @@ class LayerHooks:
             hidden = reduced.shorten(self.index, hidden)
         if reduced.differs(self.index):
             kwargs["attention_mask"] = reduced.masks.mask(self.index, hidden)
-            table = kwargs["position_embeddings"]
-            kwargs["position_embeddings"] = reduced.positions.embeddings(self.index, table, hidden)
+            table = kwargs[ROTARY]
+            kwargs[ROTARY] = reduced.positions.embeddings(self.index, table, hidden)
             kwargs["position_ids"] = None
         self.current = reduced if reduced.beside else None
         if args:

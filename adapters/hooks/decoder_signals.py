@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tokenreduce.adapters.attention_functions import Probe
 from tokenreduce.adapters.families.base import Family
 from tokenreduce.adapters.hooks.decoder_pass import DecoderPass
-from tokenreduce.adapters.upstream.decoder import layer_type
+from tokenreduce.adapters.upstream.decoder import layer_type, softcap_of
 from tokenreduce.kernels.attention_received import Over, attention_received
 from tokenreduce.kernels.attention_row import attention_row
 from tokenreduce.pipeline import Pipeline
@@ -47,7 +47,7 @@ class DecoderSignals:
         length = past + packing.width
         key = key[:, :, :length]  # a static cache holds room for more
         window = self._limit(reduced, layer)
-        softcap = getattr(module, "attn_logit_softcapping", None)
+        softcap = softcap_of(module)
         with reduced.pipeline.stopwatch(query.device):
             for signal in self.wanted[layer]:
                 if isinstance(signal, LastQueryAttention):

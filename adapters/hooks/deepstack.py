@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tokenreduce.adapters.hooks.decoder_pass import DecoderPass
+from tokenreduce.adapters.upstream.decoder import DEEP_FEATURES, DEEP_PLACES
 
 
 def spread(deep: list[Tensor], visual: Tensor, embeds: Tensor) -> Tensor:
@@ -20,9 +21,9 @@ def spread(deep: list[Tensor], visual: Tensor, embeds: Tensor) -> Tensor:
 
 def take_over(reduced: DecoderPass, kwargs: dict[str, Any]) -> None:
     """Note what the decoder is to add to its visual tokens, where it is to add anything."""
-    deep = kwargs.get("deepstack_visual_embeds")
+    deep = kwargs.get(DEEP_FEATURES)
     if deep is not None:
-        reduced.beside[0] = spread(deep, kwargs["visual_pos_masks"], kwargs["inputs_embeds"])
+        reduced.beside[0] = spread(deep, kwargs[DEEP_PLACES], kwargs["inputs_embeds"])
 
 
 def hand_over(reduced: DecoderPass, kwargs: dict[str, Any]) -> None:
@@ -30,11 +31,11 @@ def hand_over(reduced: DecoderPass, kwargs: dict[str, Any]) -> None:
 
     Where tokens leave while it is still being added, it is taken out of them: the hooks of the layers add it instead.
     """
-    deep = kwargs.pop("deepstack_visual_embeds")
-    mask = kwargs.pop("visual_pos_masks")
+    deep = kwargs.pop(DEEP_FEATURES)
+    mask = kwargs.pop(DEEP_PLACES)
     if any(layer < len(deep) for layer in reduced.pipeline.layers("llm")):
         return
     valid = reduced.packings.by_first[0].valid
-    mask = kwargs["visual_pos_masks"] = mask if valid is None else mask & valid
+    mask = kwargs[DEEP_PLACES] = mask if valid is None else mask & valid
     whole = reduced.beside.pop(0)
-    kwargs["deepstack_visual_embeds"] = [x[mask] for x in whole.split(whole.shape[-1] // len(deep), dim=-1)]
+    kwargs[DEEP_FEATURES] = [x[mask] for x in whole.split(whole.shape[-1] // len(deep), dim=-1)]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
@@ -21,6 +21,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterf
 def implementation(config: Any) -> str:
     """Name of the attention function that ``config`` chooses."""
     return config._attn_implementation or "eager"
+
+
+def borders_of(arguments: Mapping[str, Any]) -> Any:
+    """Borders (S + 1,) of sequences packed into one call of an attention function; None for a batch."""
+    return arguments.get("cu_seq_lens_q")
 
 
 def register(name: str, function: Callable[..., Any]) -> None:
@@ -37,5 +42,5 @@ def choosing(config: Any, name: str) -> Any:
 
 def attention_function(module: Any, name: str) -> Callable[..., Any]:
     """The attention function ``name`` as ``module`` would find it."""
-    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     return ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)

@@ -70,4 +70,5 @@ def held_columns(layer: Any, columns: int) -> int:
     """Columns that ``layer`` of a cache, in use already, holds once ``columns`` have come in."""
     if not isinstance(layer, DynamicLayer):
         return int(layer.keys.shape[-2])  # allocated at once
-    return min(columns, layer.sliding_window - 1) if layer.is_sliding else columns
+    window: int = getattr(layer, "sliding_window", 0)
+    return min(columns, window - 1) if layer.is_sliding else columns

@@ -3,6 +3,9 @@
 | seam | seen |
 | --- | --- |
 | `config.layer_types[i]` names the mask of layer i; without it, `config.sliding_window` tells | 5.17 to 5.24 |
+| rows of the rotary table reach every layer as `position_embeddings` | 5.17 to 5.24 |
+| Qwen3-VL hands its decoder `deepstack_visual_embeds`, a list, and `visual_pos_masks` | 5.17 to 5.24 |
+| `attn_logit_softcapping` of an attention module (Gemma 2) | 5.17 to 5.24 |
 | `decoder.rotary_emb(hidden, ids)`, with a third argument `layer_type` where layers differ (Gemma 3) | 5.17 to 5.24 |
 """
 
@@ -13,6 +16,9 @@ from typing import Any
 
 from torch import Tensor
 
+ROTARY = "position_embeddings"
+DEEP_FEATURES, DEEP_PLACES = "deepstack_visual_embeds", "visual_pos_masks"
+
 
 def layer_type(config: Any, layer: int) -> str:
     """The kind of decoder layer ``layer``: ``full_attention``, ``sliding_attention``, ``linear_attention``, ..."""
@@ -20,6 +26,11 @@ def layer_type(config: Any, layer: int) -> str:
     if kinds is not None:
         return kinds[layer]
     return "full_attention" if getattr(config, "sliding_window", None) is None else "sliding_attention"
+
+
+def softcap_of(attention: Any) -> float | None:
+    """The soft cap of the logits of an ``attention`` module; None for none."""
+    return getattr(attention, "attn_logit_softcapping", None)
 
 
 def rotary_embedding(decoder: Any, hidden: Tensor, ids: Tensor, kind: str) -> tuple[Tensor, ...]:

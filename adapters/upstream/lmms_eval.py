@@ -123,7 +123,7 @@ def prompt_as(base: str) -> None:
     frame = sys._getframe()
     while frame is not None:
         manager = frame.f_locals.get("task_manager")
-        if frame.f_code.co_name == "simple_evaluate" and hasattr(manager, "model_name"):
+        if frame.f_code.co_name == "simple_evaluate" and manager is not None and hasattr(manager, "model_name"):
             manager.model_name = base
         frame = frame.f_back  # type: ignore[assignment]
 

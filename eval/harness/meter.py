@@ -178,9 +178,9 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return [row[name] for row in rows if row.get(name) is not None]
 
     found: dict[str, Any] = {"prompts": len(rows)}
-    means = ("tokens_in", "tokens_kept", "equivalent_tokens", "flops", "flops_unreduced", "kv_bytes")
-    means += ("kv_bytes_unreduced", "method_ms")
-    for name in means:
+    counts = ("tokens_in", "tokens_kept", "equivalent_tokens")
+    costs = ("flops", "flops_unreduced", "kv_bytes", "kv_bytes_unreduced", "method_ms")
+    for name in (*counts, *costs):
         found[name] = statistics.fmean(numbers(name)) if numbers(name) else None
     found["ttft_ms"] = statistics.median(numbers("ttft_ms")) if numbers("ttft_ms") else None
     seconds = sum(row["generate_ms"] / row["batch"] for row in rows) / 1e3

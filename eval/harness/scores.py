@@ -59,8 +59,9 @@ def scores(
             if isinstance(about.get("replicates"), np.ndarray):
                 about["replicates"] = None if about["aggregation"] == "mean" else about["replicates"].tolist()
     found = {**groups, **leaves}
-    first = next(iter(found.values())) if len(leaves) == 1 or groups else {"metrics": {}}
-    metric, about = next(iter(first["metrics"].items()), (None, {}))
+    first: dict[str, Any] = next(iter(found.values())) if len(leaves) == 1 or groups else {"metrics": {}}
+    metrics: dict[str | None, dict[str, Any]] = first["metrics"]
+    metric, about = next(iter(metrics.items()), (None, {}))
     return {
         "tasks": found,
         "questions": questions,

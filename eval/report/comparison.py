@@ -58,9 +58,9 @@ def _against(row: Row, other: Row, own: Point, theirs: Point) -> Row:
     sign = 1 if metric.higher_is_better else -1
     differences = sign * (mine - others)
     ends = interval(differences) or (None, None)
-    marks = [entries(point, task, row.metric) for point in (own, theirs)]
-    if marks[0] is not None and marks[1] is not None and np.isin(marks, (0, 1)).all():
-        test, p = "McNemar, exact", mcnemar_p(marks[0], marks[1])
+    a, b = (entries(point, task, row.metric) for point in (own, theirs))
+    if a is not None and b is not None and np.isin([a, b], (0, 1)).all():
+        test, p = "McNemar, exact", mcnemar_p(a, b)
     else:
         test, p = "paired bootstrap", bootstrap_p(differences)
     return replace(made, difference_low=ends[0], difference_high=ends[1], test=test, p_value=p)

@@ -163,7 +163,8 @@ def pooled(point: Point, task: str, metric: str) -> tuple[float | None, np.ndarr
     reason = next((one for one in made if isinstance(one, str)), None)
     if reason is None and not all(same_questions(point.cells[0], cell, task) for cell in point.cells):
         reason = "its seeds were asked other questions"
-    return score, reason if reason is not None else np.mean(made, axis=0)
+    arrays = [one for one in made if not isinstance(one, str)]
+    return score, reason if reason is not None else np.mean(arrays, axis=0)
 
 
 def entries(point: Point, task: str, metric: str) -> np.ndarray | None:
@@ -195,7 +196,8 @@ def _without_seeds(recipe: Recipe) -> Recipe:
     plain = []
     for method in recipe.methods:
         seed = next((f for f in dataclasses.fields(method) if f.name == "seed"), None)
-        plain.append(method if seed is None else dataclasses.replace(method, seed=seed.default))
+        changes: dict[str, Any] = {} if seed is None else {"seed": seed.default}
+        plain.append(dataclasses.replace(method, **changes))
     return dataclasses.replace(recipe, methods=tuple(plain))
 
 

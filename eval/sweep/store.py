@@ -17,7 +17,7 @@ from .cell import Cell
 DONE, FAILED, REFUSED = "done", "failed", "refused"
 
 
-class _FolderLock(FileLock):  # type: ignore[misc,valid-type]
+class _FolderLock(FileLock):
     """A class of our own: lmms-eval changes what a call of ``FileLock`` gives, one lock that may be entered twice."""
 
 

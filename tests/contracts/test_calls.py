@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import subprocess
 import sys
@@ -234,6 +235,23 @@ def test_hidden_states_have_the_callers_columns(model, method):
                 assert single.shape[1] == alone["input_ids"].shape[1]
         with pytest.raises(ValueError, match="output_attentions=True"):
             model(**inputs, output_attentions=True)
+
+
+@pytest.mark.parametrize("first", ["whole", "core"])
+def test_a_model_and_its_core_are_not_both_wrapped(model, first):
+    one, other = (model, model.model) if first == "whole" else (model.model, model)
+    tr.wrap(one, "hiprune", keep=5)
+    with pytest.raises(ValueError, match=r"is part of a model that is wrapped already|is wrapped already"):
+        tr.wrap(other, "hiprune", keep=5)
+    tr.unwrap(one)
+    tr.unwrap(tr.wrap(other, "hiprune", keep=5))
+
+
+def test_the_tower_of_a_larger_model_is_not_wrapped_by_itself(model):
+    tower = model.model.vision_tower
+    with pytest.raises(ValueError, match="is the vision tower of a LlavaModel"):
+        tr.wrap(tower, "tome", keep=8)
+    assert tr.is_wrapped(tr.wrap(copy.deepcopy(tower), "tome", keep=8))
 
 
 class Renamed(nn.Module):

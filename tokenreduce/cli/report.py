@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -59,7 +59,7 @@ def report(
     if not results.is_dir():
         raise ValueError(f"results={str(results)!r} is no folder; give the one that tokenreduce sweep wrote")
     formats = [part.strip() for part in format.split(",") if part.strip()]
-    chosen = {"metric": metric, "control": control, "against": against, "correction": correction}
+    chosen: dict[str, Any] = {"metric": metric, "control": control, "against": against, "correction": correction}
     files = write(results, out or results / "report", formats, **chosen)
     console = Console(soft_wrap=True, highlight=False)
     tell_broken(console, Store(results).find_broken())

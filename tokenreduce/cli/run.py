@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -88,26 +88,26 @@ def run(
     if compare:
         found["unreduced_answer"] = asked.answer([], max_new_tokens).texts[0]
     reduced = asked.answer(chosen, max_new_tokens)
-    assert reduced.trace is not None
-    assert reduced.report is not None
+    trace, report = reduced.trace, reduced.report
+    assert trace is not None and report is not None, "a reduced answer has both"  # noqa: PT018
     found["answer"] = reduced.texts[0]
     if compare:
-        arms = {
+        arms: dict[str, Callable[[], AbstractContextManager[Any]]] = {
             "without": nullcontext,
             "with": lambda: tr.wrapped(asked.model, *chosen, images_as_video=asked.images_as_video),
         }
         laps = time_prefill(asked.model, asked.inputs, arms, by_stage=True)
-        reduced = dataclasses.replace(reduced, report=with_seconds(reduced.report, laps["with"], laps["without"]))
+        report = with_seconds(report, laps["with"], laps["without"])
         before, after = ([lap.total_s for lap in laps[name]] for name in ("without", "with"))
         found["first_token_ms"] = {
             "unreduced": statistics.median(before) * 1e3,
             "reduced": statistics.median(after) * 1e3,
         }
         found["first_token_speedup"] = vars(speed_up(before, after))
-    found |= {"report": reduced.report.as_dict(), "environment": environment(asked.model)}
+    found |= {"report": report.as_dict(), "environment": environment(asked.model)}
     if draw is not None:
-        reduced.trace.show(pictures, asked.processor).save(draw)
-    _tell(output.console, found, reduced.report, draw)
+        trace.show(pictures, asked.processor).save(draw)
+    _tell(output.console, found, report, draw)
     output.write(found)
 
 
