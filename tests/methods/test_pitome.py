@@ -361,6 +361,7 @@ def plan_of(**parameters: Any) -> list[tuple[Any, ...]]:
     [
         ("llava", ["bsm", "bsm", "bsm", "energy"], [0.9, 0.675, 0.45, 0.225], False, "after", False, False),
         ("keys", ["energy"] * 4, [0.9, 0.675, 0.45, 0.225], True, "middle", True, True),
+        ("keys_bsm", ["energy_bsm"] * 4, [0.9, 0.675, 0.45, 0.225], True, "middle", True, True),
         ("deit", ["energy_bsm"] * 2 + ["energy"] * 2, [0.75, 0.5625, 0.375, 0.1875], True, "middle", True, False),
         ("mae", ["energy"] * 2 + ["energy_bsm"] * 2, [0.75, 0.5625, 0.375, 0.1875], True, "middle", True, False),
         ("aug", ["energy_bsm"] * 2 + ["energy"] * 2, [0.9, 0.675, 0.45, 0.225], True, "middle", True, False),
@@ -375,7 +376,7 @@ def test_presets(preset, matchings, margins, weighted, when, keys, proportional)
 
 
 def test_the_preset_follows_the_model() -> None:
-    assert plan_of() == plan_of(preset="keys")
+    assert plan_of() == plan_of(preset="keys_bsm")
     assert [s.amount.matching for s in PiToMe(r=1).plan(FACTS)] == ["bsm"] * 13 + ["energy"] * 10
     assert {s.when for s in PiToMe(r=1).plan(FACTS)} == {"after"}
 

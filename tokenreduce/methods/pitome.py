@@ -24,7 +24,7 @@ MATCHINGS = ("energy", "energy_bsm", "bsm")
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """A released variant; the fields are the switches of ``PiToMe``.
+    """A variant; the fields are the switches of ``PiToMe``.
 
     A pair in ``matching`` is for the first half of the blocks (rounded up; with ``through_half`` the middle block, too)
     and the others; a list has one entry per block, the last repeated.
@@ -60,6 +60,7 @@ PRESETS = {
         metric="features", when="after", matching=("bsm", "energy"), through_half=True, size_weighted=False
     ),
     "keys": Preset(prop_attn=True),
+    "keys_bsm": Preset(matching="energy_bsm", prop_attn=True),
     "deit": Preset(matching=("energy_bsm", "energy"), m0=0.75),
     "mae": Preset(matching=("energy", "energy_bsm"), m0=0.75),
     "aug": Preset(matching=("energy_bsm", "energy")),
@@ -112,7 +113,8 @@ class PiToMe(Method):
             them: the tokens handed to the language model merge in as many rounds as the tower has blocks, by their
             embeddings.
         preset: a key of ``PRESETS``, from which every switch below follows that is None. None: ``llava`` (the released
-            LLaVA wiring) in a vision-language model, ``keys`` (the paper's figure) in an encoder alone.
+            LLaVA wiring) in a vision-language model, ``keys_bsm`` in an encoder alone. ``keys`` is the paper's figure; with
+            ToMe's rule in every block it keeps more of the features (docs/real_tower.md).
         metric: similarity is measured on ``keys`` (head mean) or ``features`` (all channels).
         when: merge in the ``middle`` of a block, between attention and MLP, or ``after`` it.
         matching: ``energy`` (the paper's), ``energy_bsm`` (ToMe's rule on tokens sorted by energy) or ``bsm`` (ToMe's
@@ -205,7 +207,7 @@ class PiToMe(Method):
 
     def switches(self, facts: ModelFacts) -> Preset:
         """The preset for such a model with the switches that were set by hand."""
-        name = self.preset or ("llava" if facts.decoder_depth else "keys")
+        name = self.preset or ("llava" if facts.decoder_depth else "keys_bsm")
         by_hand = {f.name: getattr(self, f.name, None) for f in fields(Preset)}
         return replace(PRESETS[name], **{key: value for key, value in by_hand.items() if value is not None})
 
