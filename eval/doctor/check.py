@@ -37,9 +37,10 @@ class Family:
     def __init__(self, key: str) -> None:
         self.key = key
         self.model, self.bare = tiny_models.build(key), tiny_models.build(key, "eager")
-        self.inputs = tiny_models.inputs(
-            key, "mixed", self.model
-        )  # two pictures beside one, and none; padded on the left
+        # two pictures beside one, and none; padded on the left
+        self.inputs = tiny_models.inputs(key, "mixed", self.model)
+        # inside a tower, patches that never become tokens are left alone: here there are none
+        self.plain = tiny_models.case(key, "mixed", self.model, plain=True).inputs
 
     def checked(self, stage: str) -> Check:
         """How a method of ``stage`` fares; whatever it raises becomes part of the verdict."""
@@ -60,33 +61,34 @@ class Family:
 
     def difference(self, stage: str) -> str:
         """What the wrapped model does otherwise than the shortened bare one; empty when nothing."""
+        inputs = self.plain if stage == "encoder" else self.inputs
         with tr.wrapped(self.model, METHODS[stage]):
             with torch.no_grad():
-                passed, trace = self.model(**self.inputs).logits, tr.trace(self.model)
-            new = self.model.generate(**self.inputs, max_new_tokens=STEPS, do_sample=False)
+                passed, trace = self.model(**inputs).logits, tr.trace(self.model)
+            new = self.model.generate(**inputs, max_new_tokens=STEPS, do_sample=False)
         if not any(image.stages for image in trace.images):
             return "nothing was reduced"
-        length = self.inputs["input_ids"].shape[1]
-        for sample, (columns, expected) in enumerate(self.expected(stage, self.inputs, trace, generate=False)):
+        length = inputs["input_ids"].shape[1]
+        for sample, (columns, expected) in enumerate(self.expected(stage, inputs, trace, length, generate=False)):
             last = columns.at[max(columns.at)] if columns.at else columns.entered
             worst = (passed[sample, last] - expected).abs().max().item()
             if not worst <= TOLERANCE:
                 return f"logits of sample {sample} differ by {worst:.2g} from those of the shortened sequence"
         for step in range(STEPS):
-            longer = tiny_models.follow(self.key, self.inputs, new[:, length : length + step])
-            for sample, (_, expected) in enumerate(self.expected(stage, longer, trace, generate=True)):
+            longer = tiny_models.follow(self.key, inputs, new[:, length : length + step])
+            for sample, (_, expected) in enumerate(self.expected(stage, longer, trace, length, generate=True)):
                 token, wanted = int(new[sample, length + step]), int(expected[-1].argmax())
                 if token != wanted:
                     return f"token {step + 1} of sample {sample} is {token}, of the shortened sequence {wanted}"
         return ""
 
     def expected(
-        self, stage: str, inputs: dict[str, Any], trace: tr.Trace, generate: bool
+        self, stage: str, inputs: dict[str, Any], trace: tr.Trace, length: int, generate: bool
     ) -> list[tuple[Columns, Tensor]]:
         """Per sample the columns that enter, and the logits (T, V) of those that reach the last layer."""
         with merged_tower(self.bare) if stage == "encoder" else hooked():
             given = caught(self.bare, inputs, generate)
-        samples = left(trace, inputs["attention_mask"], self.inputs["input_ids"].shape[1])
+        samples = left(trace, inputs["attention_mask"], length)
         return [(columns, logits(self.bare, inputs, given, b, columns)) for b, columns in enumerate(samples)]
 
 

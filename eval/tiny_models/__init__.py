@@ -58,10 +58,14 @@ def build(key: str, attn: str = "sdpa", seed: int = 0, **variant: Any) -> Any:
     return model
 
 
-def case(key: str, kind: str, model: Any, seed: int = 0) -> Case:
-    """Inputs of one of ``KINDS`` as the processor of the family hands them over, and where their pictures are."""
+def case(key: str, kind: str, model: Any, seed: int = 0, *, plain: bool = False) -> Case:
+    """Inputs of one of ``KINDS`` as the processor of the family hands them over, and where their pictures are.
+
+    ``plain``: of pictures whose every patch becomes a token.
+    """
     family, draw = FAMILIES[key], Draw(seed)
     plan, pad = KINDS[kind]
+    shapes = family.plain_shapes if plain and family.plain_shapes else family.shapes
     samples = []
     for names in plan:
         images = sum(name != "v" for name in names)
@@ -69,7 +73,7 @@ def case(key: str, kind: str, model: Any, seed: int = 0) -> Case:
             [
                 family.film(model.config, family.film_shape, draw)
                 if name == "v"
-                else family.picture(model.config, family.shapes[int(name[1:])], images == 1, draw)
+                else family.picture(model.config, shapes[int(name[1:])], images == 1, draw)
                 for name in names
             ]
         )

@@ -55,6 +55,9 @@ class TinyFamily:
 
     model: Any  #: the class of transformers
     shapes: list[Any]  #: sizes of the pictures ``i0``, ``i1`` and ``i2``, in the unit that ``picture`` takes
+    plain_shapes: list[Any] | None = (
+        None  #: the same of pictures whose every patch becomes a token, where others have some cut
+    )
     film_shape: Any = None  #: size of the video ``v``; None where the family takes no video
     attention: ClassVar[dict[str, Any]] = {}  #: what stands for an attention backend that a part cannot run on
 

@@ -51,6 +51,7 @@ class LlavaNext(Llava, key="llava_next"):
 
     model: Any = LlavaNextForConditionalGeneration
     shapes = [(16, 64), (60, 30), (40, 36)]
+    plain_shapes = [(SIDE, 2 * SIDE), (2 * SIDE, SIDE), (2 * SIDE, 2 * SIDE)]
 
     def config(self, **variant: Any) -> Any:
         own = {"image_token_index": IMAGE, "image_grid_pinpoints": PINPOINTS}
