@@ -22,10 +22,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 import tokenreduce as tr
+from tokenreduce.energy_merging import PRESETS
 from tokenreduce.eval import real_tower
 from tokenreduce.eval.bench.timing import seconds, spread
 from tokenreduce.eval.results import environment, write_json
-from tokenreduce.methods.pitome import PRESETS
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA, PAGE = ROOT / "benchmarks/results/real_tower.json", ROOT / "docs/real_tower.md"

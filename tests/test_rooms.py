@@ -13,7 +13,19 @@ ROOT = Path(__file__).resolve().parent.parent
 NOUNS = {"budgets", "layout", "method", "reduction", "signals", "tokens"}
 ALLOWED = {
     "kernels": {"kernels"},
-    "tokenreduce/methods": {"kernels", "matching", "methods", "schedules", "streaming", "validation", *NOUNS},
+    "tokenreduce/methods": {
+        "energy_merging",
+        "kernels",
+        "matching",
+        "methods",
+        "schedules",
+        "streaming",
+        "temporal_redundancy",
+        "text_attention",
+        "validation",
+        "window_merging",
+        *NOUNS,
+    },
     "adapters": {
         "kernels",
         "adapters",
@@ -34,27 +46,6 @@ FOREIGN = {
     "adapters": {"torch", "transformers", "timm", "open_clip"},
     "adapters/upstream": {"torch", "transformers", "timm", "open_clip", "lmms_eval"},
 }
-# rooms, and files, in which no file may import another in a circle; what is not listed has yet to be taken apart
-UNKNOTTED = (
-    "adapters",
-    "eval",
-    "kernels",
-    "tokenreduce/answers.py",
-    "tokenreduce/archive.py",
-    "tokenreduce/cli",
-    "tokenreduce/draw",
-    "tokenreduce/groups.py",
-    "tokenreduce/loading.py",
-    "tokenreduce/matching.py",
-    "tokenreduce/method",
-    "tokenreduce/pictures.py",
-    "tokenreduce/provenance.py",
-    "tokenreduce/registry.py",
-    "tokenreduce/schedules.py",
-    "tokenreduce/streaming.py",
-    "tokenreduce/tables.py",
-    "tokenreduce/traces.py",
-)
 
 
 def imports(path: Path) -> set[str]:
@@ -186,15 +177,25 @@ def test_a_circle_is_found_wherever_the_import_stands(tmp_path):
 def test_no_two_files_import_each_other_in_a_circle():
     known = modules()
     graph = {name: set(imported_by(path, name, known)) for name, path in known.items()}
-    clean = [name for name, path in known.items() if str(path.relative_to(ROOT)).startswith(UNKNOTTED)]
-    assert len(clean) > 30
-    assert {name: way for name in clean if (way := way_back(graph, name))} == {}
+    assert len(known) > 100
+    assert {name: way for name in known if (way := way_back(graph, name))} == {}
+
+
+# lines of the files that have yet to be taken apart
+LONGER = {
+    "adapters/hooks/vision_language_model.py": 270,
+    "adapters/hooks/vision_tower.py": 310,
+    "benchmarks/performance.py": 275,
+}
 
 
 def test_files_stay_small():
-    for room in ("tokenreduce", "adapters", "kernels", "eval", "tests"):
+    for room in ("tokenreduce", "adapters", "kernels", "eval", "benchmarks"):
         for path in (ROOT / room).rglob("*.py"):
-            assert len(path.read_text().splitlines()) <= 400 or room == "tests", f"{path} has a second room in it"
+            most = LONGER.get(str(path.relative_to(ROOT)), 250)
+            assert len(path.read_text().splitlines()) <= most, f"{path} has a second room in it"
+    for name in LONGER:
+        assert len((ROOT / name).read_text().splitlines()) > 250, f"{name} is short now: take it off the list"
 
 
 # names by which transformers, timm, open_clip and lmms-eval are held where no documentation promises them

@@ -18,6 +18,8 @@ from tokenreduce.reduction import Reduction
 from tokenreduce.tokens import VisualTokens
 
 OutputOrder = Literal["raster", "reference"]
+Matching = Literal["energy", "energy_bsm", "bsm"]
+MATCHINGS = ("energy", "energy_bsm", "bsm")
 
 
 class Pairs(NamedTuple):
@@ -141,6 +143,28 @@ def ordered(plan: Reduction, order: OutputOrder) -> Reduction:
         return plan
     source, index = plan.source.sort(dim=1)
     return replace(plan, source=source, assign=index.argsort(dim=1).gather(1, plan.assign))
+
+
+def fold(features: Tensor, score: Tensor, k: int) -> Reduction:
+    """HoliTom's inner step: keep the ``k`` tokens of highest ``score`` (B, N), fold each other one into the one it resembles.
+
+    Folding in source order, h <- (h + h_source) / 2, gives the last of m sources the weight 1/2, the one before 1/4, ...,
+    and 2^-m to the kept token: one weighted mean.
+    """
+    batch, n, _ = features.shape
+    keep = top_k(score, k).sort(dim=1).values
+    dropped = torch.ones(batch, n, device=score.device).scatter_(1, keep, 0.0)
+    rest = top_k(dropped, n - k)  # ascending
+
+    _, target = bipartite_matching(take_rows(features, rest), take_rows(features, keep))
+    folded = torch.zeros_like(keep).scatter_add_(1, target, torch.ones_like(target))
+    by_target, order = target.sort(dim=1, stable=True)
+    later = folded.cumsum(dim=1).gather(1, by_target) - torch.arange(n - k, device=score.device)
+    assign = torch.zeros(batch, n, dtype=torch.long, device=score.device)
+    assign.scatter_(1, keep, torch.arange(k, device=score.device).expand_as(keep)).scatter_(1, rest, target)
+    weight = torch.zeros(batch, n, device=score.device).scatter_(1, keep, torch.exp2(-folded.float()))
+    weight.scatter_(1, rest.gather(1, order), torch.exp2(-later.float()))
+    return Reduction.merge(assign, keep, weight, score=score)
 
 
 def unmerge(x: Tensor, assign: Tensor) -> Tensor:

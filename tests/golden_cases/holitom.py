@@ -19,8 +19,9 @@ from tokenreduce.kernels.temporal_segmentation import temporal_segmentation
 from tokenreduce.kernels.temporal_similarity import temporal_similarity
 from tokenreduce.layout import Layout
 from tokenreduce.method import Step
-from tokenreduce.methods.holitom import HoliTom, corrected, stands
+from tokenreduce.methods.holitom import HoliTom
 from tokenreduce.reduction import Reduction
+from tokenreduce.temporal_redundancy import corrected, stands
 from tokenreduce.tokens import VisualTokens
 
 

@@ -22,8 +22,9 @@ from tokenreduce.kernels.attention_row import attention_row
 from tokenreduce.kernels.window_similarity import window_similarity
 from tokenreduce.layout import Layout
 from tokenreduce.method import ModelFacts, Step
-from tokenreduce.methods.mustdrop import KEY, ROLES, MustDrop, attended, key_set
+from tokenreduce.methods.mustdrop import KEY, ROLES, MustDrop
 from tokenreduce.reduction import Reduction
+from tokenreduce.text_attention import attended, key_set
 from tokenreduce.tokens import VisualTokens
 
 

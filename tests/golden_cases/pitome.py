@@ -10,9 +10,10 @@ from golden_cases.common import FACTS
 from golden_cases.tome import outputs, shown, timm_vit, wrapped
 from torch import Tensor
 
+from tokenreduce.energy_merging import Merge, merges
 from tokenreduce.kernels.energy_score import energy_score
 from tokenreduce.matching import by_energy, match, match_energy, match_energy_bsm, match_text
-from tokenreduce.methods.pitome import Merge, PiToMe, merges
+from tokenreduce.methods.pitome import PiToMe
 from tokenreduce.signals import Keys
 
 VARIANTS = {"pitome": "energy", "pitome_bsm": "energy_bsm", "bsm": "bsm"}

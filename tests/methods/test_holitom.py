@@ -18,8 +18,9 @@ from tokenreduce.groups import Image, group_images
 from tokenreduce.kernels.density_peaks import density_peaks
 from tokenreduce.kernels.temporal_segmentation import temporal_segmentation
 from tokenreduce.layout import Layout
+from tokenreduce.matching import fold
 from tokenreduce.method import ModelFacts, Step
-from tokenreduce.methods.holitom import HoliTom, fold
+from tokenreduce.methods.holitom import HoliTom
 from tokenreduce.reduction import Reduction
 from tokenreduce.signals import AttentionReceived, LastQueryAttention
 from tokenreduce.streaming import Segment

@@ -19,11 +19,13 @@ import tokenreduce as tr
 from tokenreduce.kernels.window_similarity import window_similarity
 from tokenreduce.layout import Layout
 from tokenreduce.method import ModelFacts, Step
-from tokenreduce.methods.mustdrop import KEY, ROLES, MustDrop, attended, key_set, merged_windows, remaining, urgency
+from tokenreduce.methods.mustdrop import KEY, ROLES, MustDrop
 from tokenreduce.reduction import Reduction
 from tokenreduce.schedules import decay, lengths
 from tokenreduce.signals import AttentionReceived, ClsAttention, TextAttention
+from tokenreduce.text_attention import attended, key_set, remaining, urgency
 from tokenreduce.tokens import VisualTokens
+from tokenreduce.window_merging import merged_windows, windows_to_merge
 
 TOLERANCE = 3e-5  # float32 logits of size 5; batched and single matrix products round differently
 
@@ -132,7 +134,7 @@ def test_a_tie_of_flat_windows_goes_to_the_first() -> None:
 def test_targets_are_reached_from_above() -> None:
     for target, left in ((576, 576), (570, 576), (568, 568), (300, 304), (64, 64), (1, 64)):
         method = MustDrop(merge_to=target, keep=192)
-        assert 576 - 8 * method._windows(576, target) == left
+        assert 576 - 8 * windows_to_merge(576, target, method.window) == left
 
 
 # ------------------------------------------------------------------ keys

@@ -18,10 +18,11 @@ from standins import FACTS, alone, random
 from torch import Tensor
 
 import tokenreduce as tr
+from tokenreduce.energy_merging import PRESETS, Merge, merges, spread_by_share
 from tokenreduce.layout import Layout
-from tokenreduce.matching import Pairs, match, match_energy, match_energy_bsm, match_text
+from tokenreduce.matching import MATCHINGS, Pairs, match, match_energy, match_energy_bsm, match_text
 from tokenreduce.method import ModelFacts
-from tokenreduce.methods.pitome import MATCHINGS, PRESETS, Merge, PiToMe, merges, spread_by_share
+from tokenreduce.methods.pitome import PiToMe
 from tokenreduce.reduction import Reduction
 from tokenreduce.registry import make
 from tokenreduce.signals import Keys

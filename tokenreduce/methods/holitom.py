@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -12,17 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenreduce.budgets import Budget
-from tokenreduce.kernels.bipartite_matching import bipartite_matching
 from tokenreduce.kernels.density_peaks import density_peaks
-from tokenreduce.kernels.rows import take_rows
 from tokenreduce.kernels.temporal_segmentation import MAX_WINDOW, temporal_segmentation
 from tokenreduce.kernels.temporal_similarity import temporal_similarity
 from tokenreduce.kernels.top_k import top_k
+from tokenreduce.matching import fold
 from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.reduction import Reduction
-from tokenreduce.schedules import largest_remainder
 from tokenreduce.signals import AttentionReceived, LastQueryAttention
 from tokenreduce.streaming import SegmentStream
+from tokenreduce.temporal_redundancy import allot, stands
 from tokenreduce.tokens import VisualTokens
 from tokenreduce.validation import choice, in_range
 
@@ -232,64 +230,3 @@ def per_frame(tokens: VisualTokens) -> int:
             "merge nothing in the encoder"
         )
     return n
-
-
-def stands(still: Tensor, start: int, stop: int) -> Tensor:
-    """(N,) bool, places that stand still in frames ``start`` to ``stop`` - 1; none do in a single frame."""
-    return still[start : stop - 1].all(dim=0) if stop - start > 1 else still.new_zeros(still.shape[1])
-
-
-def corrected(spans: Sequence[tuple[int, int]], n: int, budget: Budget) -> tuple[int, int, float]:
-    """T * N, what is left of it when places that stand still count once per segment, and the ratio of that to keep.
-
-    What is saved goes to all parts alike: r' = min(r * T * N / (T * N - saved), 1).
-    """
-    total = sum(frames for frames, _ in spans) * n
-    left = total - sum((frames - 1) * static for frames, static in spans)
-    wanted = budget.keep * total if isinstance(budget.keep, float) else budget.count(total)
-    return total, left, min(wanted / left, 1.0)
-
-
-def allot(spans: Sequence[tuple[int, int]], n: int, budget: Budget, *, exact: bool) -> list[list[int]]:
-    """How many tokens each part of a video keeps: per segment its clusters, then each of its frames.
-
-    Args:
-        spans: segments of the video; ``n`` places per frame; ``budget`` for the T * N tokens of them all.
-        exact: T * N tokens of ``budget`` in all, by largest remainder (ties: the earliest part), or fewer where no more are
-            left; False rounds clusters to the nearest (half to even) and frames up. At least one token in either case.
-    """
-    total, left, ratio = corrected(spans, n, budget)
-    sizes = [size for frames, static in spans for size in (static, *[n - static] * frames)]
-    clusters = [is_first for frames, _ in spans for is_first in (True, *[False] * frames)]
-    quotas = [size * ratio for size in sizes]
-    if exact:
-        counts = largest_remainder(quotas, min(budget.count(total), left))
-    else:
-        slack = 1e-9  # a product that should be whole
-        counts = [round(q) if first else math.ceil(q - slack) for q, first in zip(quotas, clusters)]
-        if not any(counts):
-            counts[max(range(len(quotas)), key=lambda i: quotas[i])] = 1
-    parts = iter(counts)
-    return [[next(parts) for _ in range(frames + 1)] for frames, _ in spans]
-
-
-def fold(features: Tensor, score: Tensor, k: int) -> Reduction:
-    """The inner step: keep the ``k`` tokens of highest ``score`` (B, N), fold each other one into the one it resembles.
-
-    Folding in source order, h <- (h + h_source) / 2, gives the last of m sources the weight 1/2, the one before 1/4, ...,
-    and 2^-m to the kept token: one weighted mean.
-    """
-    batch, n, _ = features.shape
-    keep = top_k(score, k).sort(dim=1).values
-    dropped = torch.ones(batch, n, device=score.device).scatter_(1, keep, 0.0)
-    rest = top_k(dropped, n - k)  # ascending
-
-    _, target = bipartite_matching(take_rows(features, rest), take_rows(features, keep))
-    folded = torch.zeros_like(keep).scatter_add_(1, target, torch.ones_like(target))
-    by_target, order = target.sort(dim=1, stable=True)
-    later = folded.cumsum(dim=1).gather(1, by_target) - torch.arange(n - k, device=score.device)
-    assign = torch.zeros(batch, n, dtype=torch.long, device=score.device)
-    assign.scatter_(1, keep, torch.arange(k, device=score.device).expand_as(keep)).scatter_(1, rest, target)
-    weight = torch.zeros(batch, n, device=score.device).scatter_(1, keep, torch.exp2(-folded.float()))
-    weight.scatter_(1, rest.gather(1, order), torch.exp2(-later.float()))
-    return Reduction.merge(assign, keep, weight, score=score)

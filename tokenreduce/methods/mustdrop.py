@@ -8,23 +8,20 @@ from itertools import pairwise
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from tokenreduce.budgets import Budget
-from tokenreduce.kernels.top_k import top_k
 from tokenreduce.kernels.window_similarity import window_similarity
 from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.reduction import Reduction
 from tokenreduce.schedules import decay, lengths
 from tokenreduce.signals import AttentionReceived, ClsAttention, Signal, TextAttention
+from tokenreduce.text_attention import attended, key_set, published_thresholds, remaining, urgency
 from tokenreduce.tokens import VisualTokens
 from tokenreduce.validation import choice, in_range
+from tokenreduce.window_merging import check_window, merged_windows, windows_to_merge
 
 ROLES = ("patch", "key")
 KEY = 1
-#: published (theta_g, theta_i) by the share of tokens kept on average: 192, 128 and 64 of 576
-THRESHOLDS = {1 / 3: (0.001, 0.001), 2 / 9: (0.0012, 0.001), 1 / 9: (0.011, 0.01)}
-PRESETS = {192: 1 / 3, 128: 2 / 9, 64: 1 / 9}
 #: decoder layers of 32 after which tokens are dropped
 LAYERS = (2, 6, 10, 14)
 
@@ -161,14 +158,8 @@ class MustDrop(Method):
                 f"method='mustdrop' merges inside the vision encoder, which this {facts.family} model does not offer; "
                 "pass merge=False to leave that stage out"
             )
-        if facts.tower_grid is not None and any(side % self.window for side in facts.tower_grid):
-            height, width = facts.tower_grid
-            divisors = [w for w in range(2, min(height, width) + 1) if not (height % w or width % w)]
-            hint = f"pass window={divisors[0]}, or " if divisors else "pass "
-            raise ValueError(
-                f"window={self.window} does not divide the {height}x{width} patch grid of this {facts.family} model; "
-                f"allowed: {', '.join(map(str, divisors)) or 'none'}; {hint}merge=False to leave that stage out"
-            )
+        if facts.tower_grid is not None:
+            check_window(self.window, facts.tower_grid, facts.family)
 
     # ------------------------------------------------------------------ how many
 
@@ -182,7 +173,7 @@ class MustDrop(Method):
             target = n * decay(n, goal, runs, first_power=1)
             if self.merge_to is not None:
                 target = Budget(self.merge_to).count(n)
-            first = n - self._windows(n, target) * (self.window**2 - 1)
+            first = n - windows_to_merge(n, target, self.window) * (self.window**2 - 1)
         if first * runs[0] + sum(runs[1:]) > goal * depth + depth / 2:
             least = math.ceil((first * runs[0] + sum(runs[1:])) / depth)
             raise ValueError(
@@ -192,25 +183,13 @@ class MustDrop(Method):
             )
         return lengths(first, goal, runs)
 
-    def _windows(self, n: int, target: float) -> int:
-        """Windows to merge so that ``target`` patches of ``n`` are left, or a few more."""
-        cells = self.window**2
-        return min(max(math.floor((n - target) / (cells - 1) + 1e-9), 0), n // cells)
-
     def _thresholds(self, share: float | None) -> tuple[float, float]:
         """theta_g and theta_i: given, or those published for ``share`` of the patches (None: for exactly ``keep``)."""
-        given = (self.global_threshold, self.individual_threshold)
-        if given[0] is not None and given[1] is not None:
-            return given[0], given[1]
-        if share is None:
-            share = PRESETS.get(self.keep, 0.0) if isinstance(self.keep, int) else self.keep
-            if not any(math.isclose(share, known, abs_tol=1e-3) for known in (*THRESHOLDS, 1.0)):
-                raise ValueError(
-                    f"keep={self.keep} has no published thresholds; allowed with mode='threshold': 192, 128, 64 or 1/3, 2/9, "
-                    "1/9. Pass global_threshold and individual_threshold, or mode='budget' for an exact count."
-                )
-        published = THRESHOLDS[min(THRESHOLDS, key=lambda known: abs(known - share))]
-        return given[0] or published[0], given[1] or published[1]
+        joint, single = self.global_threshold, self.individual_threshold
+        if joint is None or single is None:
+            published = published_thresholds(self.keep, share)
+            joint, single = joint or published[0], single or published[1]
+        return joint, single
 
     # ------------------------------------------------------------------ what
 
@@ -233,9 +212,8 @@ class MustDrop(Method):
             kept = attended(total, most, *self._thresholds(None)) | keys
             return remaining(kept, positions=self.positions)
         stage = self.pruning_layers(depth).index((tokens.layer or 0) - 1)
-        score = urgency(
-            total, most, *self._thresholds(self.keep if isinstance(self.keep, float) else self.keep / whole)
-        )
+        share = self.keep if isinstance(self.keep, float) else self.keep / whole
+        score = urgency(total, most, *self._thresholds(share))
         k = min(planned[stage + 1], tokens.num_tokens)
         return Reduction.top(score.masked_fill(keys, torch.inf), k, positions=self.positions)
 
@@ -258,7 +236,7 @@ class MustDrop(Method):
             target = n if self.merge_to is None else Budget(self.merge_to).count(n)
             if self.merge_to is None:
                 target = self.schedule(n, int(tokens.amount))[0]
-            count = torch.full((len(alike),), self._windows(n, target), device=alike.device)
+            count = torch.full((len(alike),), windows_to_merge(n, target, self.window), device=alike.device)
         assign, source, valid = merged_windows(alike, count, layout.height, layout.width, self.window, tokens.prefix)
         return Reduction.merge(assign, source, valid=valid, positions=self.positions)
 
@@ -270,65 +248,3 @@ class MustDrop(Method):
             rate = planned[-1] / (2 * n)
         role = torch.zeros_like(tokens.role).scatter_(1, key_set(score, rate), KEY)
         return Reduction.identity(tokens, role=role, role_names=ROLES, score=score, positions=self.positions)
-
-
-def key_set(score: Tensor, rate: float) -> Tensor:
-    """(B, ceil(rate * N)) long: the keys among tokens of ``score`` (B, N), most attended first."""
-    return top_k(score, max(1, math.ceil(rate * score.shape[1] - 1e-9)))
-
-
-def merged_windows(
-    alike: Tensor, count: Tensor, height: int, width: int, window: int, prefix: int
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Rows after the ``count`` (B,) most alike windows of each image are merged.
-
-    Order: prefix rows, merged windows by descending similarity ``alike`` (B, W) (ties: the lowest window), the other
-    patches in raster order.
-
-    Returns:
-        Row (B, N) of each token; token (B, K) at which each row sits, the bottom-right one of a window; and which rows
-        exist (B, K), None when all do. K is the largest number of rows in the batch.
-    """
-    device, n = alike.device, height * width
-    cell = torch.arange(n, device=device)
-    of_cell = cell // width // window * (width // window) + cell % width // window
-    corner = (cell // width % window == window - 1) & (cell % width % window == window - 1)
-    rank = top_k(alike, alike.shape[1]).argsort(dim=1)[:, of_cell]  # of the window of each patch
-    merged = rank < count[:, None]
-    single = (~merged).cumsum(dim=1) - 1 + count[:, None]
-    lead = torch.arange(prefix, device=device).expand(len(alike), prefix)
-    assign = torch.cat([lead, torch.where(merged, rank, single) + prefix], dim=1)
-    rows = prefix + n - count * (window**2 - 1)
-    k = int(rows.max())
-    # every row is written once: by its only token, or by the corner of its window
-    at = torch.where(torch.cat([lead < 0, merged & ~corner], dim=1), k, assign)
-    token = torch.arange(prefix + n, device=device).expand_as(at)
-    source = torch.zeros(len(alike), k + 1, dtype=torch.long, device=device).scatter_(1, at, token)[:, :k]
-    valid = torch.arange(k, device=device) < rows[:, None]
-    return assign, source, None if bool(valid.all()) else valid
-
-
-def attended(total: Tensor, most: Tensor, theta_g: float, theta_i: float) -> Tensor:
-    """(B, N) bool: tokens that the text attends to jointly, ``total`` (B, N), or singly, ``most`` (B, N)."""
-    total = total.float()
-    return (total >= theta_g * total.sum(dim=1, keepdim=True)) | (most.float() >= theta_i)
-
-
-def urgency(total: Tensor, most: Tensor, theta_g: float, theta_i: float) -> Tensor:
-    """(B, N) float32: at least 1 where ``attended``, and an order among tokens whatever the thresholds' scale."""
-    total = total.float()
-    share = total / total.sum(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-    return torch.maximum(share / theta_g, most.float() / theta_i)
-
-
-def remaining(kept: Tensor, **more: str) -> Reduction:
-    """Keep the tokens ``kept`` (B, N) bool, a number of its own per image."""
-    count = kept.sum(dim=1)
-    k = int(count.max())
-    return Reduction(
-        source=top_k(kept.float(), k),
-        assign=torch.where(kept, kept.cumsum(dim=1) - 1, -1),
-        valid=torch.arange(k, device=kept.device) < count[:, None],
-        in_order=True,
-        **more,  # type: ignore[arg-type]
-    )

@@ -1,0 +1,52 @@
+"""Whether a model can serve a step of a method."""
+
+from __future__ import annotations
+
+from tokenreduce.method import ModelFacts, Step
+from tokenreduce.signals import Keys, Signal
+
+
+def check_step(name: str, step: Step, facts: ModelFacts) -> None:
+    """Raise where a model of these ``facts`` cannot serve ``step`` of the method ``name``, or would too late."""
+    if not isinstance(step, Step):
+        raise TypeError(f"method={name!r}: plan gave a {type(step).__name__}; allowed: a tuple of Step(...)")
+    if step.stage not in facts.stages:
+        raise ValueError(
+            f"method={name!r} acts at stage {step.stage!r}, which a {facts.family} model does not offer; it offers: "
+            f"{', '.join(facts.stages)}"
+        )
+    if step.stage == "projector":
+        if step.layer is not None:
+            raise ValueError(f"method={name!r}: {step} has a layer; allowed at the projector: layer=None")
+    else:
+        depth = facts.feature_block + 1 if step.stage == "encoder" else facts.decoder_depth
+        if isinstance(step.layer, bool) or not isinstance(step.layer, int) or not 0 <= step.layer < depth:
+            raise ValueError(
+                f"method={name!r}: layer={step.layer!r} at stage {step.stage!r}; allowed: an int from 0 to {depth - 1}, counted "
+                f"from 0, on this {facts.family} model"
+            )
+    for need in step.needs:
+        if not isinstance(need, Signal):
+            raise TypeError(f"method={name!r} needs {need!r}; allowed: signals, such as ClsAttention(22)")
+        if isinstance(need, Keys) or step.stage == "encoder":
+            if not isinstance(need, Keys) or step.stage != "encoder" or need.block != step.layer:
+                raise ValueError(
+                    f"method={name!r} needs {need} at {_place(step)}; allowed: Keys of the block itself, in a step at stage "
+                    f"'encoder', such as Step('encoder', layer=3, needs=(Keys(3),)); elsewhere the other signals"
+                )
+            continue
+        layer = getattr(need, "layer", getattr(need, "block", None))
+        depth, unit = (facts.tower_depth, "block") if need.part == "tower" else (facts.decoder_depth, "decoder layer")
+        if layer is not None and (isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < depth):
+            raise ValueError(
+                f"method={name!r} needs {need}; allowed on this {facts.family} model: a {unit} from 0 to {depth - 1}"
+            )
+        if layer is not None and need.part == "llm" and (step.stage == "projector" or (step.layer or 0) <= layer):
+            raise ValueError(
+                f"method={name!r} needs {need} at {_place(step)}, which comes before it; allowed: signals of earlier layers. "
+                f"Act at Step('llm', layer={layer + 1}) or later"
+            )
+
+
+def _place(step: Step) -> str:
+    return f"stage {step.stage!r}" if step.layer is None else f"stage {step.stage!r}, layer {step.layer}"
