@@ -154,38 +154,6 @@ def additive(seen: Tensor, hidden: Tensor) -> Tensor:
     return mask.masked_fill(~seen, torch.finfo(hidden.dtype).min)[:, None]
 
 
-def documents_of(positions: Tensor | None) -> Tensor | None:
-    """(B, L) long, the document of each column, as transformers reads it off position ids: one begins where they do not go on.
-
-    None where every row holds a single one.
-    """
-    if positions is not None and positions.ndim == 3:
-        positions = positions[0] if positions.shape[0] == 4 else None  # the first of four rows is there to tell this
-    if positions is None:
-        return None
-    steps = positions.diff(dim=-1, prepend=positions[:, :1] - 1)
-    documents = (steps != 1).cumsum(dim=-1)
-    return documents if bool(documents[:, -1].any()) else None
-
-
-def said_by(mask: Tensor, real: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """What a caller's mask (B, 1, L, L) says beyond causality and padding ``real`` (B, L).
-
-    Returns: documents (B, L) long, or else the whole mask (B, L, L) bool; None and None where it says nothing more.
-    """
-    seen = (mask if mask.dtype == torch.bool else mask >= 0)[:, 0].expand(len(real), -1, -1)
-    length = seen.shape[-1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=seen.device).tril()
-    plain = causal & real[:, None, :]
-    asked = real[:, :, None]
-    if torch.equal(seen & asked, plain & asked):
-        return None, None
-    first = (seen & asked).to(torch.uint8).argmax(dim=2)  # a document begins with the first column that its rows see
-    documents = (first.diff(dim=1, prepend=first[:, :1]) != 0).cumsum(dim=1)
-    apart = plain & (documents[:, :, None] == documents[:, None, :])
-    return (documents, None) if torch.equal(seen & asked, apart & asked) else (None, seen)
-
-
 def same_document(documents: Tensor | None) -> Callable[..., Tensor]:
     """Mask function: whether query and key belong to the same of the ``documents`` (B, W)."""
     assert documents is not None

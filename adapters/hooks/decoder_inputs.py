@@ -12,7 +12,7 @@ from tokenreduce.adapters.hooks import deepstack
 from tokenreduce.adapters.hooks.decoder_pass import DecoderPass
 from tokenreduce.adapters.hooks.merged_tokens import merged_group
 from tokenreduce.adapters.hooks.sequence_packing import carried, write
-from tokenreduce.adapters.hooks.vision_tower import Encoded
+from tokenreduce.adapters.hooks.tower_passes import Encoded
 from tokenreduce.adapters.hooks.visual_token_positions import as_tiles, as_videos, place
 from tokenreduce.adapters.upstream.cache import DynamicCache, cache_argument, given_cache
 from tokenreduce.adapters.upstream.decoder import layer_type

@@ -12,14 +12,11 @@ from torch import Tensor, nn
 
 from tokenreduce.adapters.families.base import Family
 from tokenreduce.adapters.hooks import decoder_inputs, deepstack
-from tokenreduce.adapters.hooks.attention_masks import documents_of
 from tokenreduce.adapters.hooks.call_scope import CallScopes, Decided, ScopedMethod
 from tokenreduce.adapters.hooks.checks import (
     check_cache,
     check_decoder,
-    checked_mask,
     refuse_attentions,
-    refuse_packed,
     refuse_stray_cache,
 )
 from tokenreduce.adapters.hooks.decoder_layers import KEY, LayerHooks
@@ -30,6 +27,7 @@ from tokenreduce.adapters.hooks.encoding_cost import total
 from tokenreduce.adapters.hooks.kv_cache import adopt, state_of
 from tokenreduce.adapters.hooks.last_done import LastDone
 from tokenreduce.adapters.hooks.method_calls import release
+from tokenreduce.adapters.hooks.packed_rows import note_documents
 from tokenreduce.adapters.hooks.sequence_packing import Packing, real_columns
 from tokenreduce.adapters.hooks.vision_tower import VisionTower
 from tokenreduce.adapters.upstream.cache import Cache, given_cache
@@ -122,8 +120,6 @@ class VisionLanguageHooks:
         """Whether single decoder layers have to be looked after."""
         return bool(self.pipeline.layers("llm") or self.pipeline.layers("cache"))
 
-    # ------------------------------------------------------------------ the multimodal model's own call
-
     def note_call(self, core: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if args:
             kwargs = inspect.signature(core.forward).bind_partial(*args, **kwargs).arguments
@@ -133,8 +129,6 @@ class VisionLanguageHooks:
 
     def forget_call(self, core: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self.call = self.current = None
-
-    # ------------------------------------------------------------------ the decoder's call
 
     def enter(self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.current = None
@@ -175,7 +169,9 @@ class VisionLanguageHooks:
             visual,
             offset=past,
         )
-        self._who_sees_whom(reduced, kwargs, real)
+        scope, given = self.scopes.scope, self.call.arguments.get("attention_mask")
+        if not (scope is not None and scope.generates and given is not None):  # masks of a cache of fixed size
+            note_documents(reduced, self.family, given, kwargs, real)
         reduced.masks.two_way = self.family.two_way(self.call.arguments, embeds) if length > 1 else None
         reduced.masks.windowed = self.family.windowed
         changed = False
@@ -205,22 +201,6 @@ class VisionLanguageHooks:
         if self.by_layer:
             kwargs[KEY] = reduced
         return args, kwargs
-
-    def _who_sees_whom(self, reduced: DecoderPass, kwargs: dict[str, Any], real: Tensor) -> None:
-        """Note what the caller says of it: documents packed into a row, a mask of its own."""
-        assert self.call is not None
-        masks, given = reduced.masks, self.call.arguments.get("attention_mask")
-        scope = self.scopes.scope
-        if given is None:
-            # as in transformers: with a cache, or with a mask, position ids tell nothing about documents
-            if not decoder_inputs.uses_cache(self.family.decoder, kwargs):
-                masks.documents = documents_of(kwargs.get("position_ids"))
-        elif scope is not None and scope.generates:
-            return  # masks that generate made for a cache of fixed size
-        elif isinstance(given, Tensor) and given.ndim == 4:
-            masks.documents, masks.given = checked_mask(given, real, reduced)
-        if masks.caller_says:
-            refuse_packed(self.family, self.pipeline)
 
     def _recall(self, kwargs: dict[str, Any]) -> dict[Any, list[Reduction]]:
         """Decisions made for this very prompt, when ``generate`` passes it again, grown, because it uses no cache."""

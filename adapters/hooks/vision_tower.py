@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from itertools import accumulate
-from typing import Any, NamedTuple
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,43 +17,17 @@ from tokenreduce.adapters.hooks.encoder_blocks import EncoderMerging
 from tokenreduce.adapters.hooks.encoding_cost import EncodingCost, EncodingHooks
 from tokenreduce.adapters.hooks.method_calls import MethodCall
 from tokenreduce.adapters.hooks.ragged_rows import View
+from tokenreduce.adapters.hooks.tower_listener import TowerListener
+from tokenreduce.adapters.hooks.tower_passes import Encoded, TowerPass
 from tokenreduce.adapters.hooks.tower_state import TowerState
 from tokenreduce.adapters.hooks.visual_token_positions import ahead_of, share_of
-from tokenreduce.adapters.visual_inputs import Picture, TowerCall
+from tokenreduce.adapters.visual_inputs import Picture
 from tokenreduce.kernels.attention_received import Over, attention_received
 from tokenreduce.kernels.attention_row import attention_row
 from tokenreduce.kernels.fingerprint import combine, fingerprint
 from tokenreduce.per_thread import PerThread, nothing
 from tokenreduce.pipeline import ActivePipeline
 from tokenreduce.signals import AttentionReceived, ClsAttention, ImageFingerprint, Keys, Signal
-
-
-@dataclass
-class TowerPass(TowerCall):
-    """A pass of a tower and what was heard in it.
-
-    Attributes:
-        prints: (rows,) fingerprints of the pixels, where asked for.
-        values: per signal, (rows, N) of the tower's rows, or, where pictures are packed, (N,) in pieces.
-        state: what was merged; None for nothing.
-        cost: what is noted of its FLOPs.
-    """
-
-    prints: Tensor | None = None
-    values: dict[Signal, list[Tensor]] = field(default_factory=dict)
-    state: TowerState | None = None
-    cost: EncodingCost | None = None
-
-
-class Encoded(NamedTuple):
-    """Encoded pictures of a prompt: the signals of each, what was merged, and how many decoder rows share a sample."""
-
-    pictures: list[Picture]
-    values: dict[Signal, list[Tensor]]
-    rows: list[range]
-    state: TowerState | None
-    repeat: int
-    costs: list[EncodingCost]
 
 
 class VisionTower:
@@ -123,10 +97,11 @@ class VisionTower:
     def attach(self, handles: list[Any]) -> None:
         """Append hooks and probes, each with ``remove``, to ``handles``."""
         for t, tower in enumerate(self.family.towers):
-            handles.append(tower.register_forward_pre_hook(Begin(self, t), with_kwargs=True))
+            handles.append(tower.register_forward_pre_hook(partial(self.begin, t), with_kwargs=True))
             handles.append(tower.register_forward_hook(self.finish, always_call=True))
             for block in self.blocks:
-                attention, hear = self.family.tower_attention(block, t), Hear(self, t, block)
+                attention = self.family.tower_attention(block, t)
+                hear = TowerListener(partial(self.listen, t, block), self.pipeline, self.family.packs)
                 handles.append(Probe(attention, hear))
                 if self.family.packs:
                     handles.append(attention.register_forward_hook(hear.whole, always_call=True))
@@ -135,9 +110,16 @@ class VisionTower:
                 handles.append(tower.register_forward_hook(self.end))
         self.costs.attach(handles)
         for owner, method, note, ahead in self.family.noted_calls():
-            handles.append(MethodCall(owner, method, Noted(self, note, ahead)))
+            handles.append(MethodCall(owner, method, partial(self.note, note, ahead)))
 
-    def begin(self, tower: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def note(self, note: Callable[[dict[str, Any]], dict[str, Any]], ahead: bool, arguments: dict[str, Any]) -> None:
+        """Add what a method call tells to the latest pass, or, where it is ``ahead``, to the next one."""
+        if ahead:
+            self.announced.update(note(arguments))
+        elif self.scopes.encoded.passes:
+            self.latest.arguments.update(note(arguments))
+
+    def begin(self, tower: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         name, pixels = (
             ("", args[0]) if args else next((k, kwargs[k]) for k in ("pixel_values", "hidden_states") if k in kwargs)
         )
@@ -244,65 +226,3 @@ class VisionTower:
         assert call.prints is not None
         prints = call.prints.split([picture.rows or 1 for picture in pictures])
         return [own[0] if len(own) == 1 else combine(own[None])[0] for own in prints]
-
-
-class Noted:
-    """Adds what a method call tells to the tower's latest pass, or, where it is ``ahead``, to the next one."""
-
-    def __init__(self, owner: VisionTower, note: Callable[[dict[str, Any]], dict[str, Any]], ahead: bool) -> None:
-        self.owner = owner
-        self.note = note
-        self.ahead = ahead
-
-    def __call__(self, arguments: dict[str, Any]) -> None:
-        if self.ahead:
-            self.owner.announced.update(self.note(arguments))
-        elif self.owner.scopes.encoded.passes:
-            self.owner.latest.arguments.update(self.note(arguments))
-
-
-class Begin:
-    """Pre-hook of tower ``index``; an object, so that a copied model has hooks of its own."""
-
-    def __init__(self, owner: VisionTower, index: int) -> None:
-        self.owner = owner
-        self.index = index
-
-    def __call__(self, tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.owner.begin(self.index, args, kwargs)
-
-
-class Hear:
-    """Listener at one block of one tower.
-
-    Without flash attention a tower that packs pictures calls its attention once per segment; the segments wait until the
-    module is done, and are listened to together.
-    """
-
-    segments = PerThread[list[tuple[Tensor, Tensor, float]]](list)
-
-    def __init__(self, owner: VisionTower, tower: int, block: int) -> None:
-        self.owner = owner
-        self.tower = tower
-        self.block = block
-
-    def __call__(
-        self, module: nn.Module, query: Tensor, key: Tensor, mask: Any, scale: float, cuts: Tensor | None
-    ) -> None:
-        if self.owner.family.packs and cuts is None:
-            self.segments.append((query, key, scale))
-        else:
-            self.owner.listen(self.tower, self.block, query, key, mask, scale, cuts)
-
-    @torch.no_grad()
-    def whole(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Hook after the attention module; ``output`` is None where it raised."""
-        segments, self.segments = self.segments, []
-        if not segments or output is None:
-            return
-        queries, keys, scales = zip(*segments)
-        with self.owner.pipeline.now.stopwatch(queries[0].device):
-            borders = torch.tensor([0, *accumulate(query.shape[2] for query in queries)])
-            cuts = borders.to(queries[0].device, non_blocking=True)
-            query, key = torch.cat(queries, dim=2), torch.cat(keys, dim=2)
-        self.owner.listen(self.tower, self.block, query, key, None, scales[0], cuts)
