@@ -13,31 +13,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, RESULTS = ROOT / "docs/performance.md", ROOT / "benchmarks/results/bench"
 
-OPENING = """# Performance
-
-Written by `python benchmarks/performance.py` from `benchmarks/results/bench/`; every table names its command, device and
-versions. Ratios compare arms that took turns in one run: the median, with the lowest and highest in brackets. On one thread
-the clock is the CPU time of the process, so that waiting for others does not count; what they take of caches and of the
-memory's bandwidth does.
-
-## What runs
-
-Every operation in `kernels/` has a reference, which is also the CPU path, and a Triton kernel under `kernels/triton/`.
-`tokenreduce.kernels.dispatch` picks by device, dtype and shape:
-
-```python
-from tokenreduce.kernels import dispatch
-
-with dispatch.explained() as choices:  # what ran, and why
-    model.generate(**inputs)
-with dispatch.backend("reference"):  # or "triton"; TOKENREDUCE_KERNELS=reference does the same from outside
-    model.generate(**inputs)
-```
-
-**The compiled kernels have not run on a GPU.** They are tested in Triton's interpreter against the references, and compiled
-to machine code for compute capability 8.0 and 9.0 without being launched (`tests/kernels/compile_kernels.py`); the tests
-run compiled where a GPU is found. There are no GPU timings on this page, and block sizes have not been tuned on one.
-"""
+OPENING = (ROOT / "benchmarks/performance_opening.md").read_text()
 
 NOTES = {
     "ops": """Speed-up is against the plain form; the share of the roofline is the least time for the FLOPs and bytes of the
