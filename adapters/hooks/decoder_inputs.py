@@ -13,6 +13,7 @@ from tokenreduce.adapters.hooks.decoder_pass import DecoderPass
 from tokenreduce.adapters.hooks.merged_tokens import merged_group
 from tokenreduce.adapters.hooks.sequence_packing import carried, write
 from tokenreduce.adapters.hooks.tower_passes import Encoded
+from tokenreduce.adapters.hooks.tower_state import TowerState
 from tokenreduce.adapters.hooks.visual_token_positions import as_tiles, as_videos, place
 from tokenreduce.adapters.upstream.cache import DynamicCache, cache_argument, given_cache
 from tokenreduce.adapters.upstream.decoder import layer_type
@@ -40,23 +41,23 @@ def locate(
 
 def drop_merged(reduced: DecoderPass, family: Family, encoded: Encoded, embeds: Tensor) -> bool:
     """Drop the duplicates that a merged tower returned: one token stays for each of its rows."""
-    assert encoded.state is not None
-    history = encoded.state.patches(family.tower_prefix)
     methods = [method for method, step in reduced.pipeline.steps if step.stage == "encoder"]
     in_order = all(method.output_order == "raster" for method in methods)
     policy: PositionPolicy = "renumber" if any(method.policy == "renumber" for method in methods) else "keep"
-    groups: list[ImageGroup] = []
-    for group in reduced.groups:
-        pictures = [encoded.pictures[i] for m in group.members for i in reduced.behind[m]]
-        if any(picture.pooled for picture in pictures):
+    for picture in encoded.pictures:
+        if picture.pooled:
             raise ValueError(
                 f"method={methods[0].name!r} merges patches inside the vision encoder, but this "
-                f"{family.model.config.model_type} model pools the patches of this {pictures[0].medium} after "
+                f"{family.model.config.model_type} model pools the patches of this {picture.medium} after "
                 "the encoder, so merged ones cannot be told apart; use a method of stage 'projector' or 'llm'"
             )
+    state = TowerState.joined(encoded.states)
+    history = state.patches(family.tower_prefix)
+    groups: list[ImageGroup] = []
+    for group in reduced.groups:
         rows = [[r for i in reduced.behind[m] for r in encoded.rows[i]] for m in group.members]
         whole = len(rows[0]) * history[0].assign.shape[1]
-        alike = encoded.state.alike and group.layout.num_tokens == whole
+        alike = state.alike and group.layout.num_tokens == whole
         groups += merged_group(
             group.showing(embeds, beside=reduced.beside.get(0)), history, rows, in_order, policy, alike
         )

@@ -36,6 +36,6 @@ class Encoded(NamedTuple):
     pictures: list[Picture]
     values: dict[Signal, list[Tensor]]
     rows: list[range]
-    state: TowerState | None
+    states: list[TowerState]  # of the passes that merged
     repeat: int
     costs: list[EncodingCost]

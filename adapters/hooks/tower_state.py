@@ -46,7 +46,10 @@ class TowerState:
     def joined(cls, states: list[TowerState]) -> TowerState:
         """The images of several passes as one."""
         if len({state.size.shape[1] for state in states}) > 1:
-            raise ValueError("images of one prompt were merged to different numbers of tokens; encode them in one call")
+            raise ValueError(
+                "images of one prompt were merged to different numbers of tokens in separate passes of the tower; encode them "
+                "in one call, or use a method of stage 'projector' or 'llm'"
+            )
 
         def cat(tensors: list[Tensor]) -> Tensor:
             return torch.cat(tensors)

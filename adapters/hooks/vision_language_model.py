@@ -186,7 +186,7 @@ class VisionLanguageHooks:
             if encoded is not None:
                 reduced.tower_values, reduced.repeat = encoded.values, encoded.repeat
                 reduced.encoding = partial(total, encoded.costs)
-                if encoded.state is not None:
+                if encoded.states:
                     changed = decoder_inputs.drop_merged(reduced, self.family, encoded, embeds)
             changed |= decoder_inputs.reduce_projected(reduced, embeds)
         reduced.passive = state is None and not changed and not self._acts_later(reduced)

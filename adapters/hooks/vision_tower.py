@@ -19,7 +19,6 @@ from tokenreduce.adapters.hooks.method_calls import MethodCall
 from tokenreduce.adapters.hooks.ragged_rows import View
 from tokenreduce.adapters.hooks.tower_listener import TowerListener
 from tokenreduce.adapters.hooks.tower_passes import Encoded, TowerPass
-from tokenreduce.adapters.hooks.tower_state import TowerState
 from tokenreduce.adapters.hooks.visual_token_positions import ahead_of, share_of
 from tokenreduce.adapters.visual_inputs import Picture
 from tokenreduce.kernels.attention_received import Over, attention_received
@@ -216,9 +215,8 @@ class VisionTower:
             rows.append(range(first, first + picture.rows))
             first += picture.rows
         states = [call.state for call in calls if call.state is not None]
-        joined = TowerState.joined(states) if states else None
         costs = [call.cost for call in calls if call.cost is not None]
-        return Encoded(pictures[mine], values, rows[mine], joined, share.repeat, costs)
+        return Encoded(pictures[mine], values, rows[mine], states, share.repeat, costs)
 
     def _per_picture(self, call: TowerPass, pictures: list[Picture], signal: Signal) -> list[Tensor]:
         if not isinstance(signal, ImageFingerprint):
