@@ -46,7 +46,7 @@ class Attachment:
             if MARK in module.__dict__:
                 raise ValueError(
                     f"the {type(module).__name__} of this {type(model).__name__} is part of a model that is wrapped already; "
-                    "unwrap that one first, or wrap a copy (copy.deepcopy)"
+                    "call tr.unwrap on that one first"
                 )
         self.hooks: EncoderHooks | VisionLanguageHooks
         if isinstance(self.family, EncoderFamily):

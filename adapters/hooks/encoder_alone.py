@@ -11,7 +11,7 @@ from tokenreduce.adapters.encoders.base import EncoderFamily
 from tokenreduce.adapters.encoders.blocks import Block
 from tokenreduce.adapters.hooks.encoder_blocks import EncoderMerging
 from tokenreduce.adapters.hooks.last_done import LastDone
-from tokenreduce.adapters.hooks.method_calls import MethodCall, release
+from tokenreduce.adapters.hooks.method_calls import MethodCall, all_or_none
 from tokenreduce.cost import Report
 from tokenreduce.groups import Image, group_images
 from tokenreduce.pipeline import ActivePipeline, Pipeline
@@ -30,15 +30,11 @@ class EncoderHooks:
         self.done = LastDone()
 
     def attach(self) -> list[Any]:
-        handles: list[Any] = []
-        try:
+        with all_or_none() as handles:
             self.encoder.attach(handles, self._record)
             handles.append(self.family.tower.register_forward_hook(self.leave))
             if self.expand:
                 handles += [Collecting(self.encoder, owner, name) for owner, name in self.family.collecting_methods()]
-        except BaseException:
-            release(handles)
-            raise
         return handles
 
     @property

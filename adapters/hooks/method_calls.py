@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -52,6 +53,17 @@ class MethodCall(Shadow):
             bound.apply_defaults()
             self.heard(dict(bound.arguments))
         return self.original(*args, **kwargs)
+
+
+@contextmanager
+def all_or_none() -> Iterator[list[Any]]:
+    """A list for handles; what it holds is removed again when the ``with`` block raises."""
+    handles: list[Any] = []
+    try:
+        yield handles
+    except BaseException:
+        release(handles)
+        raise
 
 
 def release(handles: list[Any]) -> None:

@@ -26,7 +26,7 @@ from tokenreduce.adapters.hooks.decoder_signals import DecoderSignals
 from tokenreduce.adapters.hooks.encoding_cost import total
 from tokenreduce.adapters.hooks.kv_cache import adopt, state_of
 from tokenreduce.adapters.hooks.last_done import LastDone
-from tokenreduce.adapters.hooks.method_calls import release
+from tokenreduce.adapters.hooks.method_calls import all_or_none
 from tokenreduce.adapters.hooks.packed_rows import note_documents
 from tokenreduce.adapters.hooks.sequence_packing import Packing, real_columns
 from tokenreduce.adapters.hooks.vision_tower import VisionTower
@@ -81,9 +81,8 @@ class VisionLanguageHooks:
     def attach(self) -> list[Any]:
         """Install every hook; returns their handles. Nothing stays behind when one of them fails."""
         core, decoder = self.family.core, self.family.decoder
-        handles: list[Any] = []
         check_decoder(decoder)
-        try:
+        with all_or_none() as handles:
             for owner, name in ((self.family.model, "generate"), (self.family.model, "forward"), (core, "forward")):
                 if hasattr(owner, name) and not isinstance(owner.__dict__.get(name), ScopedMethod):
                     handles.append(ScopedMethod(owner, name, self.scopes))
@@ -98,9 +97,6 @@ class VisionLanguageHooks:
                     handles.append(layer.register_forward_hook(hook.leave))
                 DecoderSignals(self.family, self.pipeline, self.under_way).attach(handles)
             self.tower.attach(handles)
-        except BaseException:
-            release(handles)
-            raise
         return handles
 
     @property

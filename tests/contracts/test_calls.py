@@ -37,26 +37,15 @@ def requests(model, count):
     return [prompt(model, kinds[i % len(kinds)], "left") for i in range(count)]
 
 
+@pytest.mark.parametrize("rounds", [3, pytest.param(100, marks=pytest.mark.long)])
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
-def test_threads_answer_as_each_alone(model, method):
+def test_threads_answer_as_each_alone(model, method, rounds):
     asked = requests(model, 8)
     with tr.wrapped(model, method), torch.no_grad():
         alone = [answer(model, inputs) for inputs in asked]
         with ThreadPoolExecutor(8) as pool:
-            for _ in range(3):
-                together = list(pool.map(lambda inputs: answer(model, inputs), asked))
-                assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
-def test_a_hundred_requests_in_each_of_eight_threads(model, method):
-    asked = requests(model, 8)
-    with tr.wrapped(model, method), torch.no_grad():
-        alone = [answer(model, inputs) for inputs in asked]
-        with ThreadPoolExecutor(8) as pool:
-            together = list(pool.map(lambda i: answer(model, asked[i % 8]), range(800)))
-    assert all(torch.equal(alone[i % 8], got) for i, got in enumerate(together))
+            together = list(pool.map(lambda inputs: answer(model, inputs), asked * rounds))
+    assert all(torch.equal(a, b) for a, b in zip(alone * rounds, together, strict=True))
 
 
 def test_a_budget_belongs_to_the_thread_that_asks_for_it(model):
