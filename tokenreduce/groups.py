@@ -29,7 +29,7 @@ class ImageGroup:
 
     Attributes:
         members: index of each image in the order of the call.
-        samples: (B,) long, decoder row of each image.
+        decoder_rows: decoder row of each image; ``samples``, (B,) long, the same on the device.
         columns: (B, N0) long, column of each original token in the decoder's input.
         seats: (B, N) long, columns at which the current tokens sit, ascending.
         source: (B, N) long, original token of each current one; -1 for a summary token.
@@ -45,6 +45,7 @@ class ImageGroup:
 
     layout: Layout
     members: list[int]
+    decoder_rows: list[int]
     samples: Tensor
     columns: Tensor
     seats: Tensor
@@ -86,6 +87,7 @@ class ImageGroup:
         return replace(
             self,
             members=[self.members[i] for i in index],
+            decoder_rows=[self.decoder_rows[i] for i in index],
             samples=of(self.samples),
             columns=of(self.columns),
             seats=of(self.seats),
@@ -162,11 +164,13 @@ def group_images(images: Iterable[Image], device: torch.device) -> list[ImageGro
         columns = torch.stack([image.columns for _, image in bundle]).to(device, non_blocking=True)
         n = columns.shape[1]
         rows = torch.arange(n, device=device).expand(len(bundle), n)
+        decoder_rows = [image.sample for _, image in bundle]
         groups.append(
             ImageGroup(
                 layout=layout,
                 members=[i for i, _ in bundle],
-                samples=torch.tensor([image.sample for _, image in bundle], device=device),
+                decoder_rows=decoder_rows,
+                samples=torch.tensor(decoder_rows, device=device),
                 columns=columns,
                 seats=columns,
                 source=rows,

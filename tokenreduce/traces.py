@@ -56,7 +56,7 @@ class Trace:
     def images(self) -> list[ImageTrace]:
         found: dict[int, ImageTrace] = {}
         for group in self._groups:
-            samples, columns = group.samples.tolist(), group.columns.cpu() + self.offset
+            samples, columns = group.decoder_rows, group.columns.cpu() + self.offset
             parts: list[list[StageTrace]] = [[] for _ in samples]
             for passed in group.history:
                 here = passed.each(Tensor.cpu)
@@ -76,7 +76,7 @@ class Trace:
             sizes = [(m.sample, m.tokens_in, m.tokens_in if end is None else len(end.source)) for m, end in ends]
             rows = dict(enumerate(sizes))
         for group in self._groups:
-            for member, sample in zip(group.members, group.samples.tolist()):
+            for member, sample in zip(group.members, group.decoder_rows):
                 rows[member] = (sample, group.columns.shape[1], group.num_tokens)
         found: list[list[tuple[int, int]]] = [[] for _ in range(len(self.visual))]
         for _, (sample, n, k) in sorted(rows.items()):

@@ -116,7 +116,7 @@ def repacked(before: Packing, old: list[ImageGroup], new: list[ImageGroup]) -> P
 def _changes(old: list[ImageGroup], new: list[ImageGroup]) -> list[tuple[int, int]]:
     """By sample, how many tokens each image of ``old`` took away and each of ``new`` brings."""
     signed = [(-1, group) for group in old] + [(1, group) for group in new]
-    return [(sample, sign * group.num_tokens) for sign, group in signed for sample in group.samples.tolist()]
+    return [(sample, sign * group.num_tokens) for sign, group in signed for sample in group.decoder_rows]
 
 
 def carried(packing: Packing, groups: list[ImageGroup]) -> Tensor:
