@@ -148,8 +148,7 @@ class MergePairs(Method, register=False):
     def reduce(self, tokens: VisualTokens) -> Reduction:
         batch, n = tokens.features.shape[:2]
         assert tokens.signal(Keys(tokens.layer)).shape[:2] == (batch, n)
-        p = tokens.prefix
-        r = min(int(tokens.amount), (n - p) // 2)  # a view may have few patches that become tokens
+        r, p = int(tokens.amount), tokens.prefix
         rows = torch.arange(n)
         # the last 2r patches in pairs, and their rows in front of the other patches
         row = torch.where(rows < n - 2 * r, rows + r * (rows >= p), p + (rows - n + 2 * r) // 2)

@@ -185,7 +185,7 @@ class BlockHooks:
 
     def bias(self) -> Tensor | None:
         state, groups = self.merging.state, self.merging.groups
-        if state is None or not (state.touched or groups):
+        if state is None or not state.touched:  # no row is absent, or counts for several, before the first merge
             return None
         row = state.size.log() if self.proportional else torch.zeros_like(state.size)
         return row.masked_fill(state.size == 0, UNSEEN) if groups else row if self.proportional else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
@@ -161,10 +162,10 @@ def by_hand(model, x, method):
         prefix = family_of(tower).prefix
         rows = expected[:, prefix:]
         n = rows.shape[1]
-        with tr.wrapped(tower, method):
-            tower(x)
-            stands = torch.stack([i.standing_for() for i in tr.trace(tower).images])
-            sources = torch.stack([i.kept() for i in tr.trace(tower).images])
+        with tr.wrapped(copy.deepcopy(tower), method) as alone:  # inside a model it is not wrapped by itself
+            alone(x)
+            stands = torch.stack([i.standing_for() for i in tr.trace(alone).images])
+            sources = torch.stack([i.kept() for i in tr.trace(alone).images])
         assert stands.shape[1] == n
         merged = rows.gather(1, sources[..., None].expand(-1, -1, rows.shape[-1]))
         return model.model.multi_modal_projector(merged), sources
