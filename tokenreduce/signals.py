@@ -7,17 +7,22 @@ functions in ``tokenreduce.kernels``; no attention map is ever materialised.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 Where = Literal["tower", "llm"]
+Axis = Literal["token", "view", "picture"]
 
 
 @dataclass(frozen=True)
 class Signal:
     """Base of all requests. Hashable: it is the key under which the value arrives.
 
-    ``part`` names the part of the model that is listened to.
+    ``part`` names the part of the model that is listened to. ``axis`` says what a value is aligned with: each ``token``,
+    (B, N) or with channels (B, N, C); each ``view`` or frame of a picture, (B, V, ...), V = 1 where a method is shown a
+    single one; or the ``picture``, (B,).
     """
+
+    axis: ClassVar[Axis] = "token"
 
     @property
     def part(self) -> Where:
@@ -66,6 +71,8 @@ class LastQueryAttention(Signal):
 @dataclass(frozen=True)
 class ImageFingerprint(Signal):
     """A 64-bit integer per image, a hash of its pixel values: (B,) long. Equal pixels give equal numbers in any batch."""
+
+    axis = "picture"
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from tokenreduce.layout import Layout
 from tokenreduce.method import Method
 from tokenreduce.reduction import Reduction
 from tokenreduce.schedules import largest_remainder
+from tokenreduce.signals import Axis
 from tokenreduce.tokens import VisualTokens
 
 Views = Sequence[tuple[Layout, tuple[int, ...]]]
@@ -82,10 +83,12 @@ def _view(tokens: VisualTokens, layout: Layout, index: Tensor, local: Tensor, ow
         flat = index.flatten(1)
         return take_rows(x, flat).unflatten(1, index.shape[1:]).flatten(0, 1)
 
-    def signal(x: Tensor) -> Tensor:
-        if x.ndim > 1:
+    def signal(x: Tensor, axis: Axis) -> Tensor:
+        if axis == "token":
             return of(x)
         number = torch.tensor(own, device=x.device)
+        if axis == "view":
+            return x.index_select(1, number).flatten(0, 1)[:, None]
         return combine(torch.stack([x.repeat_interleave(count), number.repeat(len(x))], dim=1))
 
     source = of(tokens.source)
@@ -96,7 +99,7 @@ def _view(tokens: VisualTokens, layout: Layout, index: Tensor, local: Tensor, ow
         source=torch.where(source < 0, source, local[source.clamp_min(0)]),
         size=of(tokens.size),
         role=of(tokens.role),
-        signals={name: signal(value) for name, value in tokens.signals.items()},
+        signals={wanted: signal(value, wanted.axis) for wanted, value in tokens.signals.items()},
     )
 
 

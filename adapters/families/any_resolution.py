@@ -60,19 +60,20 @@ class AnyresTower(ClipTower):
         if "pack" not in call.arguments:
             return super().per_picture(call, values, pictures)
         views = self.tower_tokens(values).unsqueeze(-1).split(call.arguments["pack"]["views"])
-        return [packed[~packed.isnan()] for packed in self._packed(call, list(views), newline=torch.nan)]
+        packed = self._packed(call, list(views))
+        return [x[list(picture.tokens or ())] for x, picture in zip(packed, pictures, strict=True)]
 
     def _numbers(self, views: list[int]) -> list[Tensor]:
         """Each cell of each view by its number."""
         area = self.grid**2
         return [torch.arange(v * area).float().view(v, area, 1) for v in views]
 
-    def _packed(self, call: TowerCall, features: list[Tensor], newline: float = -1.0) -> list[Tensor]:
-        """One-channel ``features``, (views, cells, 1) per image, as the model packs them: (columns,) each."""
+    def _packed(self, call: TowerCall, features: list[Tensor]) -> list[Tensor]:
+        """One-channel ``features``, (views, cells, 1) per image, as the model packs them: (columns,) each, newlines -1."""
         given = call.arguments["pack"]
         more = {k: v for k, v in given.items() if k not in ("views", "image_newline")}
         made, _ = type(self.core).pack_image_features(
-            self.core, features, image_newline=features[0].new_tensor([newline]), **more
+            self.core, features, image_newline=torch.full_like(features[0][0, 0], -1), **more
         )
         return [x[:, 0] for x in made]
 

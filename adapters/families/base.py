@@ -93,6 +93,13 @@ class Family:
             found.append(flat if whole else flat[torch.tensor(cells, device=flat.device)])
         return found
 
+    def rows_per_picture(self, call: TowerCall, values: Tensor, pictures: list[Picture]) -> list[Tensor]:
+        """The same for values with channels: of rows (M, rows, C) or (rows, C), each picture's tokens (N, C)."""
+        if values.ndim == (1 if self.packs else 2):
+            return self.per_picture(call, values, pictures)
+        of_all = torch.func.vmap(lambda x: tuple(self.per_picture(call, x, pictures)), in_dims=-1, out_dims=-1)
+        return list(of_all(values))
+
     def patch_counts(self, call: TowerCall) -> list[int]:
         """Patches of each picture, where the tower packs."""
         raise NotImplementedError

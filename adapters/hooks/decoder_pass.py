@@ -92,19 +92,22 @@ class DecoderPass:
         return before if packing.valid is None else before & packing.valid
 
     def look(self, signal: Signal, group: ImageGroup) -> Tensor:
-        """The value of ``signal`` for the current tokens of ``group``: (B, N), or (B,) for one number per image."""
+        """The value of ``signal`` for the current tokens, the views or the images of ``group``, as its ``axis`` says."""
         if signal.part == "llm":
             value, packing = self.captured[signal]
             return value[group.samples[:, None], packing.slot[group.samples[:, None], group.seats]]
         behind = [[self.tower_values[signal][i] for i in self.behind[m]] for m in group.members]
-        if behind[0][0].ndim == 0:  # one number per picture
+        if signal.axis == "picture":
             value = torch.stack([x[0] if len(x) == 1 else combine(torch.stack(x)[None])[0] for x in behind])
             return value.to(group.seats.device)
         value = torch.stack([x[0] if len(x) == 1 else torch.cat(x) for x in behind]).to(group.seats.device)
-        own = value.gather(1, group.source.clamp_min(0))
+        if signal.axis == "view":
+            return value
+        channels = value.unsqueeze(-1) if value.ndim == 2 else value
+        own = take_rows(channels, group.source.clamp_min(0))
         # a summary token sits nowhere: it has the mean of the tokens it stands for
-        mean = group_mean(value.unsqueeze(-1), group.assign, group.num_tokens).squeeze(-1)
-        return torch.where(group.source < 0, mean, own)
+        mean = group_mean(channels, group.assign, group.num_tokens)
+        return torch.where((group.source < 0)[..., None], mean, own).view(*own.shape[:2], *value.shape[2:])
 
     def run(self, stage: Stage, layer: int | None, groups: list[ImageGroup]) -> tuple[list[ImageGroup], bool]:
         """Carry out the steps of a place, as decided before for this prompt or by asking the methods."""

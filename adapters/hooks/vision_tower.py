@@ -220,7 +220,10 @@ class VisionTower:
 
     def _per_picture(self, call: TowerPass, pictures: list[Picture], signal: Signal) -> list[Tensor]:
         if not isinstance(signal, ImageFingerprint):
-            return self.family.per_picture(call, torch.cat(call.values[signal]), pictures)
+            values = torch.cat(call.values[signal])
+            if signal.axis == "token":
+                return self.family.rows_per_picture(call, values, pictures)
+            return list(values.split([picture.rows for picture in pictures]))
         assert call.prints is not None
         prints = call.prints.split([picture.rows or 1 for picture in pictures])
         return [own[0] if len(own) == 1 else combine(own[None])[0] for own in prints]

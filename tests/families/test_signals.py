@@ -12,6 +12,7 @@ from eager_maps import TOLERANCE, anyres, maps, shown, spy
 from transformers.modeling_utils import AttentionInterface
 
 import tokenreduce as tr
+from tokenreduce.adapters.families.base import Family
 from tokenreduce.adapters.hooks import vision_tower
 from tokenreduce.adapters.registry import family_of
 from tokenreduce.eval import tiny_models as zoo
@@ -114,6 +115,24 @@ def test_signals_of_the_tower(key, kind):
             assert len(found) == len(expected)
             for own, want in zip(found, expected):
                 torch.testing.assert_close(own[signal], want, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize(("key", "kind"), CASES)
+def test_channels_go_the_way_of_each_by_itself(key, kind):
+    model, original, compared = reduced.model(key), Family.rows_per_picture, []
+
+    def watched(family, call, values, pictures):
+        channels = [values, values.square(), 1 - values]
+        found = original(family, call, torch.stack(channels, dim=-1), pictures)
+        for i, x in enumerate(channels):
+            for own, want in zip(found, family.per_picture(call, x, pictures), strict=True):
+                torch.testing.assert_close(own[:, i], want)
+                compared.append(want)
+        return [own[:, 0] for own in found]
+
+    with mock.patch.object(Family, "rows_per_picture", watched):
+        shown(model, zoo.inputs(key, kind, model), (AttentionReceived(1),))
+    assert compared
 
 
 def block_diagonal(module, query, key, value, attention_mask, cu_seq_lens_q, scaling, **kwargs):
