@@ -9,10 +9,10 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 import tokenreduce as tr
 from tokenreduce.timing import speed_up, time_prefill
+from tokenreduce.unreduced import prefill_flops
 
 from ..recipe import Recipe
 
@@ -48,25 +48,33 @@ def first_token(model: Any, recipe: Recipe, prompts: Sequence[Mapping[str, Any]]
 
 
 def whole_prefill(model: Any, recipe: Recipe, prompts: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
-    """Mean FLOPs of a forward pass over a prompt, ``flops`` and ``flops_unreduced``; None without prompts.
+    """Mean FLOPs of encoding and reading a prompt, ``flops`` and ``flops_unreduced``; None without prompts.
 
-    Counted by torch as the operations run: vision tower, projector, decoder, the method itself, and logits of the last
-    position. The model comes bare and is left bare.
+    ``tower``, ``projector`` and ``prefill`` of the report: from the shapes of what runs, since a counter of operations does
+    not see those of fused kernels. Padding, the head over the vocabulary and the method itself, whose time is measured, are
+    left out. The model comes bare and is left bare.
     """
-    if not prompts:
+    bills = [bill for prompt in prompts for bill in _bills(model, recipe, prompt)]
+    if not bills:
         return None
+    flops, unreduced = zip(*bills)
+    return {"flops": statistics.fmean(flops), "flops_unreduced": statistics.fmean(unreduced)}
 
-    def counted() -> float:
-        found = []
-        for prompt in prompts:
-            samples = next((len(prompt[name]) for name in ("input_ids", "inputs_embeds") if name in prompt), 1)
-            with FlopCounterMode(display=False) as counter, torch.inference_mode():
-                model(**prompt, logits_to_keep=1)
-            found.append(counter.get_total_flops() / samples)
-        return statistics.fmean(found)
 
-    whole = counted()
-    if not recipe.methods:
-        return {"flops": whole, "flops_unreduced": whole}
-    with tr.wrapped(model, *recipe.methods, images_as_video=recipe.images_as_video):
-        return {"flops": counted(), "flops_unreduced": whole}
+def _bills(model: Any, recipe: Recipe, prompt: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """(reduced, unreduced) FLOPs of a prompt, for each of its samples an equal part."""
+    ids, mask = prompt.get("input_ids", prompt.get("inputs_embeds")), prompt.get("attention_mask")
+    identity = (tr.Uniform(keep=1.0),)
+    with (
+        tr.wrapped(model, *(recipe.methods or identity), images_as_video=recipe.images_as_video),
+        torch.inference_mode(),
+    ):
+        model(**prompt, logits_to_keep=1)
+        try:
+            stages = tr.report(model).by_stage
+        except ValueError:  # text alone
+            lengths = [ids.shape[1]] * len(ids) if mask is None else mask.sum(1).tolist()
+            return [(flops, flops) for flops in prefill_flops(model, lengths)]
+    parts = [stages[name] for name in ("tower", "projector", "prefill") if name in stages]
+    whole = sum(part.flops for part in parts) / len(ids), sum(part.flops_unreduced for part in parts) / len(ids)
+    return [whole] * len(ids)

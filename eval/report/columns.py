@@ -32,7 +32,7 @@ def columns(rows: Sequence[Row], control: str = "tokens") -> list[Column]:
         ),
         Column(
             "prefill FLOPs",
-            "the whole prefill, with vision tower, projector and the method itself, share of unreduced",
+            "vision tower, projector and prefill of the language model, of up to three prompts, share of unreduced",
             lambda r: percent(r.prefill_flops_share),
         ),
         Column("KV", "bytes of keys and values after the prompt, share of unreduced", lambda r: percent(r.kv_share)),

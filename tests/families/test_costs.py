@@ -15,6 +15,8 @@ import tokenreduce as tr
 from tokenreduce import timing
 from tokenreduce.adapters.registry import family_of
 from tokenreduce.eval import tiny_models as zoo
+from tokenreduce.eval.harness.first_token import whole_prefill
+from tokenreduce.eval.recipe import Recipe
 from tokenreduce.unreduced import cache_bytes, prefill_flops
 
 aten = torch.ops.aten
@@ -42,7 +44,7 @@ class Counted:
         more = {aten.linalg_solve_triangular: solved, aten._grouped_mm: grouped}
         with FlopCounterMode(display=False, depth=9, custom_mapping=more) as counter, torch.no_grad():
             run()
-        self.found = counter.get_flop_counts()
+        self.found, self.total = counter.get_flop_counts(), counter.get_total_flops()
 
     def of(self, *modules) -> int:
         names = {f"{type(self.model).__name__}.{name}" for name, m in self.model.named_modules() if m in modules}
@@ -96,6 +98,31 @@ def test_flops_by_stage(key, variant):
     close(bill["prefill"].flops_unreduced, sum(one.of(model.get_decoder()) for one in whole))
     close(sum(prefill_flops(model, [own["input_ids"].shape[1] for own in alone])), bill["prefill"].flops_unreduced)
     assert bill["prefill"].flops < bill["prefill"].flops_unreduced
+
+
+@every
+def test_flops_of_the_whole_prefill_as_a_sweep_tells_them(key, variant):
+    """What the report's column is made of, tower, projector and decoder together, against all operations of the model."""
+    model = reduced.model(key, "eager", **variant)
+    _, alone = samples(key, model, kind_of(key))
+
+    def counted(own) -> int:
+        return Counted(model, lambda: model(**own, logits_to_keep=1)).total - head
+
+    head = 2 * math.prod(model.get_output_embeddings().weight.shape)
+    pictured = [own for own in alone if own.keys() & {"pixel_values", "pixel_values_videos"}]
+    whole = [counted(own) for own in alone]
+    with tr.wrapped(model, *METHODS):
+        less = [counted(own) for own in pictured]
+    for own, one, other in zip(pictured, less, whole, strict=False):
+        found = whole_prefill(model, Recipe(METHODS), [own])
+        close(found["flops"], one)
+        close(found["flops_unreduced"], other)
+    plain = whole_prefill(model, Recipe(), alone)
+    close(plain["flops"], sum(whole) / len(whole))
+    assert plain["flops"] == plain["flops_unreduced"]
+    assert sum(less) < sum(whole[: len(less)])
+    assert not tr.is_wrapped(model)
 
 
 @every
