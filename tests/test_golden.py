@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from golden_cases.vectors import difference, differences, find, load
+from golden_cases.vectors import Meta, check, difference, differences, find, load
 
 from tokenreduce.registry import registry
 
@@ -31,9 +31,9 @@ def test_golden(vector_path: Path) -> None:
         if method not in registry():
             pytest.skip(f"method {method} is not part of this release")
         pytest.fail(f"method {method} has golden vectors but no driver tests/golden_cases/{method}.py")
-    driver, vector = import_module(f"golden_cases.{method}"), load(vector_path)
+    vector = load(vector_path)
     assert vector.expected, f"{vector_path} expects nothing"
-    wrong = differences(vector.expected, driver.run(vector.inputs, vector.params), getattr(driver, "UNORDERED", ()))
+    wrong = check(method, vector)
     assert not wrong, "\n".join(wrong)
 
 
@@ -68,3 +68,36 @@ def test_another_folder_can_be_named_in_a_plain_call(tmp_path: Path) -> None:
     if "unrecognized arguments" in done.stderr:
         pytest.skip("the package is not installed here, so its pytest option is not known early enough")
     assert "[fastervlm/other]" in done.stdout, done.stdout + done.stderr
+
+
+def test_what_a_driver_does_not_read_fails_by_name(tmp_path: Path) -> None:
+    own = load(Path(__file__).parent / "golden/fastervlm/keep_one.npz")
+    assert check("fastervlm", own) == []
+    given = {f"in_{name}": own.inputs[name].numpy() for name in own.inputs}
+    meta = {"method": "fastervlm", "params": {**own.params, "sharpen": 2}, "notes": "", "shapes": {}, "seed": 1}
+    path = tmp_path / "other.npz"
+    np.savez(path, meta=json.dumps(meta), in_bias=np.zeros(3), **given)
+    assert [line.partition(";")[0] for line in check("fastervlm", load(path))] == [
+        "input bias was not read by the driver",
+        "parameter sharpen was not read by the driver",
+    ]
+    np.savez(path, meta=json.dumps({**meta, "dtype": "float16"}), **given)
+    with pytest.raises(ValueError, match=r"meta of .*other.npz says \['dtype'\]; allowed: params, method"):
+        load(path)
+
+
+def test_parameters_are_read_one_by_one() -> None:
+    params = Meta("parameter", {"keep": 3, "video": True, "pool": "average", "rest": None})
+    assert "keep" in params
+    assert params.unread == ["keep", "video", "pool", "rest"]
+    assert (params["keep"], params.get("alpha", 0.1)) == (3, 0.1)
+    params.agree(video=True, side=4)
+    with pytest.raises(ValueError, match=r"parameter keep=3, but the arrays and the other parameters say 4"):
+        params.agree(keep=4)
+    with pytest.raises(ValueError, match=r"parameter pool='average'; this driver honours: 'max', 'none'"):
+        params.one_of("pool", ("max", "none"), "none")
+    assert params.one_of("pool", {"average": 2}, "average") == 2
+    assert params.unread == ["rest"]
+    params.noted("rest", "seed")
+    assert params.unread == []
+    assert Meta("input", {"sd.w": 1, "sd.b": 2, "x": 3}).starting("sd.") == {"w": 1, "b": 2}

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import torch
+from golden_cases.vectors import Meta
 from torch import Tensor
 
 from tokenreduce.layout import Layout
@@ -16,13 +17,30 @@ from tokenreduce.tokens import STAGES, VisualTokens
 FACTS = ModelFacts(
     family="golden", stages=STAGES, tower_depth=24, feature_block=22, has_cls=True, tower_prefix=1, decoder_depth=32
 )
+BUDGETS = ("keep", "keep_per_image", "keep_per_tile", "keep_per_frame", "keep_fraction")
 
 
-def make(cls: type[Method], params: dict[str, Any], **given: Any) -> Method:
-    """``cls`` with the budget of ``params`` and every hyper-parameter that ``params`` names as ``cls`` does."""
-    own = {f.name for f in dataclasses.fields(cls)} - {"keep"}
-    keep = next(params[k] for k in ("keep", "keep_per_image", "keep_per_tile", "keep_per_frame") if k in params)
-    return cls(keep=keep, **({k: v for k, v in params.items() if k in own} | given))
+def make(cls: type[Method], params: Meta[Any], images: int = 1, **given: Any) -> Method:
+    """``cls`` with the budget of ``params`` and every hyper-parameter that ``params`` names as ``cls`` does.
+
+    ``keep_total`` is shared by ``images``, rounded down. ``given`` stands in front of what ``params`` says.
+    """
+    if "keep" not in given:
+        budgets = [params[name] for name in BUDGETS if name in params]
+        if "keep_total" in params:
+            budgets.append(params["keep_total"] // images)
+        given["keep"] = budgets[0]
+        if any(other != budgets[0] for other in budgets[1:] if isinstance(other, int)):
+            raise ValueError(f"the parameters name several budgets, {budgets}")
+    own = {f.name for f in dataclasses.fields(cls)} - set(given)
+    return cls(**{name: params[name] for name in own if name in params}, **given)
+
+
+def visual_span(params: Meta[Any], length: int) -> slice:
+    """Columns of the visual tokens in a prompt of ``length``: text, image, text."""
+    start, n = params["system_len"], params["image_len"]
+    params.agree(text_len=length - start - n)
+    return slice(start, start + n)
 
 
 def show(

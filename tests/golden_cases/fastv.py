@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +10,8 @@ from unittest import mock
 
 import models
 import torch
-from golden_cases.common import make, query_and_key, show
+from golden_cases.common import FACTS, make, query_and_key, show, visual_span
+from golden_cases.vectors import Meta
 from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
@@ -23,14 +25,16 @@ from tokenreduce.layout import Layout
 from tokenreduce.methods.fastv import FastV
 
 
-def run(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:
-    return select(inputs["attn"], params) if "attn" in inputs else llama(inputs, params)
+def run(inputs: Meta[Tensor], params: Meta[Any]) -> dict[str, Tensor]:
+    served = {"select": select, "tiny_llama": llama}
+    return params.one_of("function", served, "select" if "attn" in inputs else "tiny_llama")(inputs, params)
 
 
-def select(attention: Tensor, params: dict[str, Any]) -> dict[str, Tensor]:
+def select(inputs: Meta[Tensor], params: Meta[Any]) -> dict[str, Tensor]:
     """(B, H, T, T) maps of layer K - 1: who is left from layer K on, at which position ids."""
+    attention = inputs["attn"]
     batch, _, length, _ = attention.shape
-    span = torch.arange(params["image_len"]) + params["system_len"]
+    span = torch.arange(length)[visual_span(params, length)]
     method = make(FastV, params, layer=params["K"])
     assert isinstance(method, FastV)
     query, key = query_and_key(attention)
@@ -39,7 +43,8 @@ def select(attention: Tensor, params: dict[str, Any]) -> dict[str, Tensor]:
     else:
         received = attention_received(query, key, 1.0)
     layout = Layout(1, len(span))
-    tokens, plan = show(method, [received[:, span]], layout)
+    facts = dataclasses.replace(FACTS, decoder_depth=params.get("layers", max(FACTS.decoder_depth, method.layer + 1)))
+    tokens, plan = show(method, [received[:, span]], layout, facts=facts)
 
     (group,) = before = group_images([Image(b, span, layout) for b in range(batch)], span.device)
     after = group.apply(plan, tokens.stage, tokens.layer, method.name)
@@ -48,7 +53,7 @@ def select(attention: Tensor, params: dict[str, Any]) -> dict[str, Tensor]:
     return {"keep_sequence": packing.order, "position_ids": carried(packing, after), "key_mask": packing.alive}
 
 
-def llama(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:
+def llama(inputs: Meta[Tensor], params: Meta[Any]) -> dict[str, Tensor]:
     """The Llama given by its weights as the language model of a LLaVA, wrapped, through prefill and one decode step.
 
     Text embeddings reach it through the embedding table, one row per position; image embeddings in place of the
@@ -56,7 +61,7 @@ def llama(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor
     """
     embeds, follow = inputs["embeds"], inputs["next_embed"]
     batch, length, _ = embeds.shape
-    image = slice(params["system_len"], params["system_len"] + params["image_len"])
+    image = visual_span(params, length)
     marker = batch * length
     ids = torch.arange(marker).view(batch, length).clone()
     ids[:, image] = marker
@@ -66,13 +71,13 @@ def llama(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor
     model.model.get_image_features = lambda **_: features
 
     # an image of just as many tokens as the vector has: the first cells of a grid that need not be full
-    cells = mock.patch.object(Llava, "cells", list(range(params["image_len"])))
+    cells = mock.patch.object(Llava, "cells", list(range(image.stop - image.start)))
     with cells, torch.no_grad():
         tr.wrap(model, make(FastV, params, layer=params["K"]))
         pixels = torch.zeros(batch, 3, 1, 1)
         prefill = model.model(input_ids=ids, pixel_values=pixels, use_cache=True)
         cache = prefill.past_key_values
-        assert cache.get_seq_length() == params["decode_position"], "the next position id does not count dropped tokens"
+        params.agree(decode_position=cache.get_seq_length())  # counts dropped tokens, too
         last = torch.arange(batch)[:, None] + marker + 1
         decode = model.model(input_ids=last, past_key_values=cache, use_cache=True)
 
@@ -87,12 +92,11 @@ def llama(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor
     }
 
 
-def build(
-    inputs: dict[str, Tensor], params: dict[str, Any], table: Tensor, marker: int
-) -> LlavaForConditionalGeneration:
+def build(inputs: Meta[Tensor], params: Meta[Any], table: Tensor, marker: int) -> LlavaForConditionalGeneration:
     """A LLaVA whose Llama has the given weights; its tower is there for its shape only."""
-    heads, length = params["heads"], inputs["embeds"].shape[1]
-    text = models.text("llama", depth=params["layers"]) | {
+    heads, length, depth = params["heads"], inputs["embeds"].shape[1], len(inputs["w_q"])
+    params.agree(layers=depth, hidden=table.shape[1])
+    text = models.text("llama", depth=depth) | {
         "vocab_size": len(table),
         "hidden_size": table.shape[1],
         "intermediate_size": inputs["w_gate"].shape[1],

@@ -5,33 +5,39 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import torch
 from golden_cases.common import FACTS, kept_mask, make, query_and_key, show
+from golden_cases.vectors import Meta
 from torch import Tensor
 
-from tokenreduce.budgets import Budget
 from tokenreduce.kernels.attention_received import attention_received
 from tokenreduce.layout import Layout
-from tokenreduce.method import ModelFacts
 from tokenreduce.methods.hiprune import HiPrune
 from tokenreduce.reduction import Reduction
 
 
-def run(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:
-    if "reverse_indices" in inputs:
-        return units(inputs, params)
-    if "object_attention" in inputs:
-        return maps(inputs, params)
-    _, plan = select(inputs["object_scores"], inputs["deep_scores"], params)
-    return outputs(plan)
+def run(inputs: Meta[Tensor], params: Meta[Any]) -> dict[str, Tensor]:
+    params.one_of("variant", ("llava", "qwen2_5_vl"), "llava")  # HiPrune++ is not implemented
+    if "object_attention" not in inputs:
+        return outputs(select(inputs["object_scores"], inputs["deep_scores"], params))
+    return maps(inputs, params) if inputs["object_attention"].ndim == 4 else units(inputs, params)
 
 
-def select(
-    objects: Tensor, deep: Tensor, params: dict[str, Any], facts: ModelFacts = FACTS, **given: Any
-) -> tuple[HiPrune, Reduction]:
-    method = make(HiPrune, params, **given)
+def select(objects: Tensor, deep: Tensor, params: Meta[Any], **given: Any) -> Reduction:
+    """The plan for scores (B, N) of the two blocks."""
+    depth = params.get("num_layers", FACTS.tower_depth)
+    feature_block = range(depth)[params.get("deep_layer", -2)]
+    facts = dataclasses.replace(FACTS, tower_depth=depth, feature_block=feature_block)
+    images, n = objects.shape
+    if "object_layer_1based" in params:
+        given["object_layer"] = params["object_layer_1based"]
+    method = make(HiPrune, params, images, **given)
     assert isinstance(method, HiPrune)
-    _, plan = show(method, [objects, deep], Layout(params["grid_h"], params["grid_w"]), facts=facts)
-    return method, plan
+    k, width = method.budget.count(n), params["grid_w"]
+    params.agree(grid_h=n // width, num_anchors=round(k * method.alpha / 5))
+    if "keep_fraction" in params and params["keep_fraction"] != method.keep:
+        assert round(params["keep_fraction"] * n) == k
+    return show(method, [objects, deep], Layout(n // width, width), facts=facts)[1]
 
 
 def outputs(plan: Reduction) -> dict[str, Tensor]:
@@ -39,34 +45,33 @@ def outputs(plan: Reduction) -> dict[str, Tensor]:
     return {"keep_indices": plan.source, "keep_mask": kept_mask(plan), "roles": plan.role}
 
 
-def maps(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:
-    """(M, H, 1 + N, 1 + N) maps: queries include the [CLS], its key is cut off afterwards."""
-    depth, deep_layer = params["num_layers"], params["deep_layer"]
-    facts = dataclasses.replace(FACTS, tower_depth=depth, feature_block=range(depth)[deep_layer])
-    prefix = inputs["object_attention"].shape[-1] - inputs["features"].shape[1]
+def maps(inputs: Meta[Tensor], params: Meta[Any]) -> dict[str, Tensor]:
+    """(M, H, P + N, P + N) maps: queries include the P prefix rows, their keys are cut off afterwards."""
+    prefix = inputs["object_attention"].shape[-1] - params["grid_h"] * params["grid_w"]
     objects, deep = (
         attention_received(*query_and_key(inputs[name]), 1.0)[:, prefix:]
         for name in ("object_attention", "deep_attention")
     )
-    _, plan = select(objects, deep, params, facts, object_layer=params["object_layer_1based"])
-    features = plan.carry(inputs["features"]) @ inputs["projector"]
-    return outputs(plan) | {"object_scores": objects, "deep_scores": deep, "features": features}
+    plan = select(objects, deep, params)
+    found = outputs(plan) | {"object_scores": objects, "deep_scores": deep}
+    if "features" in inputs:
+        features = plan.carry(inputs["features"])
+        found["features"] = features @ inputs["projector"] if "projector" in inputs else features
+    return found
 
 
-def units(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:
+def units(inputs: Meta[Tensor], params: Meta[Any]) -> dict[str, Tensor]:
     """(H, P, P) maps in window order. The release sums over queries, so that scores average 1; ``keep`` in exact and in
     released form."""
-    raster = inputs["reverse_indices"]
+    patches, unit = inputs["object_attention"].shape[-1], params.get("merge_unit", 1)
+    raster = inputs.get("reverse_indices", torch.arange(patches // unit))
 
     def score(attention: Tensor) -> Tensor:
-        received = attention_received(*query_and_key(attention[None]), 1.0)[0] * attention.shape[-1]
-        return received.unflatten(0, (-1, params["merge_unit"])).mean(dim=1)[raster]
+        received = attention_received(*query_and_key(attention[None]), 1.0)[0] * patches
+        return received.unflatten(0, (-1, unit)).mean(dim=1)[raster]
 
     objects, deep = score(inputs["object_attention"]), score(inputs["deep_attention"])
-    if "keep_fraction" in params:
-        assert Budget(params["keep_fraction"]).count(len(raster)) == params["keep"]
-    _, exact = select(objects[None], deep[None], params)
-    _, released = select(objects[None], deep[None], params, parity="release")
+    exact, released = (select(objects[None], deep[None], params, parity=parity) for parity in ("paper", "release"))
     return {
         "object_scores": objects,
         "deep_scores": deep,

@@ -10,8 +10,9 @@ from typing import Any
 from unittest import mock
 
 import torch
-from golden_cases.common import FACTS, query_and_key
+from golden_cases.common import FACTS, query_and_key, visual_span
 from golden_cases.fastv import build
+from golden_cases.vectors import Meta
 from torch import Tensor
 
 import tokenreduce as tr
@@ -24,68 +25,84 @@ from tokenreduce.layout import Layout
 from tokenreduce.method import ModelFacts, Step
 from tokenreduce.methods.mustdrop import KEY, ROLES, MustDrop
 from tokenreduce.reduction import Reduction
+from tokenreduce.signals import ClsAttention
 from tokenreduce.text_attention import attended, key_set
 from tokenreduce.tokens import VisualTokens
 
+POSITIONS = {"compact": "renumber", "renumber": "renumber", "original": "keep", "keep": "keep"}
+#: whether the cache is trimmed to what survives
+CACHES = {"final_survivors_from_first_pruning_layer": True, "full": False, "none": False}
 
-def run(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:
+
+def run(inputs: Meta[Tensor], params: Meta[Any]) -> dict[str, Tensor]:
     if "x" in inputs:
+        params.one_of("function", ("spatial_merge",), "spatial_merge")
         return windows(inputs["x"], params)
     if "hidden_after_block0" in inputs:
+        params.one_of("function", ("encoder_stage",), "encoder_stage")
         return encoder(inputs, params)
-    if "attn" in inputs:
-        return one_filter(inputs["attn"], inputs["key_set"], params)
-    return llama(inputs, params) if "embeds" in inputs else prefill(inputs, params)
+    served = {"dual_attention_filter": one_filter, "prefill_plan": prefill, "tiny_llama": llama}
+    kind = "dual_attention_filter" if "attn" in inputs else "tiny_llama" if "embeds" in inputs else "prefill_plan"
+    return params.one_of("function", served, kind)(inputs, params)
 
 
 # ------------------------------------------------------------------ encoder
 
 
-def merged(x: Tensor, params: dict[str, Any]) -> Reduction:
-    """The plan for the output ``x`` (B, 1 + N, C) of block 0."""
-    side = math.isqrt(x.shape[1] - 1)
-    window, _ = params["window"]
+def merged(x: Tensor, params: Meta[Any], prefix: int) -> tuple[VisualTokens, Reduction, int]:
+    """The plan for the output ``x`` (B, P + N, C) of block 0, and the side of a window."""
+    side = math.isqrt(x.shape[1] - prefix)
+    height, width = params.get("grid_h", side), params.get("grid_w", side)
+    window, across = params["window"]
+    if window != across:
+        raise ValueError(f"parameter window={[window, across]}; this driver honours: square windows")
     method = MustDrop(
         keep=192,
         mode="threshold",
         window=window,
         similarity=params["threshold"],
-        batch_min=True,
+        batch_min=params.get("batch_min", True),
+        score="cls" if prefix else "global_mean",
         output_order="reference",
     )
-    facts = dataclasses.replace(FACTS, tower_grid=(side, side))
+    facts = dataclasses.replace(FACTS, tower_grid=(height, width), tower_prefix=prefix, has_cls=prefix > 0)
     (step,) = [step for step in method.plan(facts) if step.stage == "encoder"]
-    tokens = VisualTokens(x, Layout(side, side), step.stage, step.layer, prefix=1, amount=step.amount)
-    return method.reduce(tokens).check(tokens)
+    assert step.when == "after"
+    params.agree(merge_after_block=step.layer)
+    tokens = VisualTokens(x, Layout(height, width), step.stage, step.layer, prefix=prefix, amount=step.amount)
+    return tokens, method.reduce(tokens).check(tokens), window
 
 
-def windows(x: Tensor, params: dict[str, Any]) -> dict[str, Tensor]:
-    plan, (window, _), side = merged(x, params), params["window"], math.isqrt(x.shape[1] - 1)
-    rows = torch.arange(plan.num_kept)
-    size = (plan.assign[:, :, None] == rows).sum(dim=1)
+def windows(x: Tensor, params: Meta[Any]) -> dict[str, Tensor]:
+    prefix = int(params.one_of("cls_token", (True, False), True))
+    tokens, plan, window = merged(x, params, prefix)
+    size = (plan.assign[:, :, None] == torch.arange(plan.num_kept)).sum(dim=1)
     return {
         "merged": plan.carry(x),
         "size": size[..., None].float(),
         "assign": plan.assign,
         "num_merged_windows": (size[0] > 1).sum(),
-        "window_similarity": window_similarity(x[:, 1:], side, side, window),
+        "window_similarity": window_similarity(x[:, prefix:], tokens.layout.height, tokens.layout.width, window),
     }
 
 
-def encoder(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:
-    x = inputs["hidden_after_block0"]
+def encoder(inputs: Meta[Tensor], params: Meta[Any]) -> dict[str, Tensor]:
+    x, depth = inputs["hidden_after_block0"], params["key_block"] + 1
+    facts = dataclasses.replace(FACTS, tower_depth=depth, feature_block=range(depth)[params["select_layer"]])
     method = MustDrop(keep=192, mode="threshold", key_rate=params["key_rate"])
     query, key = query_and_key(inputs["cls_attn_last_block"][:, :, None])
     score = attention_row(query, key, 1.0)[:, 0, 1:]
-    (step,) = [step for step in method.plan(FACTS) if step.stage == "projector"]
-    tokens = VisualTokens(inputs["features"][:, 1:], Layout(9, 9), signals={step.needs[0]: score}, amount=step.amount)
-    plan = method.reduce(tokens).check(tokens)
-    assert plan.role is not None
+    (step,) = [step for step in method.plan(facts) if step.stage == "projector"]
+    assert step.needs == (ClsAttention(params["key_block"]),)
+    before, plan, _ = merged(x, params, prefix=1)
+    tokens = VisualTokens(inputs["features"][:, 1:], before.layout, signals={step.needs[0]: score}, amount=step.amount)
+    keys = method.reduce(tokens).check(tokens)
+    assert keys.role is not None
     return {
-        "merged_after_block0": merged(x, params).carry(x),
+        "merged_after_block0": plan.carry(x),
         "key_set": key_set(score, method.key_rate),
-        "key_set_sorted": torch.stack([(row == KEY).nonzero().flatten() for row in plan.role]),
-        "projector_input": plan.carry(tokens.features),
+        "key_set_sorted": torch.stack([(row == KEY).nonzero().flatten() for row in keys.role]),
+        "projector_input": keys.carry(tokens.features),
     }
 
 
@@ -110,15 +127,17 @@ class GivenKeys(MustDrop, register=False):
         return Reduction.identity(tokens, role=role, role_names=ROLES, positions=self.positions)
 
 
-def given(params: dict[str, Any], keys: Tensor, **more: Any) -> GivenKeys:
+def given(inputs: Meta[Tensor], params: Meta[Any]) -> GivenKeys:
+    layers = params.get("pruning_layers")
     return GivenKeys(
         keep=1 / 3,
         mode="threshold",
-        positions="renumber",
+        positions=params.one_of("position_policy", POSITIONS, "compact"),
+        layers=None if layers is None else tuple(layers),
+        trim_cache=params.one_of("cache_policy", CACHES, "final_survivors_from_first_pruning_layer"),
         global_threshold=params["global_thr"],
         individual_threshold=params["individual_thr"],
-        keys=tuple(keys.tolist()),
-        **more,
+        keys=tuple(inputs["key_set"].tolist()),
     )
 
 
@@ -130,12 +149,14 @@ def start(method: GivenKeys, system: int, n: int) -> ImageGroup:
     return group
 
 
-def filtered(method: GivenKeys, group: ImageGroup, attention: Tensor, system: int, layer: int) -> ImageGroup:
+def filtered(
+    method: GivenKeys, group: ImageGroup, attention: Tensor, system: int, layer: int, facts: ModelFacts = FACTS
+) -> ImageGroup:
     """``group`` after pruning layer ``layer``, whose maps over the sequence that entered it are (1, H, T, T)."""
     n = group.num_tokens
     query, key = query_and_key(attention)
     rows = attention_row(query[:, :, system + n :], key, 1.0)[..., system : system + n]
-    (step,) = [s for s in method.plan(FACTS) if (s.stage, s.layer) == ("llm", layer + 1)]
+    (step,) = [s for s in method.plan(facts) if (s.stage, s.layer) == ("llm", layer + 1)]
     tokens = VisualTokens(
         torch.zeros(1, n, 1),
         group.layout,
@@ -151,10 +172,12 @@ def filtered(method: GivenKeys, group: ImageGroup, attention: Tensor, system: in
     return after
 
 
-def one_filter(attention: Tensor, keys: Tensor, params: dict[str, Any]) -> dict[str, Tensor]:
-    system, n = params["system_len"], params["image_len"]
-    method = given(params, keys)
-    after = filtered(method, start(method, system, n), attention, system, 2)
+def one_filter(inputs: Meta[Tensor], params: Meta[Any]) -> dict[str, Tensor]:
+    attention, image = inputs["attn"], visual_span(params, inputs["attn"].shape[-1])
+    system, n = image.start, image.stop - image.start
+    method = given(inputs, params)
+    layer = method.pruning_layers(FACTS.decoder_depth)[0]
+    after = filtered(method, start(method, system, n), attention, system, layer)
     query, key = query_and_key(attention)
     rows = attention_row(query[:, :, system + n :], key, 1.0)[..., system : system + n]
     kept = attended(rows.sum(dim=1), rows.amax(dim=1), params["global_thr"], params["individual_thr"])
@@ -171,25 +194,26 @@ def sequence(group: ImageGroup, system: int, n: int, length: int) -> Tensor:
     return torch.cat([torch.arange(system), group.seats[0], torch.arange(system + n, length)])
 
 
-def prefill(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:
+def prefill(inputs: Meta[Tensor], params: Meta[Any]) -> dict[str, Tensor]:
     system, n, depth = params["system_len"], params["image_len"], params["num_layers"]
     length = system + n + params["text_len"]
-    method = given(params, inputs["key_set"], layers=tuple(params["pruning_layers"]))
+    method, facts = given(inputs, params), dataclasses.replace(FACTS, decoder_depth=depth)
     group = start(method, system, n)
     tokens = {0: sequence(group, system, n, length)}
-    for stage, layer in enumerate(params["pruning_layers"]):
-        group = filtered(method, group, inputs[f"attn_stage{stage}"], system, layer)
+    for stage, layer in enumerate(method.pruning_layers(depth)):
+        group = filtered(method, group, inputs[f"attn_stage{stage}"], system, layer, facts)
         tokens[layer + 1] = sequence(group, system, n, length)
-    (trimmed,) = [step.layer for step in method.plan(FACTS) if step.stage == "cache"]
+    (trimmed,) = [step.layer for step in method.plan(facts) if step.stage == "cache"] or [depth]
     entering = [tokens[max(first for first in tokens if first <= layer)] for layer in range(depth)]
-    cached = [entering[-1] if layer >= (trimmed or 0) else row for layer, row in enumerate(entering)]
+    cached = [entering[-1] if layer >= trimmed else row for layer, row in enumerate(entering)]
+    compact = method.positions == "renumber"
     return {
         "token_ids": padded(entering, length),
-        "position_ids": padded([torch.arange(len(row)) for row in entering], length),
+        "position_ids": padded([torch.arange(len(row)) if compact else row for row in entering], length),
         "cache_ids": padded(cached, length),
         "final_ids": entering[-1],
         # the released rule; this library goes on from the length that entered the layer
-        "decode_position": torch.tensor([len(row) for row in cached]),
+        "decode_position": torch.tensor([len(row) if compact else length for row in cached]),
     }
 
 
@@ -197,12 +221,12 @@ def padded(rows: list[Tensor], length: int) -> Tensor:
     return torch.stack([torch.nn.functional.pad(row, (0, length - len(row)), value=-1) for row in rows])
 
 
-def llama(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:
+def llama(inputs: Meta[Tensor], params: Meta[Any]) -> dict[str, Tensor]:
     """The Llama given by its weights as the language model of a LLaVA, wrapped, through prefill and one decode step."""
     embeds, follow = inputs["embeds"], inputs["next_embed"]
     _, length, _ = embeds.shape
-    system, n = params["system_len"], params["image_len"]
-    image, marker = slice(system, system + n), length
+    image, marker = visual_span(params, length), length
+    system, n = image.start, image.stop - image.start
     ids = torch.arange(length)[None].clone()
     ids[:, image] = marker
     table = torch.cat([embeds[0], torch.full_like(embeds[0, :1], 7.0), follow[0]])
@@ -221,14 +245,15 @@ def llama(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor
             def cells(self) -> list[int]:
                 return super().cells[:n]
 
-        method = given(params, inputs["key_set"], layers=tuple(params["pruning_layers"]))
+        method = given(inputs, params)
+        last_pruning = method.pruning_layers(len(inputs["w_q"]))[-1]
         decoded = {}
         for legacy in (False, True):
             with tr.wrapped(model, dataclasses.replace(method, legacy_decode_ids=legacy)), torch.no_grad():
                 prefill = model.model(input_ids=ids, pixel_values=torch.zeros(1, 3, 1, 1), use_cache=True)
                 cache = prefill.past_key_values
                 cached = [layer.keys.shape[2] for layer in cache.layers]
-                visual = tr.trace(model).kept_at[max(params["pruning_layers"]) + 1][0]
+                visual = tr.trace(model).kept_at[last_pruning + 1][0]
                 entered = [n_l[0] + length - n for n_l in tr.report(model).tokens_at_layer]
                 last = torch.tensor([[marker + 1]])
                 decoded[legacy] = model.model(input_ids=last, past_key_values=cache, use_cache=True).last_hidden_state

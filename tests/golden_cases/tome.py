@@ -6,15 +6,17 @@ The second half serves PiToMe's vectors, too, which have the same outputs.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from typing import Any
 
 import timm
 import torch
+from golden_cases.vectors import Meta
 from torch import Tensor
 
 import tokenreduce as tr
 from tokenreduce.layout import Layout
-from tokenreduce.matching import match, unmerge
+from tokenreduce.matching import Pairs, match, unmerge
 from tokenreduce.method import Method
 from tokenreduce.methods.tome import ToMe
 from tokenreduce.reduction import Reduction
@@ -23,7 +25,7 @@ from tokenreduce.signals import Keys
 from tokenreduce.tokens import VisualTokens
 
 
-def run(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:
+def run(inputs: Meta[Tensor], params: Meta[Any]) -> dict[str, Tensor]:
     if "image" in inputs:
         return vit(inputs, params)
     if "w0" in inputs:
@@ -31,29 +33,24 @@ def run(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:
     return one(inputs, params) if "metric" in inputs else schedules(inputs, params)
 
 
-def one(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:
-    """The vector counts inside A (even places) and B (odd places), prefix rows included."""
-    prefix = params["class_token"] + params["distill_token"]
-    tokens = shown(inputs["x"], prefix, inputs.get("size"), params["r_requested"], {Keys(0): inputs["metric"]})
-    plan = ToMe(r=params["r_requested"]).reduce(tokens).check(tokens)
-    pairs = match(inputs["metric"], params["r_effective"], prefix)
-    merged = outputs(plan, inputs["x"], tokens.size)
-    even = torch.arange(0, prefix, 2).expand(len(pairs.alone), -1)
-    return merged | {
-        "unm_idx": torch.cat([even, pairs.alone], dim=1) // 2,
-        "src_idx": pairs.leaving // 2,
-        "dst_idx": pairs.joined // 2,
-        "score": pairs.score,
-        "unmerge": unmerge(merged["x"], plan.assign),
-    }
+def one(inputs: Meta[Tensor], params: Meta[Any]) -> dict[str, Tensor]:
+    """The vector counts inside A (even places) and B (odd places)."""
+    x, metric, prefix, r = inputs["x"], inputs["metric"], prefix_rows(params), params["r_requested"]
+    tokens = shown(x, prefix, inputs.get("size"), r, {Keys(0): metric})
+    plan = ToMe(r=r).reduce(tokens).check(tokens)
+    merged = outputs(plan, x, tokens.size)
+    r = x.shape[1] - plan.num_kept
+    params.agree(r_effective=r)
+    merged["unmerge"] = unmerge(merged["x"], plan.assign)
+    return merged | halves(match(metric, r, prefix), prefix) if r else merged
 
 
-def chain(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:
-    x, found = inputs["x"], {}
+def chain(inputs: Meta[Tensor], params: Meta[Any]) -> dict[str, Tensor]:
+    x, prefix, found = inputs["x"], prefix_rows(params), {}
     batch, n, _ = x.shape
-    size, assign = torch.ones(batch, n), torch.arange(n).expand(batch, n)
+    size = inputs["size"].flatten(1) if "size" in inputs else torch.ones(batch, n)
+    assign = torch.arange(n).expand(batch, n)
     for step, r in enumerate(params["r"]):
-        prefix = params["class_token"] + params["distill_token"]
         tokens = shown(x, prefix, size, r, {Keys(0): x @ inputs[f"w{step}"]})
         plan = ToMe(r=r).reduce(tokens).check(tokens)
         x, size, assign = plan.carry(x), sizes(plan, size), plan.assign.gather(1, assign)
@@ -61,21 +58,78 @@ def chain(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor
     return found | {"size": size[..., None], "assign": assign, "source": membership(assign, x.shape[1])}
 
 
-def schedules(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:
-    rows = [torch.tensor(schedule((r, f), depth)) for depth, r, f in params["rows"]]
+def schedules(inputs: Meta[Tensor], params: Meta[Any]) -> dict[str, Tensor]:
+    """Rows (depth, r, inflection): a pair, or, where r is a list or the inflection is missing, r as it stands."""
+    rows = []
+    for i, (depth, r, *inflection) in enumerate(params["rows"]):
+        pair = not isinstance(r, list) and inflection not in ([], [None])
+        rows.append(torch.tensor(schedule((r, *inflection) if pair else r, depth)))
+        for name, said in (("layers", depth), ("r", r), ("inflect", *inflection)):
+            assert name not in inputs or inputs[name][i] == said, (
+                f"input {name} of row {i} contradicts the parameter rows"
+            )
     return {"r": torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)}
 
 
-def vit(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:
-    method = ToMe(r=tuple(params["r"]), proportional=params["prop_attn"])
+def vit(inputs: Meta[Tensor], params: Meta[Any]) -> dict[str, Tensor]:
     model = timm_vit(inputs, params)
+    patches = model.patch_embed.num_patches
+    method = ToMe(r=per_block(params, len(model.blocks), patches), proportional=params.get("prop_attn", True))
     with torch.no_grad():
         base = model.forward_features(inputs["image"])
     found, plans, metrics = wrapped(model, inputs["image"], method)
-    for block, (plan, metric) in enumerate(zip(plans, metrics)):
-        pairs = match(metric, plan.assign.shape[1] - plan.num_kept, prefix=1)
-        found |= {f"src_idx{block}": pairs.leaving // 2, f"dst_idx{block}": pairs.joined // 2}
+    prefix = model.num_prefix_tokens
+    for block, plan in plans.items():
+        pairs = halves(match(metrics[block], plan.assign.shape[1] - plan.num_kept, prefix), prefix)
+        found |= {f"src_idx{block}": pairs["src_idx"], f"dst_idx{block}": pairs["dst_idx"]}
     return found | {"base": base}
+
+
+def per_block(params: Meta[Any], depth: int, patches: int) -> Any:
+    """``r`` as the method takes it. JSON has no tuples: which of two numbers are a pair is told by ``r_per_block``, or else
+    by the inflection being no count of tokens."""
+    asked = params.get("r", params.get("r_per_block"))
+    readings = [asked]
+    if isinstance(asked, list) and len(asked) == 2:
+        readings = [tuple(asked), asked] if isinstance(asked[1], float) or asked[1] < 0 else [asked, tuple(asked)]
+    said = params.get("r_per_block")
+    for reading in readings:
+        try:
+            counts = schedule(reading, depth)
+        except (TypeError, ValueError):
+            continue
+        done, left = [], patches
+        for r in counts:
+            done.append(min(r, left // 2))
+            left -= done[-1]
+        if said is None or said + [0] * (depth - len(said)) in (counts, done):
+            return reading
+    raise ValueError(f"parameter r={asked!r} of {depth} blocks does not lead to r_per_block={said!r}")
+
+
+# ------------------------------------------------------------------ places in the halves of a matching
+
+
+def prefix_rows(params: Meta[Any]) -> int:
+    cls, distill = (params.one_of(name, (True, False), False) for name in ("class_token", "distill_token"))
+    if distill and not cls:
+        raise ValueError("parameter distill_token=True without class_token; a distillation token is row 1")
+    return params.get("num_prefix_tokens", cls + distill)
+
+
+def place_in_half(place: Tensor, prefix: int) -> Tensor:
+    """[CLS] and distillation token count as A[0] and B[0]; more prefix rows belong to neither half."""
+    return (place - (prefix if prefix > 2 else 0)) // 2
+
+
+def halves(pairs: Pairs, prefix: int) -> dict[str, Tensor]:
+    cls = torch.arange(1 if 0 < prefix < 3 else 0).expand(len(pairs.alone), -1)
+    return {
+        "unm_idx": torch.cat([cls, place_in_half(pairs.alone, prefix)], dim=1),
+        "src_idx": place_in_half(pairs.leaving, prefix),
+        "dst_idx": place_in_half(pairs.joined, prefix),
+        "score": pairs.score,
+    }
 
 
 # ------------------------------------------------------------------ what the vectors of merging methods share
@@ -115,41 +169,34 @@ def outputs(plan: Reduction, x: Tensor, size: Tensor) -> dict[str, Tensor]:
     }
 
 
-def timm_vit(inputs: dict[str, Tensor], params: dict[str, Any]) -> torch.nn.Module:
-    """timm's own VisionTransformer with the weights of the vector."""
-    names = (
-        "img_size",
-        "patch_size",
-        "embed_dim",
-        "depth",
-        "num_heads",
-        "mlp_ratio",
-        "num_classes",
-        "fc_norm",
-        "global_pool",
-    )
-    model = timm.models.VisionTransformer(**{name: params[name] for name in names})
-    model.load_state_dict({name[3:]: value for name, value in inputs.items() if name.startswith("sd.")})
+def timm_vit(inputs: Meta[Tensor], params: Meta[Any]) -> torch.nn.Module:
+    """timm's own VisionTransformer, with every argument of it that the vector names, and the weights of the vector."""
+    ours = timm.models.VisionTransformer
+    kind = timm.models.deit.VisionTransformerDistilled if params.get("distill_token") else ours
+    names = [name for name in inspect.signature(ours).parameters if name in params]
+    model = kind(**{name: params[name] for name in names})
+    model.load_state_dict(inputs.starting("sd."))
     return model.eval()
 
 
 def wrapped(
     model: torch.nn.Module, image: Tensor, method: Method
-) -> tuple[dict[str, Tensor], list[Reduction], list[Tensor]]:
-    """Outputs of the wrapped ``model`` and, per merging block, the plan and the metric the method saw."""
-    plans: list[Reduction] = []
-    metrics: list[Tensor] = []
+) -> tuple[dict[str, Tensor], dict[int, Reduction], dict[int, Tensor]]:
+    """Outputs of the wrapped ``model`` and, by merging block, the plan and the metric the method saw."""
+    plans: dict[int, Reduction] = {}
+    metrics: dict[int, Tensor] = {}
 
     class Watched(type(method), register=False):  # type: ignore[misc]
         def reduce(self, tokens: VisualTokens) -> Reduction:
-            plans.append(super().reduce(tokens))
-            metrics.extend(tokens.signals.values())
-            return plans[-1]
+            plans[tokens.layer] = super().reduce(tokens)
+            metrics[tokens.layer] = next(iter(tokens.signals.values()), tokens.features)
+            return plans[tokens.layer]
 
     given = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}
     with tr.wrapped(model, Watched(**given), output_length="reduced"), torch.no_grad():
         tokens = model.forward_features(image)
-    size, assign = torch.ones(plans[0].assign.shape), torch.arange(plans[0].assign.shape[1]).expand(len(image), -1)
-    for plan in plans:
+    n = model.num_prefix_tokens + model.patch_embed.num_patches
+    size, assign = torch.ones(len(image), n), torch.arange(n).expand(len(image), -1)
+    for plan in plans.values():
         size, assign = sizes(plan, size), plan.assign.gather(1, assign)
     return {"tokens": tokens, "size": size[..., None], "source": membership(assign, size.shape[1])}, plans, metrics

@@ -1,12 +1,13 @@
-"""Golden vectors on disk: finding them, reading them, comparing with them."""
+"""Golden vectors on disk: finding them, reading them whole, comparing with them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,13 +19,72 @@ from torch import Tensor
 TOLERANCE = {"float64": 1e-4, "float32": 1e-4, "float16": 2e-3}
 
 
+#: what ``meta`` holds besides ``params``: how the vector came about, nothing a driver has to honour
+ABOUT = ("method", "shapes", "notes", "seed")
+V = TypeVar("V")
+
+
+class Meta(Mapping[str, V]):
+    """What a vector gives by name, and what of it nobody has read yet. Asking whether a name is there does not read it."""
+
+    def __init__(self, kind: str, given: Mapping[str, V]) -> None:
+        self.kind, self._given, self.unread = kind, dict(given), list(given)
+
+    def __getitem__(self, name: str) -> V:
+        value = self._given[name]
+        self.unread = [other for other in self.unread if other != name]
+        return value
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._given
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._given)
+
+    def __len__(self) -> int:
+        return len(self._given)
+
+    def starting(self, prefix: str) -> dict[str, V]:
+        """All values whose names start with ``prefix``, named without it."""
+        return {name[len(prefix) :]: self[name] for name in self if name.startswith(prefix)}
+
+    def one_of(self, name: str, allowed: Collection[V] | Mapping[V, Any], default: V) -> Any:
+        """A value that the driver knows, or what ``allowed`` translates it to; any other is refused by name."""
+        value = self.get(name, default)
+        if value not in allowed:
+            raise ValueError(f"{self.kind} {name}={value!r}; this driver honours: {', '.join(map(repr, allowed))}")
+        return allowed[value] if isinstance(allowed, Mapping) else value
+
+    def agree(self, **facts: Any) -> None:
+        """Read what only repeats a fact of the arrays or of other parameters; raise where it contradicts it."""
+        for name, fact in facts.items():
+            if name in self and self[name] != fact:
+                raise ValueError(
+                    f"{self.kind} {name}={self[name]!r}, but the arrays and the other parameters say {fact!r}"
+                )
+
+    def noted(self, *names: str) -> None:
+        """Read what tells where the inputs were taken and changes nothing in what is done with them."""
+        for name in names:
+            self.get(name)
+
+
 @dataclass(frozen=True)
 class Vector:
     """One ``npz``: inputs and expected outputs by name without ``in_`` / ``out_``, and the parameters."""
 
-    inputs: dict[str, Tensor]
-    params: dict[str, Any]
+    inputs: Meta[Tensor]
+    params: Meta[Any]
     expected: dict[str, np.ndarray]
+
+    @property
+    def unread(self) -> list[str]:
+        """One line per input or parameter that the driver has not looked at."""
+        return [
+            f"{given.kind} {name} was not read by the driver; honour it, or refuse its value by name"
+            for given in (self.inputs, self.params)
+            for name in given.unread
+        ]
 
 
 def find(folder: Path) -> dict[str, Path]:
@@ -39,11 +99,20 @@ def load(path: Path) -> Vector:
     unknown = [name for name in arrays if not name.startswith(("in_", "out_"))]
     if unknown:
         raise ValueError(f"{path} holds {unknown}; allowed: meta, in_*, out_*")
+    if said := set(meta) - {"params", *ABOUT}:
+        raise ValueError(f"meta of {path} says {sorted(said)}; allowed: params, {', '.join(ABOUT)}")
     return Vector(
-        inputs={name[3:]: torch.from_numpy(a) for name, a in arrays.items() if name.startswith("in_")},
-        params=meta["params"],
+        inputs=Meta("input", {n[3:]: torch.from_numpy(a) for n, a in arrays.items() if n.startswith("in_")}),
+        params=Meta("parameter", meta["params"]),
         expected={name[4:]: a for name, a in arrays.items() if name.startswith("out_")},
     )
+
+
+def check(method: str, vector: Vector) -> list[str]:
+    """What is wrong, one line each: what the driver of ``method`` left unread, and where its outputs differ."""
+    driver = import_module(f"golden_cases.{method}")
+    found = driver.run(vector.inputs, vector.params)
+    return vector.unread + differences(vector.expected, found, getattr(driver, "UNORDERED", ()))
 
 
 def differences(
