@@ -20,18 +20,7 @@ from tokenreduce.registry import registry
 #: for models this small: a window that divides grids of 4 x 4, and a budget that five layers can meet
 SMALL: dict[str, dict[str, Any]] = {"mustdrop": {"window": 2, "keep": 0.75}}
 #: what the refusals themselves name as a way out, least change first
-OTHERWISE: dict[str, list[dict[str, Any]]] = {
-    "fastervlm": [{"score": "global_mean"}],
-    "tome": [{"at": "projector"}],
-    "pitome": [{"at": "projector"}],
-    "mustdrop": [
-        {"score": "global_mean"},
-        {"merge": False},
-        {"score": "global_mean", "trim_cache": False},
-        {"merge": False, "score": "global_mean"},
-        {"merge": False, "score": "global_mean", "trim_cache": False},
-    ],
-}
+OTHERWISE: dict[str, list[dict[str, Any]]] = {"mustdrop": [{"trim_cache": False}]}
 TOLERANCE = 1e-4  # float32; a batch rounds otherwise than its samples, and now and then a norm makes much of it
 ADVICE = ("allowed", "use ", "pass ", "give ", "offers", "choose")
 

@@ -22,6 +22,7 @@ ALLOWED = {
         "streaming",
         "temporal_redundancy",
         "text_attention",
+        "tower_saliency",
         "validation",
         "window_merging",
         *NOUNS,

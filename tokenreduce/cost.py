@@ -48,6 +48,7 @@ class Report:
         flops, flops_unreduced: of the decoder's prefill, with and without reduction; of a vision encoder by itself, its own.
         kv_bytes: bytes of keys and values held after the prompt; 0 without a cache.
         kv_bytes_unreduced: what an unreduced cache of the same kind would hold.
+        substitutes: what a method used in place of something that this model lacks, a clause each.
         step: FLOPs of the first new token, with and without reduction; None for a vision encoder by itself.
         encoding: FLOPs of ``tower`` and ``projector``, with and without reduction, worked out when asked for; empty when
             the prompt's images were encoded elsewhere.
@@ -63,6 +64,7 @@ class Report:
     kv_bytes: int
     kv_bytes_unreduced: int
     methods: tuple[str, ...] = ()
+    substitutes: tuple[str, ...] = ()
     step: tuple[int, int] | None = None
     encoding: Callable[[], Mapping[str, tuple[int, int]]] = field(default=_nothing, repr=False, compare=False)
     seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
@@ -102,7 +104,7 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers, for JSON."""
-        names = ("methods", "tokens_in", "tokens_kept", "equivalent_tokens", "flops", "flops_unreduced")
+        names = ("methods", "substitutes", "tokens_in", "tokens_kept", "equivalent_tokens", "flops", "flops_unreduced")
         found = {
             name: getattr(self, name) for name in (*names, "kv_bytes", "kv_bytes_unreduced", "method_ms", "step_ms")
         }
@@ -114,6 +116,7 @@ class Report:
         mean = sum(self.equivalent_tokens) / max(len(self.equivalent_tokens), 1)
         rows = {
             "methods": " + ".join(self.methods) or "-",
+            **({"in place of the paper's": "; ".join(self.substitutes)} if self.substitutes else {}),
             "visual tokens kept": f"{kept:,} = {_share(kept, tokens_in)} in {images} image(s)",
             "averaged over layers": f"{_number(mean)} per sample",
         }

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-Seen = Literal["frame", "video"]
+Seen = Literal["frame", "video", "image"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,10 @@ class Layout:
         return self.cells is None and not self.views
 
     def split(self, by: Seen) -> tuple[tuple[Layout, tuple[int, ...]], ...]:
-        """Views, and with ``by="frame"`` frames: the layout of each and its tokens n, ascending."""
+        """What a method is shown at a time: the layout of each part and its tokens n, ascending.
+
+        ``video``: every view of an image, a video as a whole; ``frame``: every frame, too; ``image``: all of it at once.
+        """
         return _split(self, by)
 
     @property
@@ -57,6 +60,8 @@ class Layout:
 @lru_cache(maxsize=256)
 def _split(layout: Layout, by: Seen) -> tuple[tuple[Layout, tuple[int, ...]], ...]:
     whole = tuple(range(layout.num_tokens))
+    if by == "image":
+        return ((layout, whole),)
     if layout.views:
         owner = [v for v, view in enumerate(layout.views) for _ in range(view.num_tokens)]
         cells = layout.cells or whole

@@ -54,8 +54,9 @@ class Step:
     Attributes:
         stage: the stage; ``layer``: the encoder block or decoder layer (0-based) where the stage has several.
         needs: signals shown there.
-        amount: a number handed back as ``tokens.amount``, such as how many tokens to merge in this block. At the encoder
-            it may be None as long as ``tower_grid`` is: the plan is made again for the patches that arrive.
+        amount: what the plan worked out for this step, handed back as ``tokens.amount``: a number, such as how many tokens
+            to merge in this block, or a few of them. At the encoder it may be None as long as ``tower_grid`` is: the plan
+            is made again for the patches that arrive.
         when: at the encoder, ``middle`` between attention and MLP of the block, or ``after`` the block.
         decode_ids: at the cache, position ids of tokens written after the prompt: ``continue`` the prompt's, or count the
             ``cache_length`` of each layer.
@@ -65,7 +66,7 @@ class Step:
     stage: Stage
     layer: int | None = None
     needs: tuple[Signal, ...] = ()
-    amount: float | None = None
+    amount: Any = None
     when: Literal["middle", "after"] = "middle"
     proportional: bool = False
     decode_ids: Literal["continue", "cache_length"] = "continue"
@@ -89,6 +90,7 @@ class Method:
         positions: ``keep`` the original position ids of survivors, or ``renumber`` the shortened sequence.
         output_order: how tokens merged inside an encoder reach a language model: in ``raster`` order of where they sit,
             or in the ``reference`` order in which the method leaves them.
+        strict: refuse a model that lacks something the paper builds on, instead of the documented substitute.
     """
 
     name: ClassVar[str]
@@ -97,11 +99,12 @@ class Method:
     stages: ClassVar[tuple[Stage, ...]]
     looks_at: ClassVar[str] = ""
     media: ClassVar[tuple[str, ...]] = ("image", "video")  # what it reduces; anything else passes through untouched
-    sees: ClassVar[Seen] = "video"  # at the projector: a video as a whole, or each frame by itself
+    sees: ClassVar[Seen] = "video"  # at the projector: each tile and the whole video, each frame, or all of an image
     output_order = "raster"
 
     keep: float | int | None = 0.5
     positions: PositionPolicy = "keep"
+    strict: bool = False
 
     def __init_subclass__(cls, *, register: bool = True, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -134,6 +137,13 @@ class Method:
     def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
         """Where this method acts on such a model; raises ``ValueError`` when the model cannot serve it."""
         raise NotImplementedError
+
+    def substitutes(self, facts: ModelFacts) -> tuple[str, ...]:
+        """What stands in, on such a model, for something it lacks: a clause each, empty where the method runs as published.
+
+        Only what the method chose by itself, a parameter left at None; what the user set is honoured or refused by ``plan``.
+        """
+        return ()
 
     def reduce(self, tokens: VisualTokens) -> Reduction:
         """Which of ``tokens`` survive and who joins whom."""

@@ -36,6 +36,7 @@ class Pipeline:
         self.methods = tuple(methods)
         self.facts = facts
         self._encoder_steps: dict[Any, dict[int, list[tuple[Method, Step]]]] = {}
+        self.substitutes: tuple[str, ...] = ()  # what stands in for something the model lacks, as the report says it
         steps: list[tuple[Method, Step]] = []
         for method in self.methods:
             n = facts.tokens_per_image
@@ -50,6 +51,7 @@ class Pipeline:
                     f"model does not offer; it offers: {', '.join(facts.stages)}"
                 )
             method.plan(facts)  # raises where the grid is known and the budget does not fit
+            self.substitutes += _substitutes(method, facts)
             for step in method.plan(dataclasses.replace(facts, tower_grid=None)):
                 check_step(method.name, step, facts)
                 steps.append((method, step))
@@ -190,6 +192,16 @@ class Pipeline:
         of = view_of(views, group.source, group.assign)
         first = of[0].tolist()
         return reduce_views(method, tokens, views, of, [first.count(p) for p in range(len(views))])
+
+
+def _substitutes(method: Method, facts: ModelFacts) -> tuple[str, ...]:
+    found = method.substitutes(facts)
+    if found and method.strict:
+        raise ValueError(
+            f"method={method.name!r} with strict=True would run on this {facts.family} model with {found[0]}; allowed: "
+            "strict=False, which takes the substitute and names it in the report, or a model that has what the paper uses"
+        )
+    return tuple(f"{method.name}: {clause}" for clause in found)
 
 
 def acts(method: Method, group: ImageGroup) -> bool:

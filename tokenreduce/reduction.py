@@ -62,6 +62,19 @@ class Reduction:
         return cls.select(top_k(score, k), score.shape[1], score=score, **more)
 
     @classmethod
+    def where(cls, kept: Tensor, **more: Any) -> Reduction:
+        """Keep the tokens ``kept`` (B, N) bool, a number of its own per image, and drop the rest; in source order."""
+        count = kept.sum(dim=1)
+        k = int(count.max())
+        return cls(
+            source=top_k(kept.float(), k),
+            assign=torch.where(kept, kept.cumsum(dim=1) - 1, DROPPED),
+            valid=torch.arange(k, device=kept.device) < count[:, None],
+            in_order=True,
+            **more,
+        )
+
+    @classmethod
     def merge(cls, assign: Tensor, source: Tensor, weight: Tensor | None = None, **more: Any) -> Reduction:
         """Replace each group ``assign`` (B, N) by its mean, weighted by ``weight`` (B, N); group r sits at ``source[:, r]``."""
         return cls(source=source, assign=assign, merges=True, weight=weight, **more)

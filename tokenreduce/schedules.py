@@ -11,6 +11,7 @@ from tokenreduce.method import ModelFacts
 from tokenreduce.validation import in_range
 
 Place = Literal["encoder", "projector"]
+PLACES = (None, "encoder", "projector")
 
 
 def largest_remainder(quotas: Sequence[float | Fraction], total: int) -> list[int]:
@@ -97,9 +98,40 @@ def fit(wanted: list[int], n: int, k: int) -> list[int]:
     return counts
 
 
+def scaled_layers(layers: Sequence[int], of: int, depth: int, *, last: int | None = None) -> tuple[int, ...]:
+    """Layers (0-based) that a paper names for a model of ``of`` layers, in one of ``depth``: in proportion, ascending, distinct.
+
+    Rounded to the nearest (half to even) and at most ``last``, by default ``depth - 1``.
+
+    >>> scaled_layers((2, 6, 15), 32, 28), scaled_layers((2, 6, 15), 32, 4)
+    ((2, 5, 13), (0, 1, 2))
+    """
+    most = depth - 1 if last is None else last
+    return tuple(sorted({min(round(layer / of * depth), most) for layer in layers}))
+
+
+def can_merge_inside(facts: ModelFacts) -> bool:
+    """Whether patches can merge inside the tower of such a model, which some pool or pack afterwards."""
+    return "encoder" in facts.stages or "projector" not in facts.stages
+
+
+def merging_place(at: Place | None, facts: ModelFacts) -> Place:
+    """Where a method merges that is asked to at ``at``; None: inside the tower, or behind it where that cannot be."""
+    return at or ("encoder" if can_merge_inside(facts) else "projector")
+
+
+def place_substitute(at: Place | None, facts: ModelFacts) -> tuple[str, ...]:
+    """What to say where ``merging_place`` chose the projector by itself."""
+    if at is not None or can_merge_inside(facts):
+        return ()
+    return (
+        "the tokens handed to the language model merging in place of patches: the vision tower pools or packs patches",
+    )
+
+
 def needs_encoder(name: str, facts: ModelFacts) -> None:
     """Raise where a tower of a vision-language model cannot merge, with what can be done instead."""
-    if "encoder" not in facts.stages and "projector" in facts.stages:
+    if not can_merge_inside(facts):
         raise ValueError(
             f"method={name!r} merges patches inside the vision encoder, but a {facts.family} model pools or packs patches "
             "after or in it, so merged ones would have no place; pass at='projector' to merge the tokens handed to the "

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from tokenreduce.kernels.top_k import top_k
-from tokenreduce.reduction import Reduction
 
 #: published (theta_g, theta_i) by the share of tokens kept on average: 192, 128 and 64 of 576
 THRESHOLDS = {1 / 3: (0.001, 0.001), 2 / 9: (0.0012, 0.001), 1 / 9: (0.011, 0.01)}
@@ -46,16 +45,3 @@ def urgency(total: Tensor, most: Tensor, theta_g: float, theta_i: float) -> Tens
     total = total.float()
     share = total / total.sum(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
     return torch.maximum(share / theta_g, most.float() / theta_i)
-
-
-def remaining(kept: Tensor, **more: str) -> Reduction:
-    """Keep the tokens ``kept`` (B, N) bool, a number of its own per image."""
-    count = kept.sum(dim=1)
-    k = int(count.max())
-    return Reduction(
-        source=top_k(kept.float(), k),
-        assign=torch.where(kept, kept.cumsum(dim=1) - 1, -1),
-        valid=torch.arange(k, device=kept.device) < count[:, None],
-        in_order=True,
-        **more,  # type: ignore[arg-type]
-    )

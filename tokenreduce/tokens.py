@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ class VisualTokens:
         signals: what the method's step asked for, each aligned with the N current tokens.
         prefix: number of leading tokens ([CLS], registers) included in ``features``; they must survive in place. Only
             at the encoder; every (B, N) tensor includes them there.
-        amount: the number that the method's plan attached to this step, such as how many tokens to merge in this block.
+        amount: what the method's plan attached to this step, such as how many tokens to merge in this block.
     """
 
     features: Tensor
@@ -49,7 +49,7 @@ class VisualTokens:
     role: Tensor = None  # type: ignore[assignment]
     signals: Mapping[Signal, Tensor] = field(default_factory=dict)
     prefix: int = 0
-    amount: float | None = None
+    amount: Any = None
 
     def __post_init__(self) -> None:
         batch, n = self.features.shape[:2]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tokenreduce.kernels.top_k import top_k
+from tokenreduce.method import ModelFacts
 
 
 def windows_to_merge(n: int, target: float, window: int) -> int:
@@ -16,14 +17,21 @@ def windows_to_merge(n: int, target: float, window: int) -> int:
     return min(max(math.floor((n - target) / (cells - 1) + 1e-9), 0), n // cells)
 
 
-def check_window(window: int, grid: tuple[int, int], family: str) -> None:
-    """Raise unless windows of side ``window`` tile the patch ``grid`` (height, width) of a model of ``family``."""
-    height, width = grid
+def check_windows(window: int, facts: ModelFacts) -> None:
+    """Raise unless windows of side ``window`` can merge inside the tower of such a model; they must tile its patch grid."""
+    if "encoder" not in facts.stages:
+        raise ValueError(
+            f"method='mustdrop' merges inside the vision encoder, which this {facts.family} model does not offer; "
+            "pass merge=False to leave that stage out"
+        )
+    if facts.tower_grid is None:
+        return
+    height, width = facts.tower_grid
     if height % window or width % window:
         divisors = [w for w in range(2, min(height, width) + 1) if not (height % w or width % w)]
         hint = f"pass window={divisors[0]}, or " if divisors else "pass "
         raise ValueError(
-            f"window={window} does not divide the {height}x{width} patch grid of this {family} model; "
+            f"window={window} does not divide the {height}x{width} patch grid of this {facts.family} model; "
             f"allowed: {', '.join(map(str, divisors)) or 'none'}; {hint}merge=False to leave that stage out"
         )
 

@@ -55,6 +55,7 @@ def report_of(reduced: DecoderPass, trace: Trace, shape: DecoderShape, output: A
         kv_bytes=num_bytes(cache),
         kv_bytes_unreduced=num_bytes(cache, reduced.offset + reduced.visual.shape[1]),
         methods=tuple(method.name for method in reduced.pipeline.methods),
+        substitutes=reduced.pipeline.substitutes,
         step=(step, whole_step),
         encoding=reduced.encoding,
         stopwatch=reduced.pipeline.stopwatch.lap(),

@@ -72,6 +72,7 @@ class EncoderHooks:
             kv_bytes=0,
             kv_bytes_unreduced=0,
             methods=tuple(method.name for method in self.pipeline.methods),
+            substitutes=self.pipeline.substitutes,
             stopwatch=self.pipeline.stopwatch.lap(),
         )
         self.done.note(trace, report)

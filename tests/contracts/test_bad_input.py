@@ -58,11 +58,23 @@ def test_wrap_teaches(model, arguments, parameters, error, words):
         assert word in str(caught.value)
 
 
-def test_a_tower_without_cls_names_the_alternative():
-    siglip = llava("siglip")
-    with pytest.raises(ValueError, match=r"\[CLS\].*score='global_mean'.*'hiprune'"):
-        tr.wrap(siglip, "fastervlm", keep=4)
+def test_what_stands_in_for_cls_is_named_and_strict_refuses_it():
+    siglip, clip = llava("siglip"), llava("clip")
+    with pytest.raises(
+        ValueError, match=r"strict=True would run .* attention received .* no \[CLS\] token; allowed: strict=False"
+    ):
+        tr.wrap(siglip, "fastervlm", keep=4, strict=True)
     assert not tr.is_wrapped(siglip)
+    for model, words in (
+        (siglip, ("fastervlm: attention received from all tokens in place of [CLS] attention",)),
+        (clip, ()),
+    ):
+        with tr.wrapped(model, "fastervlm", keep=4), torch.no_grad():
+            model(**prompt(model, [1]))
+            said = tr.report(model)
+        assert [clause.split(":  ")[0].rsplit(":", 1)[0] for clause in said.substitutes] == list(words)
+        assert all(word in str(said) for word in words)
+        assert said.as_dict()["substitutes"] == said.substitutes
 
 
 def test_a_model_that_is_no_vlm():

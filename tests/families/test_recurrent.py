@@ -41,7 +41,7 @@ def test_a_recurrent_layer_cannot_be_listened_to(model):
 
 def test_the_cache_of_a_recurrent_layer_cannot_be_trimmed(model):
     with pytest.raises(ValueError, match=r"stage 'cache'.*projector, llm"):
-        tr.wrap(model, "mustdrop", merge=False, score="global_mean", layers=(1,), keep=0.5)
+        tr.wrap(model, "mustdrop", layers=(1,), keep=0.5, trim_cache=True)
 
 
 def test_cost_counts_no_keys_in_recurrent_layers(model):

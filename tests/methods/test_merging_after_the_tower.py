@@ -86,15 +86,21 @@ def test_rates(rate):
 
 @pytest.mark.parametrize("key", ["qwen2_5_vl", "qwen3_vl", "internvl", "smolvlm", "gemma3", "llava_onevision"])
 @pytest.mark.parametrize("name", METHODS)
-def test_families_that_pool_refuse_the_encoder_and_take_the_projector(name, key):
+def test_families_that_pool_merge_at_the_projector_and_refuse_the_encoder(name, key):
     model = zoo.build(key)
     inputs = zoo.inputs(key, "mixed", model)
     if key != "llava_onevision":
         with pytest.raises(ValueError, match=rf"{name}.*pools or packs.*at='projector'"):
-            tr.wrap(model, name)
-    with tr.wrapped(model, name, keep=0.5, at="projector"), torch.no_grad():
+            tr.wrap(model, name, at="encoder")
+        with pytest.raises(ValueError, match=r"strict=True would run .* in place of patches"):
+            tr.wrap(model, name, strict=True)
+    with (
+        tr.wrapped(model, name, keep=0.5, **({"at": "projector"} if key == "llava_onevision" else {})),
+        torch.no_grad(),
+    ):
         model(**inputs)
         report = tr.report(model)
+    assert len(report.substitutes) == (key != "llava_onevision")
     assert report.tokens_kept == [[round(0.5 * n) for n in row] for row in report.tokens_in]
 
 

@@ -19,11 +19,11 @@ import tokenreduce as tr
 from tokenreduce.kernels.window_similarity import window_similarity
 from tokenreduce.layout import Layout
 from tokenreduce.method import ModelFacts, Step
-from tokenreduce.methods.mustdrop import KEY, ROLES, MustDrop
+from tokenreduce.methods.mustdrop import KEY, ROLES, MustDrop, Route
 from tokenreduce.reduction import Reduction
 from tokenreduce.schedules import decay, lengths
 from tokenreduce.signals import AttentionReceived, ClsAttention, TextAttention
-from tokenreduce.text_attention import attended, key_set, remaining, urgency
+from tokenreduce.text_attention import attended, key_set, urgency
 from tokenreduce.tokens import VisualTokens
 from tokenreduce.window_merging import merged_windows, windows_to_merge
 
@@ -161,10 +161,12 @@ def test_keys_are_the_most_attended_patches() -> None:
 @given(keep=st.integers(20, 500), rate=st.sampled_from([0.01, 0.08, 0.5, 1.0]))
 def test_there_are_never_more_keys_than_tokens_in_the_end(keep, rate) -> None:
     method = MustDrop(keep=keep, key_rate=rate)
-    planned = method.schedule(576, 32)
+    planned = method.schedule(576, Route(32, True))
     step = step_of(method, "projector")
     n = planned[0]
-    tokens = VisualTokens(torch.zeros(1, n, 1), Layout(24, 24), signals={step.needs[0]: torch.rand(1, n)}, amount=32)
+    tokens = VisualTokens(
+        torch.zeros(1, n, 1), Layout(24, 24), signals={step.needs[0]: torch.rand(1, n)}, amount=Route(32, True)
+    )
     role = method.reduce(tokens).role
     assert role is not None
     assert 1 <= int((role == KEY).sum()) <= planned[-1]
@@ -233,14 +235,14 @@ def test_keys_stay_when_the_text_looks_away() -> None:
         # a share of nothing is at least a share of nothing: only a row of zeros keeps all
         plan = at_layer(method, 3, value, value, role)
         assert plan.source.tolist() == [list(range(9)) if value.sum() == 0 else [2, 7]]
-    assert remaining(role == KEY).source.tolist() == [[2, 7]]
+    assert Reduction.where(role == KEY).source.tolist() == [[2, 7]]
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(keep=st.integers(16, 576), batch=st.integers(1, 3), seed=st.integers(0, 99))
 def test_budgets_are_filled_exactly_at_every_layer(keep, batch, seed) -> None:
     method = MustDrop(keep=keep)
-    planned = method.schedule(576, 32)
+    planned = method.schedule(576, Route(32, True))
     n, role = planned[0], torch.zeros(batch, planned[0], dtype=torch.long)
     role[:, :: max(1, n // max(1, planned[-1] // 2))][:, : planned[-1]] = KEY
     if keep == 576:
@@ -260,7 +262,7 @@ def test_budgets_are_filled_exactly_at_every_layer(keep, batch, seed) -> None:
 
 def test_equal_scores_go_to_the_lowest_index() -> None:
     method = MustDrop(keep=192)
-    n = method.schedule(576, 32)[0]
+    n = method.schedule(576, Route(32, True))[0]
     flat = torch.full((1, n), 1 / n)
     plan = at_layer(method, 3, flat, flat, torch.zeros(1, n, dtype=torch.long))
     assert torch.equal(plan.source[0], torch.arange(plan.num_kept))
@@ -291,8 +293,8 @@ def test_lengths_fall_geometrically_to_the_average(first, share, runs) -> None:
 def test_published_budgets() -> None:
     for keep, known in ((192, 1 / 3), (128, 2 / 9), (64, 1 / 9)):
         by_count, by_share = MustDrop(keep=keep), MustDrop(keep=known)
-        found = by_count.schedule(576, 32)
-        assert found == by_share.schedule(576, 32)
+        found = by_count.schedule(576, Route(32, True))
+        assert found == by_share.schedule(576, Route(32, True))
         assert sum(run * n for run, n in zip((2, 4, 4, 4, 18), found)) == keep * 32
         threshold = MustDrop(keep=keep, mode="threshold")._thresholds(None)
         assert threshold == MustDrop(keep=known, mode="threshold")._thresholds(None)
@@ -320,6 +322,17 @@ def test_it_asks_for_what_it_describes() -> None:
     assert found[1].needs == (ClsAttention(23),)
     assert found[3].needs == (TextAttention(6, "sum"), TextAttention(6, "max"))
     assert MustDrop(score="global_mean").plan(facts(has_cls=False))[1].needs == (AttentionReceived(23),)
+    assert MustDrop().plan(facts(has_cls=False)) == MustDrop(score="global_mean").plan(facts(has_cls=False))
+    pooled = facts(stages=("projector", "llm"))
+    assert [s.stage for s in MustDrop().plan(pooled)] == ["projector", *["llm"] * 4]
+    assert [
+        clause.split(":")[0] for clause in MustDrop().substitutes(facts(stages=("projector", "llm"), has_cls=False))
+    ] == [
+        "attention received from all tokens in place of [CLS] attention",
+        "no merging of windows",
+        "no trimming of the cache",
+    ]
+    assert MustDrop().substitutes(FACTS) == ()
     assert [s.stage for s in MustDrop(merge=False, trim_cache=False).plan(FACTS)] == ["projector", *["llm"] * 4]
 
 
@@ -358,7 +371,7 @@ def test_a_wrapped_llava_equals_the_bare_one_taken_apart(model, order) -> None:
     with tr.wrapped(model, method), torch.no_grad():
         logits = model(**inputs).logits[0]
         trace, report = tr.trace(model), tr.report(model)
-    planned = method.schedule(36, 5)
+    planned = method.schedule(36, Route(5, True))
     assert [row[0] for row in report.tokens_at_layer] == [planned[0], *planned[1:], planned[-1]]
     r = (36 - planned[0]) // 8
     assert r > 0
@@ -454,7 +467,7 @@ def test_a_tower_without_cls() -> None:
     with tr.wrapped(model, method), torch.no_grad():
         model(**inputs)
         report = tr.report(model)
-    first, *later = method.schedule(36, 5)
+    first, *later = method.schedule(36, Route(5, True))
     assert report.tokens_at_layer == [[2 * n, n] for n in (first, *later, later[-1])]
 
 
@@ -512,8 +525,8 @@ def test_bad_parameters_are_refused(parameters: dict[str, Any], words: list[str]
 @pytest.mark.parametrize(
     ("parameters", "about", "words"),
     [
-        ({}, {"has_cls": False}, ["no [CLS] token", "score='global_mean'"]),
-        ({}, {"stages": ("projector", "llm", "cache")}, ["does not offer", "merge=False"]),
+        ({"score": "cls"}, {"has_cls": False}, ["no [CLS] token", "score='global_mean'"]),
+        ({"merge": True}, {"stages": ("projector", "llm", "cache")}, ["does not offer", "merge=False"]),
         ({}, {"tower_grid": (16, 16)}, ["window=3", "16x16", "allowed: 2, 4, 8, 16", "window=2", "merge=False"]),
         ({}, {"tower_grid": (7, 9)}, ["7x9", "allowed: none", "merge=False"]),
         ({}, {"decoder_depth": 0}, ["needs a language model"]),
@@ -529,9 +542,9 @@ def test_models_that_cannot_serve_it_are_refused(parameters, about, words) -> No
 
 
 def test_tokens_that_are_no_grid_are_refused() -> None:
-    tokens = VisualTokens(torch.randn(1, 30, 4), Layout(6, 6), "encoder", 0, prefix=1, amount=32)
+    tokens = VisualTokens(torch.randn(1, 30, 4), Layout(6, 6), "encoder", 0, prefix=1, amount=Route(32, True))
     with pytest.raises(ValueError, match=r"block 0 holds 29 tokens of a 6x6 grid.*merge=False"):
         MustDrop().reduce(tokens)
-    tokens = VisualTokens(torch.randn(1, 17, 4), Layout(4, 4), "encoder", 0, prefix=1, amount=32)
+    tokens = VisualTokens(torch.randn(1, 17, 4), Layout(4, 4), "encoder", 0, prefix=1, amount=Route(32, True))
     with pytest.raises(ValueError, match=r"3x3 windows.*4x4 grid"):
         MustDrop().reduce(tokens)

@@ -593,13 +593,19 @@ def test_layers_a_model_does_not_have_are_refused_when_planning() -> None:
     with pytest.raises(ValueError, match=r"object_layer=24 is outside \[1, 23\]"):
         HiPrune(object_layer=24).plan(FACTS)
     without = dataclasses.replace(FACTS, has_cls=False, tower_prefix=0)
-    with pytest.raises(ValueError, match=r"no \[CLS\] token; use fastervlm with score='global_mean'"):
-        FasterVLM().plan(without)
-    assert FasterVLM(score="global_mean").plan(without)
+    for asked in ({"score": "cls"}, {"heads": "max"}):
+        with pytest.raises(ValueError, match=r"no \[CLS\] token; allowed here: score='global_mean'"):
+            FasterVLM(**asked).plan(without)
+    assert FasterVLM().plan(without) == FasterVLM(score="global_mean").plan(without)
+    assert FasterVLM().substitutes(without)
+    assert not FasterVLM(score="global_mean").substitutes(without)
+    assert not FasterVLM().substitutes(FACTS)
 
 
 def test_parameters_of_other_methods_are_refused_with_a_hint() -> None:
-    with pytest.raises(TypeError, match=r"fastv has no parameter 'alpha'; it has: keep, positions, layer, query"):
+    with pytest.raises(
+        TypeError, match=r"fastv has no parameter 'alpha'; it has: keep, positions, strict, layer, query"
+    ):
         make("fastv", alpha=0.1)
     with pytest.raises(TypeError, match=r"hiprune has no parameter 'alfa'.*Did you mean 'alpha'\?"):
         make("hiprune", alfa=0.1)

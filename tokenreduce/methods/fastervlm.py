@@ -9,8 +9,8 @@ from torch import Tensor
 
 from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.reduction import Reduction
-from tokenreduce.signals import AttentionReceived, ClsAttention, Signal
 from tokenreduce.tokens import VisualTokens
+from tokenreduce.tower_saliency import SCORES, Score, saliency, saliency_substitute
 from tokenreduce.validation import choice
 
 
@@ -21,8 +21,8 @@ class FasterVLM(Method):
     Attributes:
         keep: fraction of N, or count T per image, tile or frame.
         heads: reduce the heads by ``mean`` (the paper) or ``max`` (an alternative found in the release).
-        score: ``cls``, the paper's; ``global_mean``, attention received from all queries, the documented substitute
-            for towers without a [CLS] token.
+        score: ``cls``, the paper's; ``global_mean``, attention received from all queries; None: the paper's, or for towers
+            without a [CLS] token the mean.
         positions: the release renumbers (``renumber``), which costs grounding accuracy; the default keeps position ids.
 
     Source: Zhang et al., "[CLS] Attention is All You Need for Training-Free Visual Token Pruning", 2024,
@@ -38,25 +38,20 @@ class FasterVLM(Method):
     sees = "frame"
 
     heads: Literal["mean", "max"] = "mean"
-    score: Literal["cls", "global_mean"] = "cls"
+    score: Score | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         choice("heads", self.heads, ("mean", "max"))
-        choice("score", self.score, ("cls", "global_mean"))
+        choice("score", self.score, SCORES)
         if self.score == "global_mean" and self.heads != "mean":
             raise ValueError("heads='max' needs score='cls'; with score='global_mean' leave heads='mean'")
 
-    def _signal(self, block: int) -> Signal:
-        return ClsAttention(block, self.heads) if self.score == "cls" else AttentionReceived(block)
-
     def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
-        if self.score == "cls" and not facts.has_cls:
-            raise ValueError(
-                f"method='fastervlm' scores by [CLS] attention, but the vision tower of this {facts.family} model has "
-                "no [CLS] token; use fastervlm with score='global_mean', or 'hiprune', which needs none"
-            )
-        return (Step("projector", needs=(self._signal(facts.feature_block),)),)
+        return (Step("projector", needs=(saliency(self.name, facts, facts.feature_block, self.score, self.heads),)),)
+
+    def substitutes(self, facts: ModelFacts) -> tuple[str, ...]:
+        return saliency_substitute(facts, self.score)
 
     def reduce(self, tokens: VisualTokens) -> Reduction:
         (score,) = tokens.signals.values()

@@ -155,17 +155,4 @@ def _released(chosen: Tensor, deep_score: Tensor, k: int, role: Tensor, position
     place = torch.arange(order.shape[1], device=order.device)
     room = (k - chosen.sum(dim=1, keepdim=True)).clamp_min(0)
     kept = chosen | torch.zeros_like(chosen).scatter_(1, order, place < room)
-    count = kept.sum(dim=1)
-    width = int(count.max())
-    source = top_k(kept.float(), width)
-    valid = torch.arange(width, device=order.device) < count[:, None]
-    assign = torch.where(kept, kept.cumsum(dim=1) - 1, -1)
-    return Reduction(
-        source=source,
-        assign=assign,
-        valid=valid,
-        in_order=True,
-        role=role * kept,
-        role_names=ROLES,
-        positions=positions,
-    )
+    return Reduction.where(kept, role=role * kept, role_names=ROLES, positions=positions)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -13,17 +13,25 @@ from tokenreduce.budgets import Budget
 from tokenreduce.kernels.window_similarity import window_similarity
 from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.reduction import Reduction
-from tokenreduce.schedules import decay, lengths
-from tokenreduce.signals import AttentionReceived, ClsAttention, Signal, TextAttention
-from tokenreduce.text_attention import attended, key_set, published_thresholds, remaining, urgency
+from tokenreduce.schedules import can_merge_inside, decay, lengths, scaled_layers
+from tokenreduce.signals import TextAttention
+from tokenreduce.text_attention import attended, key_set, published_thresholds, urgency
 from tokenreduce.tokens import VisualTokens
+from tokenreduce.tower_saliency import SCORES, Score, saliency, saliency_substitute
 from tokenreduce.validation import choice, in_range
-from tokenreduce.window_merging import check_window, merged_windows, windows_to_merge
+from tokenreduce.window_merging import check_windows, merged_windows, windows_to_merge
 
 ROLES = ("patch", "key")
 KEY = 1
 #: decoder layers of 32 after which tokens are dropped
 LAYERS = (2, 6, 10, 14)
+
+
+class Route(NamedTuple):
+    """What lies ahead of a token: decoder layers, and whether windows merge in the vision tower."""
+
+    depth: int
+    merges: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,18 +47,18 @@ class MustDrop(Method):
             rule: counts follow the image and the question, ``keep`` picks the published thresholds for 192, 128 or 64 (or
             1/3, 2/9, 1/9) tokens.
         layers: decoder layers (0-based) after which tokens are dropped; None scales 2, 6, 10, 14 of 32 to the depth.
-        merge: whether windows are merged in the encoder; False for towers that cannot.
+        merge: whether windows are merged in the encoder; None: where the tower can.
         window: side w of a window, at least 2.
         similarity: tau, mean cosine from which a window is merged in mode ``threshold``.
         merge_to: patches that leave the encoder, a fraction or a count, reached from above in steps of w^2 - 1; None: by
             ``similarity``, and in mode ``budget`` by the same geometric schedule as the rest.
         batch_min: merge as many windows in every image of a tower batch as in the one with fewest, as released.
         score: importance of a key: ``cls``, its [CLS] attention in the last vision block, or ``global_mean``, the attention
-            it receives there from all tokens, for towers without a [CLS] token.
+            it receives there from all tokens; None: ``cls``, or for towers without a [CLS] token the mean.
         key_rate: share of the encoder's patches that are keys, in (0, 1].
         global_threshold: theta_g, share of the text's attention; ``individual_threshold``: theta_i, attention of a single
             text token. None: published; in mode ``budget`` only their ratio counts.
-        trim_cache: whether the cache forgets.
+        trim_cache: whether the cache forgets; None: where the cache of such a model can.
         legacy_decode_ids: after trimming, give a new token the cache length of each layer as its position id, as released,
             although kept keys were rotated with larger ids.
         output_order: ``raster``, or the released ``reference`` order, merged windows first.
@@ -71,23 +79,23 @@ class MustDrop(Method):
     keep: float | int = 1 / 3
     mode: Literal["budget", "threshold"] = "budget"
     layers: tuple[int, ...] | None = None
-    merge: bool = True
+    merge: bool | None = None
     window: int = 3
     similarity: float = 0.8
     merge_to: float | int | None = None
     batch_min: bool = False
-    score: Literal["cls", "global_mean"] = "cls"
+    score: Score | None = None
     key_rate: float = 0.08
     global_threshold: float | None = None
     individual_threshold: float | None = None
-    trim_cache: bool = True
+    trim_cache: bool | None = None
     legacy_decode_ids: bool = False
     output_order: Literal["raster", "reference"] = "raster"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         choice("mode", self.mode, ("budget", "threshold"))
-        choice("score", self.score, ("cls", "global_mean"))
+        choice("score", self.score, SCORES)
         choice("output_order", self.output_order, ("raster", "reference"))
         in_range("similarity", self.similarity, -1.0, 1.0)
         if not 0.0 < self.key_rate <= 1.0:
@@ -117,34 +125,37 @@ class MustDrop(Method):
     # ------------------------------------------------------------------ where
 
     def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
-        depth = facts.decoder_depth
-        layers = self.pruning_layers(depth)
-        if self.score == "cls" and not facts.has_cls:
-            raise ValueError(
-                f"method='mustdrop' finds its keys by [CLS] attention, but the vision tower of this {facts.family} model has "
-                "no [CLS] token; use mustdrop with score='global_mean'"
-            )
-        if self.merge:
-            self._check_grid(facts)
+        merge = can_merge_inside(facts) if self.merge is None else self.merge
+        route = Route(facts.decoder_depth, merge)
+        layers = self.pruning_layers(route.depth)
+        attended = saliency(self.name, facts, facts.tower_depth - 1, self.score)
+        if merge:
+            check_windows(self.window, facts)
         if facts.tokens_per_image is not None and self.mode == "budget" and not self.budget.is_full:
-            self.schedule(facts.tokens_per_image, depth)
-        block = facts.tower_depth - 1
-        attended: Signal = ClsAttention(block) if self.score == "cls" else AttentionReceived(block)
-        steps = [Step("encoder", layer=0, when="after", amount=depth)] if self.merge else []
-        steps.append(Step("projector", needs=(attended,), amount=depth))
+            self.schedule(facts.tokens_per_image, route)
+        steps = [Step("encoder", layer=0, when="after", amount=route)] if merge else []
+        steps.append(Step("projector", needs=(attended,), amount=route))
         for layer in layers:
             needs = (TextAttention(layer, "sum"), TextAttention(layer, "max"))
-            steps.append(Step("llm", layer=layer + 1, needs=needs, amount=depth))
-        if self.trim_cache:
+            steps.append(Step("llm", layer=layer + 1, needs=needs, amount=route))
+        if self.trim_cache or (self.trim_cache is None and "cache" in facts.stages):
             ids: Literal["continue", "cache_length"] = "cache_length" if self.legacy_decode_ids else "continue"
             steps.append(Step("cache", layer=layers[0], decode_ids=ids))
         return tuple(steps)
+
+    def substitutes(self, facts: ModelFacts) -> tuple[str, ...]:
+        found = saliency_substitute(facts, self.score)
+        if self.merge is None and not can_merge_inside(facts):
+            found += ("no merging of windows: the vision tower pools or packs patches",)
+        if self.trim_cache is None and "cache" not in facts.stages:
+            found += ("no trimming of the cache: the model keeps states that have no entry per token",)
+        return found
 
     def pruning_layers(self, depth: int) -> tuple[int, ...]:
         """Decoder layers of ``depth`` after which tokens are dropped; the next layer must exist."""
         layers = self.layers
         if layers is None:
-            layers = tuple(sorted({min(round(layer / 32 * depth), depth - 2) for layer in LAYERS}))
+            layers = scaled_layers(LAYERS, 32, depth, last=depth - 2)
         if depth < 2 or layers[-1] > depth - 2:
             raise ValueError(
                 f"layers={layers} of a language model of {depth} layers; allowed: 0 to {depth - 2}, layers that another "
@@ -152,24 +163,16 @@ class MustDrop(Method):
             )
         return layers
 
-    def _check_grid(self, facts: ModelFacts) -> None:
-        if "encoder" not in facts.stages:
-            raise ValueError(
-                f"method='mustdrop' merges inside the vision encoder, which this {facts.family} model does not offer; "
-                "pass merge=False to leave that stage out"
-            )
-        if facts.tower_grid is not None:
-            check_window(self.window, facts.tower_grid, facts.family)
-
     # ------------------------------------------------------------------ how many
 
-    def schedule(self, n: int, depth: int) -> list[int]:
+    def schedule(self, n: int, route: Route) -> list[int]:
         """Tokens of an image of ``n`` patches in mode ``budget``: leaving the encoder, then after each pruning layer."""
+        depth = route.depth
         layers = self.pruning_layers(depth)
         runs = [b - a for a, b in pairwise((0, *layers, depth))]
         goal = min(self.keep * n if isinstance(self.keep, float) else self.keep, n)
         first = n
-        if self.merge:
+        if route.merges:
             target = n * decay(n, goal, runs, first_power=1)
             if self.merge_to is not None:
                 target = Budget(self.merge_to).count(n)
@@ -201,17 +204,16 @@ class MustDrop(Method):
             return Reduction.identity(tokens)
         if tokens.stage == "encoder":
             return self._merge(tokens)
-        assert tokens.amount is not None
-        depth = int(tokens.amount)
-        planned = self.schedule(whole, depth) if exact else []
+        route: Route = tokens.amount
+        planned = self.schedule(whole, route) if exact else []
         if tokens.stage == "projector":
             return self._keys(tokens, planned)
         total, most = (tokens.signal(s) for s in tokens.signals)
         keys = tokens.role == KEY
         if not exact:
             kept = attended(total, most, *self._thresholds(None)) | keys
-            return remaining(kept, positions=self.positions)
-        stage = self.pruning_layers(depth).index((tokens.layer or 0) - 1)
+            return Reduction.where(kept, positions=self.positions)
+        stage = self.pruning_layers(route.depth).index((tokens.layer or 0) - 1)
         share = self.keep if isinstance(self.keep, float) else self.keep / whole
         score = urgency(total, most, *self._thresholds(share))
         k = min(planned[stage + 1], tokens.num_tokens)
@@ -232,10 +234,8 @@ class MustDrop(Method):
             if self.batch_min:
                 count = count.min().expand_as(count)
         else:
-            assert tokens.amount is not None
-            target = n if self.merge_to is None else Budget(self.merge_to).count(n)
-            if self.merge_to is None:
-                target = self.schedule(n, int(tokens.amount))[0]
+            to = self.merge_to
+            target = self.schedule(n, tokens.amount)[0] if to is None else Budget(to).count(n)
             count = torch.full((len(alike),), windows_to_merge(n, target, self.window), device=alike.device)
         assign, source, valid = merged_windows(alike, count, layout.height, layout.width, self.window, tokens.prefix)
         return Reduction.merge(assign, source, valid=valid, positions=self.positions)

@@ -24,7 +24,7 @@ from tokenreduce.matching import (
 )
 from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.reduction import DROPPED, Reduction
-from tokenreduce.schedules import Place, needs_encoder, schedule
+from tokenreduce.schedules import PLACES, Place, merging_place, needs_encoder, place_substitute, schedule
 from tokenreduce.signals import Keys
 from tokenreduce.tokens import VisualTokens
 from tokenreduce.validation import choice, in_range
@@ -44,7 +44,7 @@ class PiToMe(Method):
         r: tokens merged per block, instead of ``keep``: a number, or a list, one per block, padded with zeros.
         at: ``encoder``, the paper's; or ``projector``, our extension for models that pool patches after the tower or pack
             them: the tokens handed to the language model merge in as many rounds as the tower has blocks, by their
-            embeddings.
+            embeddings. None: the paper's, or for such models the other.
         preset: a key of ``PRESETS``, from which every switch below follows that is None. None: ``llava`` (the released
             LLaVA wiring) in a vision-language model, ``keys_bsm`` in an encoder alone. ``keys`` is the paper's figure; with
             ToMe's rule in every block it keeps more of the features (docs/real_tower.md).
@@ -78,7 +78,7 @@ class PiToMe(Method):
     keep: float | int | None = None
     rho: float | list[float] | None = None
     r: int | list[int] | None = None
-    at: Place = "encoder"
+    at: Place | None = None
     preset: str | None = None
     metric: Literal["keys", "features"] | None = None
     when: Literal["middle", "after"] | None = None
@@ -96,7 +96,7 @@ class PiToMe(Method):
             Budget(self.keep)
         choice("positions", self.positions, ("keep", "renumber"))
         choice("output_order", self.output_order, ("raster", "reference"))
-        choice("at", self.at, ("encoder", "projector"))
+        choice("at", self.at, PLACES)
         choice("preset", self.preset, (None, *PRESETS))
         choice("metric", self.metric, (None, "keys", "features"))
         choice("when", self.when, (None, "middle", "after"))
@@ -152,7 +152,7 @@ class PiToMe(Method):
                     f"{name} has {len(values)} entries for the {depth} blocks of this tower; give at most {depth}"
                 )
         matchings = switches.matchings(depth)
-        if self.at == "projector":
+        if merging_place(self.at, facts) == "projector":
             if self.prune:
                 raise ValueError("prune=True belongs to at='encoder'; at the projector leave it out")
             how = [
@@ -175,6 +175,9 @@ class PiToMe(Method):
             for block, number in enumerate(self._numbers(facts, matchings))
             if number is None or number > 0
         )
+
+    def substitutes(self, facts: ModelFacts) -> tuple[str, ...]:
+        return place_substitute(self.at, facts)
 
     def _numbers(self, facts: ModelFacts, matchings: list[Matching]) -> Sequence[float | None]:
         """Per block up to the one that yields the features: merges, or rho below 1; 0 where nothing merges.

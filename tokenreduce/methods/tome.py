@@ -10,7 +10,7 @@ from tokenreduce.budgets import Budget
 from tokenreduce.matching import OutputOrder, in_rounds, match, ordered
 from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.reduction import Reduction
-from tokenreduce.schedules import Place, fit, needs_encoder, schedule, spread
+from tokenreduce.schedules import PLACES, Place, fit, merging_place, needs_encoder, place_substitute, schedule, spread
 from tokenreduce.signals import Keys
 from tokenreduce.tokens import VisualTokens
 from tokenreduce.validation import choice, in_range
@@ -28,7 +28,7 @@ class ToMe(Method):
         inflection: how ``keep`` spreads over the blocks, in [-1, 1]: 0 evenly, -1 falling to none, 1 rising from none.
         at: ``encoder``, the paper's; or ``projector``, our extension for models that pool patches after the tower or pack
             them: the tokens handed to the language model merge in as many rounds as the tower has blocks, by their
-            embeddings.
+            embeddings. None: the paper's, or for such models the other.
         proportional: attention counts a merged token as often as the patches it stands for. The release turns this off
             for MAE encoders that were not trained with ToMe.
         output_order: order in which a language model reads the rows. ``raster``: sorted by the patch each row sits at,
@@ -51,14 +51,14 @@ class ToMe(Method):
     keep: float | int | None = None
     r: int | list[int] | tuple[int, float] | None = None
     inflection: float = 0.0
-    at: Place = "encoder"
+    at: Place | None = None
     proportional: bool = True
     output_order: OutputOrder = "raster"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         choice("output_order", self.output_order, ("raster", "reference"))
-        choice("at", self.at, ("encoder", "projector"))
+        choice("at", self.at, PLACES)
         in_range("inflection", self.inflection, -1.0, 1.0)
         if self.r is None:
             return
@@ -81,7 +81,7 @@ class ToMe(Method):
         return self.budget.count(n) >= n
 
     def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
-        if self.at == "projector":
+        if merging_place(self.at, facts) == "projector":
             return (Step("projector", amount=facts.feature_block + 1),)
         needs_encoder(self.name, facts)
         return tuple(
@@ -89,6 +89,9 @@ class ToMe(Method):
             for block, r in enumerate(self.counts(facts))
             if r is None or r > 0
         )
+
+    def substitutes(self, facts: ModelFacts) -> tuple[str, ...]:
+        return place_substitute(self.at, facts)
 
     def counts(self, facts: ModelFacts) -> Sequence[int | None]:
         """Tokens to merge in block 0, 1, ... up to the one that yields the features; later blocks merge none.
