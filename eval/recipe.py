@@ -102,6 +102,14 @@ class Recipe:
         steps = [{"method": m.name, **dataclasses.asdict(m)} for m in self.methods]
         return {"methods": steps, "images_as_video": self.images_as_video}
 
+    def with_seed(self, seed: int) -> Recipe:
+        """The same with ``seed`` in every method that has one."""
+        methods = (
+            dataclasses.replace(m, **({"seed": seed} if any(f.name == "seed" for f in dataclasses.fields(m)) else {}))
+            for m in self.methods
+        )
+        return dataclasses.replace(self, methods=tuple(methods))
+
     @property
     def name(self) -> str:
         """Methods and what differs from their defaults, without budgets: the name of a curve."""

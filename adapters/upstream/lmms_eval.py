@@ -7,7 +7,9 @@
 | `TaskManager(verbosity, include_path, include_defaults, model_name)`, its `all_tasks` | 0.7.3 |
 | the index's `load_task_or_group(name)`, mappings of groups down to tasks, and `task_index[name]["yaml_path"]` | 0.7.3 |
 | a task's `config`, a dataclass, and `eval_docs`, its documents in the order of evaluation | 0.7.3 |
-| `simple_evaluate(model, tasks, task_manager, ...)` and what it returns | 0.7.3 |
+| `task_index[name]`: its `type`, and `task`, the tasks of a tag; `load_yaml_config(path, mode="simple")` | 0.7.3 |
+| `is_deterministic(output_type, generation_kwargs)` of the response cache | 0.7.3 |
+| `simple_evaluate(model, tasks, task_manager, ..., torch_random_seed)` and what it returns | 0.7.3 |
 | a request's arguments hold methods of its task; the task's `args` are the command line's | 0.7.3 |
 | a request that only pads a rank says `__padding_only__` in its metadata | 0.7.3 |
 | `lm.task_dict[task][split][document]` is what a model reads its documents from | 0.7.3 |
@@ -21,7 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,40 @@ def configuration(task: Any) -> dict[str, Any]:
     return dataclasses.asdict(task.config)
 
 
+#: what the outline of a task says
+OUTLINE = ("output_type", "generation_kwargs", "model_specific_generation_kwargs")
+
+
+def outlines(tasks: Any, name: Any, changes: Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:
+    """What the YAML files say of each task below ``name`` of the index ``tasks``, as far as it is in ``OUTLINE``.
+
+    Neither data nor Python files are loaded. ``name`` may be an entry of a group, with ``changes`` to what a task says.
+    """
+    from lmms_eval.utils import load_yaml_config
+
+    changes = dict(changes or {})
+    if isinstance(name, dict):
+        changes |= {key: name[key] for key in OUTLINE if key in name}
+        name = name["task"]
+    if isinstance(name, list):
+        return {task: about for entry in name for task, about in outlines(tasks, entry, changes).items()}
+    known = tasks.task_index.get(name, {"type": "task", "yaml_path": -1})
+    own = {} if known["yaml_path"] == -1 else load_yaml_config(known["yaml_path"], mode="simple")
+    said = {key: own[key] for key in OUTLINE if key in own} | changes
+    if known["type"] in ("task", "python_task"):
+        return {name: {"output_type": "generate_until", **said}}
+    return outlines(tasks, own.get("task", []) if known["task"] == -1 else list(known["task"]), said)
+
+
+def is_drawn(outline: Mapping[str, Any]) -> bool:
+    """Whether answers to a task are drawn, so that they differ from seed to seed; by any model's own settings, too."""
+    from lmms_eval.caching.response_cache import is_deterministic
+
+    shared, own = outline.get("generation_kwargs") or {}, outline.get("model_specific_generation_kwargs") or {}
+    blocks = [{}, *(block for block in own.values() if isinstance(block, dict))]
+    return any(not is_deterministic(outline["output_type"], {**shared, **block}) for block in blocks)
+
+
 def documents(task: Any) -> Any:
     """A task's documents, a ``datasets.Dataset`` or a list of mappings."""
     return task.eval_docs
@@ -85,12 +121,18 @@ def defining_folder(tasks: Any, name: str) -> Path | None:
     return None if path == -1 else Path(path).parent
 
 
-def run_task(model: Any, task: str, tasks: Any, limit: int | None, batch_size: int) -> dict[str, Any]:
-    """``task`` of the index ``tasks`` on a loaded model: lmms-eval's results with a row per question."""
+def run_task(
+    model: Any, task: str, tasks: Any, limit: int | None, batch_size: int, seed: int | None = None
+) -> dict[str, Any]:
+    """``task`` of the index ``tasks`` on a loaded model: lmms-eval's results with a row per question.
+
+    ``seed``: of every generator but the one that picks examples for the prompt; None for lmms-eval's own.
+    """
     from lmms_eval.evaluator import simple_evaluate
 
+    seeds = {} if seed is None else dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed"), seed)
     return simple_evaluate(
-        model=model, tasks=[task], task_manager=tasks, limit=limit, batch_size=batch_size, bootstrap_iters=0
+        model=model, tasks=[task], task_manager=tasks, limit=limit, batch_size=batch_size, bootstrap_iters=0, **seeds
     )
 
 

@@ -17,7 +17,7 @@ from ..statistics import mean_replicates
 from ..sweep.store import DONE
 
 Cell = Mapping[str, Any]
-OWN = ("recipe", "method_files")  # of a cell's identity, what may differ between rows of one table
+OWN = ("recipe", "method_files", "seed")  # of a cell's identity, what may differ between rows of one table
 
 
 @dataclass(frozen=True)

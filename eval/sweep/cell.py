@@ -26,7 +26,8 @@ class Cell:
     """A model, what is put on it, and a task.
 
     ``model``: ``demo``, a folder or a hub id; ``base``: lmms-eval's model that runs it, None to find it by its type;
-    ``model_args``: further arguments of that model; ``include``: folders with tasks; ``limit``: questions, None for all.
+    ``model_args``: further arguments of that model; ``include``: folders with tasks; ``limit``: questions, None for all;
+    ``seed``: of the draws of sampled decoding, None for lmms-eval's own.
     """
 
     model: str
@@ -37,9 +38,11 @@ class Cell:
     include: tuple[str, ...] = ()
     limit: int | None = None
     batch_size: int = 1
+    seed: int | None = None
 
     def __str__(self) -> str:
-        return f"{Path(self.model).name} {self.task} {self.recipe}"
+        drawn = "" if self.seed is None else f" seed={self.seed}"
+        return f"{Path(self.model).name} {self.task} {self.recipe}{drawn}"
 
     @property
     def loads(self) -> tuple[Any, ...]:

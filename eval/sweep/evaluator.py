@@ -74,7 +74,7 @@ class Evaluator:
 
         self.lm.measured = {}
         results = run_task(
-            self.lm, cell.task, manager([cell.task], cell.include, self.lm.base), cell.limit, cell.batch_size
+            self.lm, cell.task, manager([cell.task], cell.include, self.lm.base), cell.limit, cell.batch_size, cell.seed
         )
         if not self.lm.measured:
             raise ValueError(

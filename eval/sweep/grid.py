@@ -11,6 +11,7 @@ from typing import Any
 from ..harness import TASKS
 from ..recipe import Recipe, budget
 from .cell import Cell
+from .tasks import has_drawn_answers
 
 KEYS = {
     "model": "demo, a folder or a hub id; or a list of them",
@@ -22,6 +23,7 @@ KEYS = {
     "keep": "a list of budgets, fractions or counts",
     "limit": "questions per task, for a first look",
     "batch_size": "prompts per batch",
+    "seeds": "a list of seeds, for sampled decoding and for methods with chance",
 }
 KEEP = (0.5, 0.25, 0.11)
 
@@ -64,6 +66,7 @@ class Grid:
         if not isinstance(model_args, dict):
             raise ValueError(f"model_args={model_args!r}; allowed: {KEYS['model_args']}")
         include = (*(str(place) for place in _several(content.get("include_path"))), str(TASKS))
+        seeds = _seeds(content.get("seeds"))
         shared = {
             "base": content.get("base"),
             "model_args": model_args,
@@ -71,10 +74,14 @@ class Grid:
             "limit": limit,
             "batch_size": batch_size,
         }
-        recipes = tuple(_recipes(content))
+        recipes = tuple(_recipes(content, seeds))
         models, tasks = (list(map(str, _several(content[key]))) for key in ("model", "tasks"))
-        found = itertools.product(models, tasks, recipes)
-        return cls(tuple(Cell(model, task, recipe, **shared) for model, task, recipe in found))
+        drawn = {task: bool(seeds) and has_drawn_answers(task, include) for task in tasks}
+        found = (
+            (model, task, recipe, seed if drawn[task] else None)
+            for model, task, (recipe, seed) in itertools.product(models, tasks, recipes)
+        )
+        return cls(tuple(Cell(*one, seed=seed, **shared) for *one, seed in dict.fromkeys(found)))
 
     @property
     def tasks(self) -> list[str]:
@@ -99,19 +106,29 @@ def _budgets(values: Any) -> list[Any]:
     return [budget(v, "keep") if isinstance(v, str) else Budget(v).keep for v in _several(values)]
 
 
-def _recipes(content: Mapping[str, Any]) -> Iterator[Recipe]:
+def _seeds(values: Any) -> list[int]:
+    wrong = [value for value in _several(values) if isinstance(value, bool) or not isinstance(value, int) or value < 0]
+    if wrong:
+        raise ValueError(f"seeds={wrong[0]!r}; allowed: ints >= 0, such as 0,1,2")
+    return list(dict.fromkeys(_several(values)))
+
+
+def _recipes(content: Mapping[str, Any], seeds: Sequence[int]) -> Iterator[tuple[Recipe, int | None]]:
+    """Recipes with the seed of what is drawn beside them; one of a method with chance has it, too, unless it names its own."""
     import tokenreduce as tr
 
     shared = _budgets(content.get("keep")) or list(KEEP)
     named = _several(content.get("methods")) or [row["name"] for row in tr.methods() if "image" in row["media"]]
     chosen = [recipe for entry in named for recipe in _spanned(entry, shared)]
-    budgets = shared + [m.keep for recipe in chosen if len(recipe.methods) == 1 for m in recipe.methods]
-    control = [Recipe.of("random", keep) for keep in dict.fromkeys(budgets)]
-    yield from dict.fromkeys((Recipe(), *control, *chosen))
+    budgets = shared + [m.keep for recipe, _ in chosen if len(recipe.methods) == 1 for m in recipe.methods]
+    control = [(Recipe.of("random", keep), False) for keep in dict.fromkeys(budgets)]
+    for recipe, own_seed in dict.fromkeys(((Recipe(), True), *control, *chosen)):
+        for seed in seeds or [None]:
+            yield recipe if own_seed or seed is None else recipe.with_seed(seed), seed
 
 
-def _spanned(entry: Any, shared: Sequence[Any]) -> Iterator[Recipe]:
-    """The recipes of one entry: every combination of its lists, at every budget."""
+def _spanned(entry: Any, shared: Sequence[Any]) -> Iterator[tuple[Recipe, bool]]:
+    """The recipes of one entry: every combination of its lists, at every budget; and whether it names seeds."""
     if isinstance(entry, str):
         entry = {"method": entry}
     if not isinstance(entry, dict) or not isinstance(entry.get("method"), str):
@@ -123,4 +140,5 @@ def _spanned(entry: Any, shared: Sequence[Any]) -> Iterator[Recipe]:
         budgets = [None]
     for values in itertools.product(*map(_several, own.values())):
         for keep in budgets:
-            yield Recipe.of(names, keep, dict(zip(own, values)), as_video)
+            parameters = dict(zip(own, values))
+            yield Recipe.of(names, keep, parameters, as_video), any(key.split(".")[-1] == "seed" for key in parameters)

@@ -15,7 +15,9 @@ from tokenreduce.adapters.upstream.lmms_eval import (
     configuration,
     defining_folder,
     documents,
+    is_drawn,
     leaves,
+    outlines,
     task_manager,
 )
 
@@ -44,6 +46,13 @@ def manager(tasks: Sequence[str], include: Sequence[str], model: str | None = No
     """lmms-eval's index of tasks; of all its own only where ``tasks`` needs them. ``model``: whose prompts they choose."""
     own = task_manager(include, defaults=False, model=model)
     return own if set(tasks) <= set(own.all_tasks) else task_manager(include, defaults=True, model=model)
+
+
+@cache
+def has_drawn_answers(task: str, include: tuple[str, ...]) -> bool:
+    """Whether answers to ``task``, or to one of that group, differ from seed to seed. Errors: those of ``check``."""
+    check([task], include)
+    return any(map(is_drawn, outlines(manager([task], include), task).values()))
 
 
 @cache

@@ -26,9 +26,9 @@ def cell(own_folders):
     """``cell(task)``: the result of a sweep's cell, ``random`` at a quarter of the tokens."""
     evaluator = Evaluator()
 
-    def run(task, recipe=None):
+    def run(task, recipe=None, seed=None):
         recipe = Recipe.of("random", 0.25) if recipe is None else recipe
-        outcome = evaluator.evaluate(Cell("demo", task, recipe, include=(OURS, str(TASKS)), limit=LIMIT))
+        outcome = evaluator.evaluate(Cell("demo", task, recipe, include=(OURS, str(TASKS)), limit=LIMIT, seed=seed))
         assert outcome.error is None, outcome.error["traceback"]
         return outcome.result
 
@@ -188,3 +188,9 @@ def test_p_values_equal_those_of_the_textbooks():
     assert statistics.corrected([0.01, 0.04, 0.03], "bh") == pytest.approx([0.03, 0.04, 0.04])
     assert statistics.bootstrap_p(np.full(2000, 1.0)) == pytest.approx(2 / 2001)
     assert statistics.bootstrap_p(np.zeros(2000)) == 1.0
+
+
+def test_a_seed_decides_what_is_drawn(cell):
+    first, again, second = ([q["reply"] for q in cell("scored_drawn", seed=s)["questions"]] for s in (0, 0, 1))
+    assert first == again
+    assert first != second

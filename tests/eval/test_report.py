@@ -20,6 +20,7 @@ from tokenreduce.eval.recipe import Recipe
 from tokenreduce.eval.report import compared, rows, write
 from tokenreduce.eval.report.columns import columns
 from tokenreduce.eval.report.figures import pareto
+from tokenreduce.eval.report.points import tables
 from tokenreduce.eval.statistics import interval, mean_replicates
 from tokenreduce.eval.sweep import Cell, Store
 
@@ -352,6 +353,23 @@ def test_seeds_are_one_row_and_all_of_them_the_control(tmp_path):
     assert (chance.method, chance.seeds, chance.score) == ("random", 2, 0.375)
     assert chance.seed_sd == pytest.approx(np.std([0.5, 0.25], ddof=1))
     assert row.vs_random == 0.375
+
+
+def test_seeds_of_drawn_answers_are_one_row(tmp_path):
+    def drawn(recipe, *marks, tokens=40):
+        return [
+            (Cell("demo", "t", recipe, seed=seed), result(right, cost(tokens, tokens * 1e7)))
+            for seed, right in enumerate(marks)
+        ]
+
+    whole = drawn(Recipe(), [1, 1, 1, 1], [1, 1, 1, 0], tokens=100)
+    cells = stored(tmp_path, *whole, *drawn(at(0.4, "hiprune"), [1, 1, 0, 0], [1, 0, 0, 0]))
+    (table,) = tables(cells)
+    assert not table.left_out
+    plain, row = rows(cells)
+    assert [(r.seeds, r.score) for r in (plain, row)] == [(2, 0.875), (2, 0.375)]
+    assert row.seed_sd == pytest.approx(np.std([0.5, 0.25], ddof=1))
+    assert row.relative == pytest.approx(0.375 / 0.875)
 
 
 def test_rows_are_told_apart_by_what_differs(tmp_path):

@@ -83,12 +83,33 @@ def test_default_methods_are_those_that_reduce_pictures():
         ({"methods": [{"method": "hiprune", "alhpa": 1}]}, "no parameter 'alhpa'"),
         ({"methods": [{"method": "fastervlm:0.5+fastv:0.5", "layer": 1}]}, "fastervlm.layer"),
         ({"limit": 0}, "limit=0"),
+        ({"seeds": ["one"]}, "seeds='one'; allowed: ints"),
+        ({"seeds": [-1]}, "seeds=-1"),
         ({"model_args": "dtype"}, "a mapping"),
     ],
 )
 def test_bad_grids_teach(change, told):
     with pytest.raises((ValueError, TypeError), match=told):
         Grid.of({**BASIC, **change})
+
+
+def test_seeds_go_to_what_has_chance():
+    pytest.importorskip("lmms_eval", reason=NEEDS)
+    own = {"method": "random", "keep": 0.25, "seed": 7}
+    grid = Grid.of({**BASIC, "methods": ["hiprune", own], "keep": [0.5], "seeds": [0, 1]})
+    assert names(grid) == [
+        "unreduced", "random keep=0.5", "random(seed=1) keep=0.5", "random keep=0.25", "random(seed=1) keep=0.25",
+        "hiprune keep=0.5", "random(seed=7) keep=0.25",
+    ]  # fmt: skip
+    assert {cell.seed for cell in grid.cells} == {None}
+    tasks = {"tasks": ["scored_drawn"], "include_path": [str(Path(__file__).parent / "tasks")]}
+    drawn = Grid.of({**BASIC, **tasks, "methods": ["hiprune"], "keep": [0.5], "seeds": [0, 1]})
+    assert [str(cell) for cell in drawn.cells] == [
+        "demo scored_drawn unreduced seed=0", "demo scored_drawn unreduced seed=1",
+        "demo scored_drawn random keep=0.5 seed=0", "demo scored_drawn random(seed=1) keep=0.5 seed=1",
+        "demo scored_drawn hiprune keep=0.5 seed=0", "demo scored_drawn hiprune keep=0.5 seed=1",
+    ]  # fmt: skip
+    assert len({cell.key for cell in drawn.cells}) == 6
 
 
 @pytest.mark.parametrize(("text", "told"), [("model: [", "is no YAML.*line 1"), ("- demo", "holds no mapping")])

@@ -33,6 +33,10 @@ def sweep(
     keep: Annotated[str | None, typer.Option(help="Budgets separated by commas. [default: 0.5,0.25,0.11]")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions per task. [default: all]")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Prompts per batch. [default: 1]")] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(help="Seeds separated by commas, for sampled decoding and methods with chance, such as 0,1,2."),
+    ] = None,
     base: Annotated[
         str | None,
         typer.Option(help="lmms-eval's model that runs it, such as llava_hf. [default: by the model's type]"),
@@ -69,6 +73,7 @@ def sweep(
     - `tokenreduce sweep grid.yaml --ray ray://head:10001 --dry-run`
     """
     from tokenreduce.eval.harness import require, told
+    from tokenreduce.eval.recipe import literal
     from tokenreduce.eval.sweep import Grid, Store, SweepFailed, run, tasks
 
     require()
@@ -79,6 +84,7 @@ def sweep(
         keep=None if keep is None else [part for part in keep.split(",") if part.strip()],
         limit=limit,
         batch_size=batch_size,
+        seeds=None if seeds is None else [literal(part.strip()) for part in seeds.split(",") if part.strip()],
         base=base,
         model_args=None if model_args is None else mapping(model_args, "--model-args"),
         include_path=None if include_path is None else [str(path) for path in include_path],
