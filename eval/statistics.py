@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -46,9 +47,17 @@ def mean_replicates(name: str, values: Sequence[float | None], clusters: Sequenc
 
 
 def replicates(
-    name: str, entries: Sequence[Any], clusters: Sequence[Any], aggregate: Callable[[list[Any]], Any], score: float
+    name: str,
+    entries: Sequence[Any],
+    clusters: Sequence[Any],
+    aggregate: Callable[[list[Any]], Any],
+    score: float,
+    field: str | None = None,
 ) -> np.ndarray:
     """(RESAMPLES,) values of ``aggregate`` over the entries of drawn questions; None is a question without an entry.
+
+    ``field``: of entries, which names their cluster to ``aggregate``. A cluster that is drawn twice is two clusters: the
+    second gets a name of its own there.
 
     Errors: ``ValueError`` with the reason where this cannot be: it does not give ``score`` again on the entries themselves, it
     takes too long, or it refuses questions drawn twice.
@@ -63,11 +72,28 @@ def replicates(
         raise ValueError(f"its aggregation takes {took:.2g} s, so that {RESAMPLES} resamples would take too long")
     found = np.empty(RESAMPLES)
     for i, drawn in enumerate(draws(name, clusters)):
-        value = _number(aggregate([entries[j] for j in drawn if entries[j] is not None]))
+        chosen = [j for j in drawn if entries[j] is not None]
+        value = _number(aggregate([entries[j] for j in chosen] if field is None else _apart(entries, chosen, field)))
         if value is None:
             raise ValueError("its aggregation gives no number for some resamples")
         found[i] = value
     return found
+
+
+def _apart(entries: Sequence[Any], drawn: Sequence[int], field: str) -> list[Any]:
+    """Drawn entries; ``field`` of those that were drawn before tells which time this is."""
+    times: Counter[int] = Counter()
+    found = []
+    for j in drawn:
+        found.append(named(entries[j], field, times[j]))
+        times[j] += 1
+    return found
+
+
+def named(entry: Any, field: str, number: int) -> Any:
+    """``entry`` with another name in ``field`` for every ``number`` but 0; of the same type where it is text."""
+    value = entry[field]
+    return {**entry, field: f"{value}~{number}" if isinstance(value, str) else (value, number)} if number else entry
 
 
 def interval(values: np.ndarray) -> tuple[float, float] | None:

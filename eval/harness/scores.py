@@ -12,6 +12,7 @@ import numpy as np
 from tokenreduce.adapters.upstream.lmms_eval import aggregation_of, is_mean
 
 from ..statistics import mean_replicates, replicates
+from .joined import joining_field
 
 COSTS = (
     "tokens_in",
@@ -37,9 +38,10 @@ def scores(
         tasks: lmms-eval's task objects by name, for their aggregations.
 
     Returns ``tasks`` {name: version, questions, metrics}, one per leaf and one per group that declares a mean of its own, each
-    metric with value, higher_is_better, aggregation and, unless it is the mean of its entries, ``replicates`` or
-    ``without_interval``, the reason; ``questions``, one row each with ``scores`` by metric; and ``metric``, ``score``,
-    ``higher_is_better`` of the first metric of the group, or else of the first leaf.
+    metric with value, higher_is_better, aggregation, ``cluster``, what names the questions that are drawn together, where there
+    is such, and, unless it is the mean of its entries, ``replicates`` or ``without_interval``, the reason; ``questions``, one row
+    each with ``scores`` by metric; and ``metric``, ``score``, ``higher_is_better`` of the first metric of the group, or else of
+    the first leaf.
 
     Errors: ``ValueError`` when nothing was asked.
     """
@@ -104,7 +106,10 @@ def _leaf(results: dict[str, Any], name: str, rows: Sequence[dict[str, Any]], ta
         entries = [by_filter.get(chosen, {}).get(i, {}).get(metric) for i in ids]
         higher = results.get("higher_is_better", {}).get(name, {}).get(metric)
         about = {"value": table[key], "higher_is_better": higher is not False, "entries": entries}
-        metrics[key.removesuffix(",none")] = about | _resampled(name, entries, clusters, table[key], task, metric)
+        docs = [by_filter.get(chosen, {}).get(i, {}).get("doc") for i in ids]
+        metrics[key.removesuffix(",none")] = about | _resampled(
+            name, entries, clusters, table[key], task, metric, docs, config.get("cluster_key")
+        )
     return {
         "version": _version(config.get("metadata")) or results.get("versions", {}).get(name),
         "questions": len(ids),
@@ -121,24 +126,40 @@ def _version(metadata: Any) -> Any:
 
 
 def _resampled(
-    name: str, entries: list[Any], clusters: list[Any], score: float | None, task: Any, metric: str
+    name: str,
+    entries: list[Any],
+    clusters: list[Any],
+    score: float | None,
+    task: Any,
+    metric: str,
+    docs: Sequence[Any] = (),
+    cluster_key: str | None = None,
 ) -> dict[str, Any]:
     aggregate: Callable[..., Any] | None = None if task is None else aggregation_of(task, metric)
     if aggregate is None:
         return {"aggregation": "unknown", "without_interval": "its aggregation is not known"}
+    told = {} if set(clusters) == {None} else {"cluster": cluster_key}
     called = getattr(aggregate, "__name__", "a function")
     if is_mean(aggregate) and all(entry is None or _value(entry) is not None for entry in entries):
-        return {"aggregation": "mean", "replicates": mean_replicates(name, [_value(e) for e in entries], clusters)}
+        return {
+            **told,
+            "aggregation": "mean",
+            "replicates": mean_replicates(name, [_value(e) for e in entries], clusters),
+        }
     called = f"{called}()" if called == "mean" else called  # a mean of its own, not lmms-eval's
     if score is None:
         return {"aggregation": called, "without_interval": "it is no number"}
     if "args" in inspect.signature(aggregate).parameters:
         return {"aggregation": called, "without_interval": "its aggregation writes a file for submission"}
+    field = joining_field(entries, docs, aggregate, cluster_key if told else None)
+    if field is not None and not told:
+        clusters = [None if entry is None else str(entry[field]) for entry in entries]
+    about = {"aggregation": called, **told, **({} if field is None else {"cluster": field})}
     try:
-        return {"aggregation": called, "replicates": replicates(name, entries, clusters, aggregate, score)}
+        return {**about, "replicates": replicates(name, entries, clusters, aggregate, score, field)}
     except Exception as error:
         reason = str(error) if isinstance(error, ValueError) else f"its aggregation refuses resamples: {error!r}"
-        return {"aggregation": called, "without_interval": reason[:300]}
+        return {**about, "without_interval": reason[:300]}
 
 
 def _group(results: dict[str, Any], name: str, table: Mapping[str, Any], leaves: dict[str, Any]) -> dict[str, Any]:

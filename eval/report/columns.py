@@ -80,6 +80,7 @@ def title(row: Row) -> str:
 def notes(rows: Sequence[Row]) -> list[str]:
     """What is to be said below a table: why intervals are missing, which tests were made, what failed."""
     reasons = dict.fromkeys(r.without_interval for r in rows if r.without_interval is not None)
+    together = dict.fromkeys(r.cluster for r in rows if r.cluster is not None)
     tests = dict.fromkeys(
         f"p: {r.test}" + (f", corrected over the table ({r.correction})" if r.correction else "")
         for r in rows
@@ -91,7 +92,8 @@ def notes(rows: Sequence[Row]) -> list[str]:
         for r in rows
         if r.control is not None and r.vs_random is None
     ]
-    return [*(f"No interval: {reason}" for reason in reasons), *tests, *outside, *lost]
+    drawn = [f"Questions of one {name} are drawn together" for name in together]
+    return [*(f"No interval: {reason}" for reason in reasons), *drawn, *tests, *outside, *lost]
 
 
 def number(value: float, sign: str = "") -> str:

@@ -34,6 +34,7 @@ class Row:
     higher_is_better: bool = True
     share: bool = False
     questions: int = 0
+    cluster: str | None = None
     seeds: int = 1
     score: float | None = None
     score_se: float | None = None
@@ -134,7 +135,7 @@ def _row(table: Table, point: Point, task: str, metric: Metric, plain: Point | N
         group=None if task == table.task else table.task,
         version=None if about["version"] is None else str(about["version"]),
         metric=metric.name, aggregation=first_scored["aggregation"], higher_is_better=metric.higher_is_better,
-        share=metric.share, questions=about["questions"], seeds=len(point.cells),
+        share=metric.share, questions=about["questions"], cluster=first_scored.get("cluster"), seeds=len(point.cells),
         empty_answers=sum(cell["result"]["empty_answers"] for cell in point.cells),
     )  # fmt: skip
     score, own = pooled(point, task, metric.name)
