@@ -20,4 +20,7 @@ Vectors of the same functions with other settings have to pass as well, so:
   A default stands only for what a vector leaves out.
 
 Optional: ``UNORDERED``, names of index outputs whose last axis the method's page declares to be a set.
+
+Other settings than those on disk are made by plain loops in ``tests/golden_settings``, one module per method, and go through
+the same drivers.
 """

@@ -59,12 +59,12 @@ def chain(inputs: Meta[Tensor], params: Meta[Any]) -> dict[str, Tensor]:
 
 
 def schedules(inputs: Meta[Tensor], params: Meta[Any]) -> dict[str, Tensor]:
-    """Rows (depth, r, inflection): a pair, or, where r is a list or the inflection is missing, r as it stands."""
+    """Rows (depth, r, inflection): a pair, or, where the inflection is missing, r as it stands."""
     rows = []
-    for i, (depth, r, *inflection) in enumerate(params["rows"]):
-        pair = not isinstance(r, list) and inflection not in ([], [None])
-        rows.append(torch.tensor(schedule((r, *inflection) if pair else r, depth)))
-        for name, said in (("layers", depth), ("r", r), ("inflect", *inflection)):
+    for i, (depth, r, *more) in enumerate(params["rows"]):
+        inflection = more[0] if more else None
+        rows.append(torch.tensor(schedule(r if inflection is None else (r, inflection), depth)))
+        for name, said in (("layers", depth), ("r", r), ("inflect", inflection)):
             assert name not in inputs or inputs[name][i] == said, (
                 f"input {name} of row {i} contradicts the parameter rows"
             )
