@@ -29,25 +29,42 @@ class Calibration:
         self._outcomes = pool.run(self._queue)
 
     @contextmanager
-    def ready(self) -> Iterator[Calibration]:
-        """Hold the folder, and the worker with its model, for the ``with`` block."""
+    def ready(self, shares: bool = True) -> Iterator[Calibration]:
+        """Hold the folder, and the worker with its model, for the ``with`` block.
+
+        Errors: ``RuntimeError`` for a task without a score of its own, and, where ``shares`` of the unreduced score will be asked
+        for, for a score that has none: 0 where higher is better, or below 0.
+        """
         with self.store.locked():
             try:
                 self.plain = self._evaluated(Recipe())
-                if not self.plain["result"]["score"]:
-                    raise RuntimeError(
-                        f"the unreduced model scores {self.plain['result']['score']} on {self.cell.task}"
-                    )
+                (self.unreduced,) = rows([self.plain])[:1]
+                self._check(shares)
                 yield self
             finally:
                 self._outcomes.close()  # type: ignore[attr-defined]
 
     def point(self, method: str, keep: float) -> Point:
         found = self._evaluated(Recipe.of(method, keep))
-        row = next(row for row in rows([self.plain, found]) if row.method != "unreduced")
-        kept, flops = row.relative or 0.0, 1.0 if row.flops_share is None else row.flops_share
+        row = next(row for row in rows([self.plain, found]) if row.method != self.unreduced.method)
+        if row.score is None or self.unreduced.score is None:
+            raise RuntimeError(f"{method} keep={keep}: task {self.cell.task} gave no number; see what lmms-eval wrote")
+        kept, gain = row.relative, row.described.gain(row.score, self.unreduced.score)
         low, high = (kept if end is None else end for end in (row.relative_low, row.relative_high))
-        return Point(method, keep, kept, low, high, flops, 1.0 if row.token_share is None else row.token_share)
+        flops, tokens = (1.0 if share is None else share for share in (row.flops_share, row.token_share))
+        return Point(method, keep, kept, low, high, flops, tokens, gain)
+
+    def _check(self, shares: bool) -> None:
+        score, task = self.plain["result"]["score"], self.cell.task
+        if score is None:
+            raise RuntimeError(
+                f"task {task} has no score of its own to go by; a group without a mean has none: name one of its tasks"
+            )
+        if shares and (score < 0 or (score == 0 and self.unreduced.higher_is_better)):
+            raise RuntimeError(
+                f"the unreduced model scores {score:g} on {task}, of which no share can be kept; --flops finds the best score "
+                "within a cost instead, another task or a larger --limit may have a score above 0"
+            )
 
     def _evaluated(self, recipe: Recipe) -> dict[str, Any]:
         cell = dataclasses.replace(self.cell, recipe=recipe)

@@ -7,15 +7,21 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Point:
-    """A method at a budget, evaluated: ``kept`` of the unreduced score with its interval, ``flops`` of the prefill, shares."""
+    """A method at a budget, evaluated.
+
+    ``kept``: of the unreduced model's quality, as the report's column "of unreduced" has it, with its interval; None where a
+    ratio says nothing, as of no errors to some. ``flops``, ``tokens``: shares of the decoder's prefill and of the visual
+    tokens. ``gain``: how much better the score is than the unreduced one, in the task's unit; it sorts as ``kept`` does.
+    """
 
     method: str
     keep: float
-    kept: float
-    kept_low: float
-    kept_high: float
+    kept: float | None
+    kept_low: float | None
+    kept_high: float | None
     flops: float
     tokens: float
+    gain: float
 
 
 @dataclass(frozen=True)
@@ -45,13 +51,13 @@ class Wish:
 
     def met_by(self, point: Point) -> bool:
         if self.target is not None:
-            return point.kept >= self.target
+            return point.gain >= 0 if point.kept is None else point.kept >= self.target
         assert self.flops is not None
         return point.flops <= self.flops
 
     def order(self, point: Point) -> tuple[float, float]:
         """A key that sorts points that meet the wish, best first."""
-        return (point.flops, -point.kept) if self.target is not None else (-point.kept, point.flops)
+        return (point.flops, -point.gain) if self.target is not None else (-point.gain, point.flops)
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ class _Line:
         """Sorts lines: those that nothing is known of first, then by what they may still reach."""
         if wish.target is not None:
             return bool(self.points), self.least_flops
-        return bool(self.points), -max((p.kept for p in self.points), default=0.0)
+        return bool(self.points), -max((p.gain for p in self.points), default=0.0)
 
 
 def search(

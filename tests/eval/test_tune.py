@@ -15,6 +15,7 @@ from tokenreduce.cli import app
 from tokenreduce.cli.tune import reasons
 from tokenreduce.eval.harness import TASKS
 from tokenreduce.eval.sweep import Cell, Store
+from tokenreduce.eval.sweep.evaluator import Outcome
 from tokenreduce.eval.sweep.pool import Processes
 from tokenreduce.eval.tune import Calibration, Choice, Point, Wish, search
 from tokenreduce.eval.tune.search import LADDER
@@ -28,7 +29,7 @@ def truth(method, keep):
     half, floor = CURVES[method]
     kept = 1 / (1 + (half / keep) ** 3)
     flops = floor + (1 - floor) * (0.8 * keep + 0.2 * keep**2)
-    return Point(method, keep, kept, kept - 0.02, min(1.0, kept + 0.02), flops, keep)
+    return Point(method, keep, kept, kept - 0.02, min(1.0, kept + 0.02), flops, keep, kept - 1)
 
 
 def best_of_all(wish, table=truth, methods=CURVES):
@@ -63,7 +64,7 @@ wishes = st.builds(lambda name, share: {name: share}, st.sampled_from(["target",
 def as_points(columns):
     """``table(method, keep)`` from (kept, flops) of every budget of every method."""
     found = {
-        (method, keep): Point(method, keep, kept, kept, kept, flops, keep)
+        (method, keep): Point(method, keep, kept, kept, kept, flops, keep, kept - 1)
         for method, column in columns.items()
         for keep, (kept, flops) in zip(LADDER, column, strict=True)
     }
@@ -126,8 +127,9 @@ LADDER_OF_DEMO = Path(__file__).parents[2] / "benchmarks/results/ladder.csv"
 def test_on_the_demo_models_own_table_at_most_one_step_is_lost(name):
     with LADDER_OF_DEMO.open() as file:
         table = {(row["method"], float(row["keep"])): row for row in csv.DictReader(file)}
+    columns = ("relative", "relative_low", "relative_high", "flops_share", "token_share")
     points = {
-        at: Point(*at, *(float(row[c]) for c in ("relative", "relative_low", "relative_high", "flops_share", "token_share")))
+        at: Point(*at, *(float(row[c]) for c in columns), float(row["relative"]) - 1)
         for at, row in table.items()
     }  # fmt: skip
     methods = list(dict.fromkeys(method for method, _ in points))
@@ -145,7 +147,7 @@ def test_on_the_demo_models_own_table_at_most_one_step_is_lost(name):
 
 
 def test_of_equal_cost_the_more_accurate_is_picked_and_random_comes_after():
-    seen = [Point(*row) for row in (
+    seen = [Point(*row, row[2] - 1) for row in (
         ("random", 0.25, 0.75, 0.7, 0.8, 0.25, 0.25), ("pitome", 0.25, 0.889, 0.8, 0.9, 0.25, 0.25),
         ("random", 0.1, 0.5, 0.4, 0.6, 0.1, 0.1), ("pitome", 0.1, 0.45, 0.4, 0.6, 0.1, 0.1),
     )]  # fmt: skip
@@ -185,7 +187,7 @@ def test_reasons_name_the_pick_the_runner_up_and_random():
     said = " ".join(reasons(search(list(CURVES), truth, target=0.9), 64))
     assert "tr.wrap(model, 'better', keep=0.08)" in said
     assert "Then: good" in said
-    assert "Dropping at random keeps" in said
+    assert "Dropping at random has" in said
     assert "next smaller budget tried, 0.06" in said
 
 
@@ -226,6 +228,92 @@ def test_evaluations_are_kept_and_taken_up_again(tmp_path, monkeypatch):
         assert points[-1].kept == 1.0
     assert points[0] == points[1]
     assert [c["status"] for c in store.everything()].count("done") == 2
+
+
+# ------------------------------------------------------------------ scores of any kind
+
+
+class Scores:
+    """A pool in which every method, at every budget, has the questions' entries of ``marks``; FLOPs are the budget."""
+
+    slots = 1
+
+    def __init__(self, marks, leaf=None, **metric):
+        self.marks, self.leaf, self.metric = marks, leaf, metric
+
+    def run(self, queue):
+        while queue:
+            cell = queue.popleft()
+            name, keep = cell.recipe.name, float(cell.recipe.keep)
+            entries = self.marks[name]
+            metric = {
+                "value": sum(entries) / len(entries),
+                "higher_is_better": True,
+                "aggregation": "mean",
+            } | self.metric
+            questions = [{"doc_id": i, "score": x, "scores": {"m": x}} for i, x in enumerate(entries)]
+            cost = {"tokens_in": 1, "tokens_kept": keep, "equivalent_tokens": keep, "flops": keep, "flops_unreduced": 1}
+            about = {"version": None, "questions": len(entries), "metrics": {"m": metric}}
+            yield (
+                cell,
+                Outcome(
+                    result={
+                        "tasks": {self.leaf or cell.task: about}, "metric": "m", "questions": questions,
+                        "score": None if self.leaf else metric["value"],
+                        "measured": cost, "empty_answers": 0,
+                    }
+                ),
+            )  # fmt: skip
+
+
+def tuned(tmp_path, wish, marks, **metric):
+    cell, store = Cell("demo", "tr_demo_images", include=(str(TASKS),)), Store(tmp_path / "out")
+    methods = [name for name in marks if name != "unreduced"]
+    with Calibration(cell, store, Scores(marks, **metric)).ready("target" in wish) as calibration:
+        return search(methods, calibration.point, **wish)
+
+
+@pytest.mark.parametrize("wish", [{"target": 0.95}, {"flops": 0.3}], ids=["target", "flops"])
+def test_errors_are_to_be_few(tmp_path, wish):
+    """Of 8 questions 2 are wrong unreduced, 3 with random, 2 with uniform, none with hiprune."""
+    marks = {
+        "unreduced": [1, 1, 0, 0, 0, 0, 0, 0],
+        "random": [1, 1, 1, 0, 0, 0, 0, 0],
+        "uniform": [1, 0, 1, 0, 0, 0, 0, 0],
+        "hiprune": [0] * 8,
+    }
+    found = tuned(tmp_path, wish, marks, higher_is_better=False)
+    seen = {p.method: p for p in found.points}
+    assert {name: p.gain for name, p in seen.items()} == {"random": -1 / 8, "uniform": 0.0, "hiprune": 2 / 8}
+    assert {name: p.kept for name, p in seen.items()} == {"random": 2 / 3, "uniform": 1.0, "hiprune": None}
+    assert found.best.method == "hiprune"
+    assert {p.method for p in found.ranked} == {"uniform", "hiprune"} | ({"random"} if "flops" in wish else set())
+    assert "a score better by 0.25 than unreduced" in " ".join(reasons(found, 8))
+
+
+def test_no_errors_at_all_are_a_score_to_keep(tmp_path):
+    marks = {"unreduced": [0] * 4, "random": [0, 0, 0, 1], "hiprune": [0] * 4}
+    found = tuned(tmp_path, {"target": 0.95}, marks, higher_is_better=False)
+    assert {p.method: p.kept for p in found.points} == {"random": 0.0, "hiprune": 1.0}
+    assert [p.method for p in found.ranked] == ["hiprune"]
+
+
+@pytest.mark.parametrize("unreduced", [0.0, -2.0])
+def test_of_a_score_that_is_not_above_zero_no_share_is_kept_but_the_best_within_a_cost_is_found(tmp_path, unreduced):
+    marks = {"unreduced": [unreduced] * 2, "random": [-3.0, -3.0], "hiprune": [1.0, -1.5]}
+    with pytest.raises(RuntimeError, match=rf"scores {unreduced:g} on tr_demo_images.*--flops finds"):
+        tuned(tmp_path / "a", {"target": 0.95}, marks)
+    found = tuned(tmp_path / "b", {"flops": 0.5}, marks)
+    assert found.best.method == "hiprune"
+    assert found.best.gain == -0.25 - unreduced
+    way = "better" if found.best.gain > 0 else "worse"
+    assert f"a score {way} by {abs(found.best.gain):g} than unreduced" in " ".join(reasons(found, 2))
+
+
+@pytest.mark.parametrize("about", [{"value": None}, {"leaf": "one_of_a_group"}], ids=["no number", "group"])
+def test_a_task_without_a_score_of_its_own_is_refused(tmp_path, about):
+    with pytest.raises(RuntimeError, match="name one of its tasks"):
+        tuned(tmp_path, {"flops": 0.5}, {"unreduced": [1.0], "random": [1.0]}, **about)
 
 
 @pytest.mark.long

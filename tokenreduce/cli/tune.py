@@ -71,12 +71,12 @@ def tune(
     def told(name: str, keep: float) -> Point:
         point = calibration.point(name, keep)
         console.print(
-            f"{name} keep={keep}: {_percent(point)} of the unreduced score, {point.flops:.0%} of the FLOPs",
+            f"{name} keep={keep}: {_kept(point)}, {point.flops:.0%} of the FLOPs",
             markup=False,
         )
         return point
 
-    with Calibration(grid.cells[0], Store(out), Processes(1, out / "logs")).ready() as calibration:
+    with Calibration(grid.cells[0], Store(out), Processes(1, out / "logs")).ready(target is not None) as calibration:
         found = search(candidates, told, target=target, flops=flops, evaluations=evaluations)
     write_json(out / "choice.json", dataclasses.asdict(found))
     for line in reasons(found, limit):
@@ -94,30 +94,28 @@ def reasons(found: Choice, questions: int) -> list[str]:
     if best is None:
         said.append(f"Nothing that was tried would {wish}; take the {UNREDUCED} model.")
         if found.points:
-            near = min(found.points, key=lambda p: -p.kept if wish.target is not None else p.flops)
-            said.append(
-                f"Nearest: {near.method} keep={near.keep} with {_percent(near)} at {near.flops:.0%} of the FLOPs."
-            )
+            near = min(found.points, key=lambda p: -p.gain if wish.target is not None else p.flops)
+            said.append(f"Nearest: {near.method} keep={near.keep} with {_kept(near)} at {near.flops:.0%} of the FLOPs.")
         return said
     said.append(f"Pick: {best.method} keep={best.keep}, that is tr.wrap(model, {best.method!r}, keep={best.keep})")
     said.append(
-        f"Why: {_percent(best)} of the unreduced score on {questions} questions with {best.tokens:.0%} of the visual tokens and "
+        f"Why: {_kept(best)} on {questions} questions with {best.tokens:.0%} of the visual tokens and "
         f"{best.flops:.0%} of the prefill FLOPs; "
         + ("the cheapest found" if wish.target is not None else "the most accurate found") + f" to {wish}."
     )  # fmt: skip
     below = [p for p in found.points if p.method == best.method and p.keep < best.keep]
     if wish.target is not None and below:
         next_one = max(below, key=lambda p: p.keep)
-        said.append(f"Its next smaller budget tried, {next_one.keep}, keeps {next_one.kept:.1%}.")
+        said.append(f"Its next smaller budget tried, {next_one.keep}, has {_kept(next_one)}.")
     for other in found.ranked[1:3]:
-        said.append(f"Then: {other.method} keep={other.keep} with {_percent(other)} at {other.flops:.0%} of the FLOPs.")
+        said.append(f"Then: {other.method} keep={other.keep} with {_kept(other)} at {other.flops:.0%} of the FLOPs.")
     control = [p for p in found.points if p.method == "random"]
     if best.method == "random":
         said.append("No method beats dropping at random here: the questions may not need the picture.")
     elif control:
         near = min(control, key=lambda p: abs(p.flops - best.flops))
-        said.append(f"Dropping at random keeps {near.kept:.1%} at {near.flops:.0%} of the FLOPs.")
-    if wish.target is not None and best.kept_low < wish.target:
+        said.append(f"Dropping at random has {_kept(near)} at {near.flops:.0%} of the FLOPs.")
+    if wish.target is not None and best.kept_low is not None and best.kept_low < wish.target:
         said.append(
             f"The interval reaches below the target: {questions} questions cannot tell for certain; a larger --limit can."
         )
@@ -128,5 +126,8 @@ def reasons(found: Choice, questions: int) -> list[str]:
     return said
 
 
-def _percent(point: Point) -> str:
-    return f"{point.kept:.1%} [{100 * point.kept_low:.0f}, {100 * point.kept_high:.0f}]"
+def _kept(point: Point) -> str:
+    if point.kept is None or point.kept_low is None or point.kept_high is None:
+        way = "better" if point.gain >= 0 else "worse"
+        return f"a score {way} by {abs(point.gain):.4g} than unreduced"
+    return f"{point.kept:.1%} [{100 * point.kept_low:.0f}, {100 * point.kept_high:.0f}] of the unreduced score"
