@@ -12,7 +12,7 @@ from tokenreduce.budgets import Budget
 from tokenreduce.layout import Seen
 from tokenreduce.reduction import PositionPolicy, Reduction
 from tokenreduce.signals import Signal
-from tokenreduce.tokens import Stage, VisualTokens
+from tokenreduce.tokens import Rows, Stage, VisualTokens
 from tokenreduce.validation import choice
 
 
@@ -161,7 +161,8 @@ class Method:
         look = (tokens.features.device.type == "cpu" or place not in _LOOKED_AT) and not torch.compiler.is_compiling()
         _LOOKED_AT.add(place)
         if look:
-            for signal, value in tokens.signals.items():
+            for signal, shown in tokens.signals.items():
+                value = shown.features[shown.valid] if isinstance(shown, Rows) else shown
                 if value.is_floating_point() and bool(value.isnan().any()):
                     at = tokens.stage if tokens.layer is None else f"{tokens.stage} layer {tokens.layer}"
                     warnings.warn(

@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
-from torch import Tensor
-
 from tokenreduce.groups import ImageGroup
 from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.per_thread import PerThread, nothing
@@ -20,7 +18,7 @@ from tokenreduce.stopwatch import Stopwatch
 from tokenreduce.tokens import STAGES, Stage, VisualTokens
 from tokenreduce.views import reduce_views, view_of
 
-Look = Callable[[Signal, ImageGroup], Tensor]
+Look = Callable[[Signal, ImageGroup], Any]
 
 
 class Pipeline:
@@ -114,7 +112,7 @@ class Pipeline:
 
     @property
     def ranks_by_text(self) -> bool:
-        """Whether a method looks at what the language model attends to, and so at the question."""
+        """Whether a method looks at the text, or at what the language model attends to, and so at the question."""
         return any(signal.part == "llm" for signal in self.needs)
 
     @property

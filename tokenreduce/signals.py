@@ -6,11 +6,11 @@ functions in ``tokenreduce.kernels``; no attention map is ever materialised.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 Where = Literal["tower", "llm"]
-Axis = Literal["token", "view", "picture"]
+Axis = Literal["token", "view", "picture", "text"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Signal:
 
     ``part`` names the part of the model that is listened to. ``axis`` says what a value is aligned with: each ``token``,
     (B, N) or with channels (B, N, C); each ``view`` or frame of a picture, (B, V, ...), V = 1 where a method is shown a
-    single one; or the ``picture``, (B,).
+    single one; the ``picture``, (B,); or the ``text`` that comes with it, ``Rows``.
     """
 
     axis: ClassVar[Axis] = "token"
@@ -97,3 +97,36 @@ class Keys(Signal):
     """
 
     block: int
+
+
+@dataclass(frozen=True)
+class Hidden(Signal):
+    """What the language model holds for the visual tokens where the method acts: (B, N, D). Embeddings at the projector,
+    what enters the layer at a decoder step; with ``norm='final'``, behind the norm that follows the last layer.
+    """
+
+    norm: Literal["final"] | None = None
+
+    @property
+    def part(self) -> Where:
+        return "llm"
+
+
+@dataclass(frozen=True)
+class Text(Signal):
+    """The text of each picture's sample: ``Rows`` of Q tokens, with channels as ``of`` says for visual tokens.
+
+    ``span`` says which: ``after`` the picture, ``before`` it, ``all`` text, or the ``last`` token. Visual tokens of other
+    pictures and padding are left out, and so are what an answer holds, other documents of a packed row, and earlier turns.
+    What a chat template writes is text; ``special=False`` leaves out the ids that the model's configuration names, such as
+    those that begin a prompt or surround a picture.
+    """
+
+    axis = "text"
+    span: Literal["after", "before", "all", "last"] = "all"
+    of: Hidden = field(default_factory=Hidden)
+    special: bool = True
+
+    @property
+    def part(self) -> Where:
+        return "llm"

@@ -23,6 +23,31 @@ STAGES: tuple[Stage, ...] = ("encoder", "projector", "llm", "cache")
 
 
 @dataclass
+class Rows:
+    """Q tokens of text that come with each of B pictures, in the order of the prompt.
+
+    Attributes:
+        features: (B, Q, D), whatever dtype the model runs in.
+        valid: (B, Q) bool; rows that are not valid fill up shorter texts and hold anything. Q may be 0.
+        column: (B, Q) long, where each stands in the caller's row, counted from the first column of this call.
+    """
+
+    features: Tensor
+    valid: Tensor
+    column: Tensor
+
+    def repeat_interleave(self, count: int) -> Rows:
+        """``count`` copies of every picture's text, side by side."""
+        return Rows(*(x.repeat_interleave(count, dim=0) for x in (self.features, self.valid, self.column)))
+
+    def mean(self) -> Tensor:
+        """(B, D) float32, the mean of the valid rows; zeros where there is none."""
+        weight = self.valid.float()[..., None]
+        total = self.features.float().masked_fill(~self.valid[..., None], 0).sum(dim=1)
+        return total / weight.sum(dim=1).clamp_min(1)
+
+
+@dataclass
 class VisualTokens:
     """B images of the same layout and the same current length, as a method sees them.
 
@@ -34,7 +59,7 @@ class VisualTokens:
         source: (B, N) original token each current token sits at, ascending in an untouched image; -1 for a summary.
         size: (B, N) float, number of original tokens each current token stands for.
         role: (B, N) int, roles given by earlier stages (0 = none).
-        signals: what the method's step asked for, each aligned with the N current tokens.
+        signals: what the method's step asked for, each aligned as its ``axis`` says; text comes as ``Rows``.
         prefix: number of leading tokens ([CLS], registers) included in ``features``; they must survive in place. Only
             at the encoder; every (B, N) tensor includes them there.
         amount: what the method's plan attached to this step, such as how many tokens to merge in this block.
@@ -47,7 +72,7 @@ class VisualTokens:
     source: Tensor = None  # type: ignore[assignment]  # filled in below when not given
     size: Tensor = None  # type: ignore[assignment]
     role: Tensor = None  # type: ignore[assignment]
-    signals: Mapping[Signal, Tensor] = field(default_factory=dict)
+    signals: Mapping[Signal, Any] = field(default_factory=dict)
     prefix: int = 0
     amount: Any = None
 
@@ -64,7 +89,8 @@ class VisualTokens:
     def num_tokens(self) -> int:
         return self.features.shape[1]
 
-    def signal(self, wanted: Signal) -> Tensor:
+    def signal(self, wanted: Signal) -> Any:
+        """The value of ``wanted``: a tensor, or ``Rows`` for text."""
         try:
             return self.signals[wanted]
         except KeyError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,9 +84,11 @@ def _view(tokens: VisualTokens, layout: Layout, index: Tensor, local: Tensor, ow
         flat = index.flatten(1)
         return take_rows(x, flat).unflatten(1, index.shape[1:]).flatten(0, 1)
 
-    def signal(x: Tensor, axis: Axis) -> Tensor:
+    def signal(x: Any, axis: Axis) -> Any:
         if axis == "token":
             return of(x)
+        if axis == "text":
+            return x.repeat_interleave(count)
         number = torch.tensor(own, device=x.device)
         if axis == "view":
             return x.index_select(1, number).flatten(0, 1)[:, None]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tokenreduce.adapters.encoders.blocks import Block, TransformersBlock
 from tokenreduce.adapters.encoders.patch_grid import PatchGrid
 from tokenreduce.adapters.registry import register
+from tokenreduce.adapters.upstream.model import special_ids
 from tokenreduce.adapters.visual_inputs import Medium, NotedCall, Picture, TowerCall
 from tokenreduce.method import ModelFacts
 
@@ -182,10 +183,20 @@ class Family:
             given = input_ids.cpu()
             found = {medium: given == i for medium, i in ids.items()}
         else:
-            assert inputs_embeds is not None, "a model is called with one of the two"
-            table = self.model.get_input_embeddings()
-            marks = table(torch.tensor(list(ids.values()), device=inputs_embeds.device)).to(inputs_embeds.dtype)
-            found = {medium: (inputs_embeds == mark).all(-1).cpu() for medium, mark in zip(ids, marks)}
+            found = {medium: self._embedded(i, inputs_embeds).cpu() for medium, i in ids.items()}
         image = found["image"]
         video = found.get("video", torch.zeros_like(image))
         return image | video, video
+
+    def special_columns(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        """(B, L) bool: columns of the ids that the configuration names, recognised by id or else by embedding."""
+        ids = special_ids(self.model)
+        if input_ids is not None:
+            return torch.isin(input_ids, torch.tensor(ids, device=input_ids.device))
+        return torch.stack([self._embedded(i, inputs_embeds) for i in ids]).any(dim=0)
+
+    def _embedded(self, token: int, inputs_embeds: Tensor | None) -> Tensor:
+        """(B, L) bool: columns of ``inputs_embeds`` (B, L, D) that hold the embedding of ``token``."""
+        assert inputs_embeds is not None, "a model is called with one of the two"
+        mark = self.model.get_input_embeddings()(torch.tensor([token], device=inputs_embeds.device))
+        return (inputs_embeds == mark.to(inputs_embeds.dtype)).all(-1)

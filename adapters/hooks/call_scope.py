@@ -107,6 +107,16 @@ class CallScopes:
         finally:
             self.told = outer
 
+    def told_columns(self, batch: int) -> list[int] | None:
+        """Columns of the prompt of each sample, as the caller or ``generate`` tells; None: not told."""
+        if self.told is None:
+            prompt = None if self.scope is None else self.scope.prompt
+            return None if prompt is None else [prompt] * batch
+        told = [self.told] * batch if isinstance(self.told, int) else list(self.told)
+        if len(told) != batch:
+            raise ValueError(f"prompt_length has {len(told)} entries; allowed: one number, or {batch}, one per sample")
+        return [int(n) for n in told]
+
     def prompt_ends(self, visual: Tensor, offset: int) -> list[int] | None:
         """Per sample of a chunk, the column behind the question; None where the chunk ends with it.
 
@@ -114,15 +124,9 @@ class CallScopes:
         caller, by ``generate``, or by labels: the first column to be learned behind the last visual one.
         """
         batch, length = visual.shape
-        if self.told is not None:
-            told = [self.told] * batch if isinstance(self.told, int) else list(self.told)
-            if len(told) != batch:
-                raise ValueError(
-                    f"prompt_length has {len(told)} entries; allowed: one number, or {batch}, one per sample"
-                )
-            ends = [int(n) - offset for n in told]
-        elif self.scope is not None and self.scope.prompt is not None:
-            ends = [self.scope.prompt - offset] * batch
+        told = self.told_columns(batch)
+        if told is not None:
+            ends = [n - offset for n in told]
         elif self.scope is not None and self.scope.labels is not None:
             ends = _before_answers(self.scope.labels, visual)
         else:

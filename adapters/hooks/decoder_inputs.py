@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,8 +10,10 @@ from torch import Tensor
 
 from tokenreduce.adapters.families.base import Family
 from tokenreduce.adapters.hooks import deepstack
+from tokenreduce.adapters.hooks.call_scope import CallScopes
 from tokenreduce.adapters.hooks.decoder_pass import DecoderPass
 from tokenreduce.adapters.hooks.merged_tokens import merged_group
+from tokenreduce.adapters.hooks.prompt_text import PromptText
 from tokenreduce.adapters.hooks.sequence_packing import carried, write
 from tokenreduce.adapters.hooks.tower_passes import Encoded
 from tokenreduce.adapters.hooks.tower_state import TowerState
@@ -18,9 +21,10 @@ from tokenreduce.adapters.hooks.visual_token_positions import as_tiles, as_video
 from tokenreduce.adapters.upstream.cache import DynamicCache, cache_argument, given_cache
 from tokenreduce.adapters.upstream.decoder import layer_type
 from tokenreduce.adapters.visual_inputs import Placed
-from tokenreduce.groups import ImageGroup
+from tokenreduce.groups import Image, ImageGroup
 from tokenreduce.kernels.rows import take_rows
 from tokenreduce.reduction import PositionPolicy
+from tokenreduce.signals import Text
 
 
 def locate(
@@ -73,12 +77,44 @@ def reduce_projected(reduced: DecoderPass, embeds: Tensor) -> bool:
     # tokens that a merged tower left behind come with their features
     beside = reduced.beside.get(0)
     shown = [g if g.features is not None else g.showing(embeds, beside=beside) for g in reduced.groups]
+    reduced.hidden = (embeds, None)
     groups, changed = reduced.run("projector", None, shown)
     if changed:
         with reduced.pipeline.stopwatch(embeds.device):
             reduced.packings.repack(0, reduced.groups, groups)
     reduced.groups = groups
     return changed
+
+
+def note_text(
+    reduced: DecoderPass, family: Family, scopes: CallScopes, images: Sequence[Image], given: tuple[Any, Any]
+) -> None:
+    """Note what the text of this chunk is, where a method asks for it; ``given``: ``input_ids``, or else ``inputs_embeds``.
+
+    Errors: ``ValueError`` where a picture is decided upon before the text that a method asks for has come.
+    """
+    wanted = [signal for signal in reduced.pipeline.needs if isinstance(signal, Text)]
+    if not wanted:
+        return
+    visual, real = reduced.visual, reduced.packings.at(0).alive
+    end = reduced.offset + visual.shape[1]
+    later = [n for n in scopes.told_columns(len(visual)) or () if n > end]
+    if later and any(signal.span != "before" for signal in wanted):
+        raise ValueError(
+            f"method={reduced.pipeline.methods[0].name!r} reads the text of the prompt, but this call brings a picture and "
+            f"columns up to {end} of a prompt of {later[0]}; leave out prefill_chunk_size, or pass the rest of the prompt "
+            "along with its picture"
+        )
+    labels = None if scopes.scope is None else scopes.scope.labels
+    reduced.text = PromptText(
+        visual,
+        real,
+        images,
+        reduced.question_end,
+        reduced.masks.documents,
+        None if labels is None else labels[:, -visual.shape[1] :].to(real.device) != -100,
+        None if all(signal.special for signal in wanted) else family.special_columns(*given),
+    )
 
 
 def uses_cache(decoder: Any, kwargs: dict[str, Any]) -> bool:

@@ -11,16 +11,18 @@ from torch import Tensor
 from tokenreduce.adapters.hooks.attention_masks import LayerMasks
 from tokenreduce.adapters.hooks.kv_cache import DecodeState, keep_columns, physical_length
 from tokenreduce.adapters.hooks.position_ids import PositionIds
+from tokenreduce.adapters.hooks.prompt_text import PromptText
 from tokenreduce.adapters.hooks.sequence_packing import LayerPackings, Packing, carried, repacked, write
 from tokenreduce.adapters.upstream.cache import Cache
+from tokenreduce.adapters.upstream.decoder import final_norm
 from tokenreduce.groups import ImageGroup
 from tokenreduce.kernels.fingerprint import combine
 from tokenreduce.kernels.group_mean import group_mean
 from tokenreduce.kernels.rows import take_rows
 from tokenreduce.pipeline import Pipeline
 from tokenreduce.reduction import Reduction
-from tokenreduce.signals import Signal
-from tokenreduce.tokens import Stage
+from tokenreduce.signals import Hidden, Signal, Text
+from tokenreduce.tokens import Rows, Stage
 
 
 class DecoderPass:
@@ -39,6 +41,8 @@ class DecoderPass:
         decisions: the reductions carried out so far; ``recalled``, those of an earlier pass over the same prompt.
         question_end: (B,) long, column of this chunk behind the question; None: the chunk ends with it.
         beside: by first layer, (B, W, E) what is added to the hidden states of later layers.
+        norm: the decoder's last; ``text``: what the text of this chunk is, where a method asks for it.
+        hidden: what is being shortened, (B, W, D), and the slot in it of each column, (B, L); None: columns are slots.
     """
 
     def __init__(
@@ -71,6 +75,9 @@ class DecoderPass:
         self.behind: list[tuple[int, ...]] = []
         self.question_end: Tensor | None = None
         self.beside: dict[int, Tensor] = {}
+        self.norm = final_norm(decoder)
+        self.text: PromptText | None = None
+        self.hidden: tuple[Tensor, Tensor | None] | None = None
         self.decisions: dict[tuple[Stage, int | None], list[Reduction]] = {}
         self.recalled: dict[tuple[Stage, int | None], list[Reduction]] = {}
         self._trimmed: dict[int, list[int]] = {}  # by layer, tokens per sample of this chunk that its cache kept
@@ -91,8 +98,12 @@ class DecoderPass:
         before = packing.order < self.question_end[:, None]
         return before if packing.valid is None else before & packing.valid
 
-    def look(self, signal: Signal, group: ImageGroup) -> Tensor:
-        """The value of ``signal`` for the current tokens, the views or the images of ``group``, as its ``axis`` says."""
+    def look(self, signal: Signal, group: ImageGroup) -> Any:
+        """The value of ``signal`` for the current tokens, views, images or text of ``group``, as its ``axis`` says."""
+        if isinstance(signal, Text):
+            return self._text(signal, group)
+        if isinstance(signal, Hidden):
+            return self._as_asked(signal, group.features)
         if signal.part == "llm":
             value, packing = self.captured[signal]
             return value[group.samples[:, None], packing.slot[group.samples[:, None], group.seats]]
@@ -109,11 +120,27 @@ class DecoderPass:
         mean = group_mean(channels, group.assign, group.num_tokens)
         return torch.where((group.source < 0)[..., None], mean, own).view(*own.shape[:2], *value.shape[2:])
 
+    @torch.no_grad()
+    def _text(self, signal: Text, group: ImageGroup) -> Rows:
+        assert self.text is not None
+        assert self.hidden is not None
+        columns, valid = self.text.find(signal, group)
+        hidden, slot = self.hidden
+        samples = group.samples[:, None]
+        rows = hidden[samples, columns if slot is None else slot[samples, columns]]
+        return Rows(self._as_asked(signal.of, rows), valid, self.text.column[samples, columns])
+
+    @torch.no_grad()
+    def _as_asked(self, signal: Hidden, rows: Tensor | None) -> Tensor:
+        assert rows is not None
+        return self.norm(rows) if signal.norm == "final" else rows.detach()
+
     def run(self, stage: Stage, layer: int | None, groups: list[ImageGroup]) -> tuple[list[ImageGroup], bool]:
         """Carry out the steps of a place, as decided before for this prompt or by asking the methods."""
         decided = self.decisions.get((stage, layer)) or self.recalled.get((stage, layer))
         after, done, changed = self.pipeline.run(stage, layer, groups, self.look, decided)
         self.decisions[stage, layer] = done
+        self.hidden = None
         return after, changed
 
     def shorten(self, layer: int, hidden: Tensor) -> Tensor:
@@ -126,6 +153,7 @@ class DecoderPass:
         again = layer in self._entered
         beside = self.beside.get(start)
         entered = self._entered.setdefault(layer, self.groups)
+        self.hidden = (hidden, before.slot)
         groups, changed = self.run("llm", layer, [group.showing(hidden, before.slot, beside) for group in entered])
         if changed:
             with self.pipeline.stopwatch(hidden.device):
@@ -160,6 +188,7 @@ class DecoderPass:
         """Carry out the cache steps: from their layer on, the cache keeps the tokens that survived everything."""
         for layer in self.pipeline.layers("cache"):
             final = self.packings.at(self.depth - 1)
+            self.hidden = (hidden, final.slot)
             groups = [group.showing(hidden, final.slot) for group in self.groups]
             groups, _ = self.run("cache", layer, groups)
             if any(group.moved for group in groups):

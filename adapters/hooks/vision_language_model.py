@@ -178,6 +178,8 @@ class VisionLanguageHooks:
             if self.pipeline.ranks_by_text:
                 ends = self.scopes.prompt_ends(visual, past)
                 reduced.question_end = None if ends is None else torch.tensor(ends, device=embeds.device)
+                given = (self.call.input_ids, self.call.inputs_embeds)
+                decoder_inputs.note_text(reduced, self.family, self.scopes, [item.image for item in images], given)
             deepstack.take_over(reduced, kwargs)
             if encoded is not None:
                 reduced.tower_values, reduced.repeat = encoded.values, encoded.repeat

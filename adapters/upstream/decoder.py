@@ -6,6 +6,7 @@
 | rows of the rotary table reach every layer as `position_embeddings` | 5.17 to 5.24 |
 | Qwen3-VL hands its decoder `deepstack_visual_embeds`, a list, and `visual_pos_masks` | 5.17 to 5.24 |
 | `attn_logit_softcapping` of an attention module (Gemma 2) | 5.17 to 5.24 |
+| `decoder.norm` follows the last layer | 5.17 to 5.24 |
 | `decoder.rotary_emb(hidden, ids)`, with a third argument `layer_type` where layers differ (Gemma 3) | 5.17 to 5.24 |
 """
 
@@ -38,3 +39,8 @@ def rotary_embedding(decoder: Any, hidden: Tensor, ids: Tensor, kind: str) -> tu
     embed = decoder.rotary_emb
     by_kind = "layer_type" in inspect.signature(embed.forward).parameters
     return embed(hidden, ids, kind) if by_kind else embed(hidden, ids)
+
+
+def final_norm(decoder: Any) -> Any:
+    """The norm that follows the last layer of ``decoder``."""
+    return decoder.norm

@@ -4,6 +4,7 @@
 | --- | --- |
 | `generate` encodes first and hands on `mm_encoder_outputs`, a dict of `image` and `video` | from 5.18 |
 | names of pixel arguments | 5.17 to 5.24 |
+| ids of special tokens stand in a configuration, or one inside it, as `*_token_id` or `*_token_index` | 5.17 to 5.24 |
 """
 
 from __future__ import annotations
@@ -30,3 +31,16 @@ def prompt_columns(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | No
     given = [*args[:1], *(kwargs.get(name) for name in ("inputs", "input_ids", "inputs_embeds"))]
     found = next((x for x in given if x is not None), None)
     return None if found is None else found.shape[1]
+
+
+def special_ids(model: Any) -> list[int]:
+    """The ids that the configurations of ``model`` name: beginning, end, padding, placeholders and what surrounds them."""
+    found: set[int] = set()
+    todo = [model.config, getattr(model, "generation_config", None)]
+    while todo:
+        for name, value in vars(todo.pop() or object).items():
+            if hasattr(value, "to_dict"):
+                todo.append(value)
+            elif name.endswith(("_token_id", "_token_index")):
+                found |= {i for i in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(i, int)}
+    return sorted(i for i in found if 0 <= i < model.get_input_embeddings().num_embeddings)

@@ -1,0 +1,81 @@
+"""The text of a prompt, as methods ask for it: which columns hold it, and which of them come with which picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from tokenreduce.groups import Image, ImageGroup
+from tokenreduce.signals import Text
+
+
+@dataclass
+class PromptText:
+    """The columns of one chunk that hold text.
+
+    Attributes:
+        visual: (B, L) bool on the CPU, columns of placeholders; ``real``, (B, L) bool, those that are no padding.
+        images: the pictures of the chunk, in order.
+        end: (B,) long, column behind the question; None: the chunk ends with it.
+        documents: (B, L) long, the document of each column; None: one in each row.
+        learned: (B, L) bool, columns that labels ask to be learned; None: not told.
+        special: (B, L) bool, columns whose ids the model's configuration names.
+    """
+
+    visual: Tensor
+    real: Tensor
+    images: Sequence[Image]
+    end: Tensor | None
+    documents: Tensor | None
+    learned: Tensor | None
+    special: Tensor | None
+
+    @cached_property
+    def column(self) -> Tensor:
+        """(B, L) long, number of real columns before each."""
+        return self.real.cumsum(dim=1) - self.real.long()
+
+    @cached_property
+    def text(self) -> Tensor:
+        """(B, L) bool, real columns of the prompt that hold no picture."""
+        text = self.real & ~self.visual.to(self.real.device, non_blocking=True)
+        if self.end is not None:
+            text = text & (torch.arange(text.shape[1], device=text.device) < self.end[:, None])
+        if self.documents is not None and self.learned is not None:  # every document has an end of its own
+            text = text & ~self.learned
+        return text
+
+    def find(self, signal: Text, group: ImageGroup) -> tuple[Tensor, Tensor]:
+        """(B, Q) long, the columns that hold what ``signal`` asks for of each picture of ``group``; (B, Q) bool, which exist.
+
+        Q is known on the host, and so may be more than the longest text.
+        """
+        rows, column = group.samples, torch.arange(self.text.shape[1], device=self.text.device)
+        own = self.text[rows]
+        if not signal.special and self.special is not None:
+            own = own & ~self.special[rows]
+        first, last = group.columns.amin(dim=1, keepdim=True), group.columns.amax(dim=1, keepdim=True)
+        if self.documents is not None:
+            documents = self.documents[rows]
+            own = own & (documents == documents.gather(1, first))
+        if signal.span == "last":
+            at = torch.where(own, column, -1).amax(dim=1, keepdim=True)
+            return at.clamp_min(0), at >= 0
+        if signal.span == "after":
+            own = own & (column > last)
+        elif signal.span == "before":
+            own = own & (column < first)
+        longest = max(self._room(signal.span, member) for member in group.members)
+        order = own.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :longest]
+        return order, own.gather(1, order)
+
+    def _room(self, span: str, member: int) -> int:
+        """Columns without a placeholder where the text of picture ``member`` can be."""
+        image = self.images[member]
+        first, last = int(image.columns.min()), int(image.columns.max())
+        start, stop = {"after": (last + 1, None), "before": (0, first)}.get(span, (0, None))
+        return int((~self.visual[image.sample, slice(start, stop)]).sum())
