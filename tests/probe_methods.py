@@ -124,6 +124,55 @@ class Ragged(Method, register=False):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Nothing(Method, register=False):
+    """Keeps no token of images whose number is odd, and all of the others; with ``every``, none of any."""
+
+    name = "nothing"
+    title = "empty probe"
+    stages = ("projector", "llm")
+    layer: int | None = None
+    every: bool = True
+
+    def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
+        return (Step("projector" if self.layer is None else "llm", layer=self.layer, needs=(FINGERPRINT,)),)
+
+    def reduce(self, tokens: VisualTokens) -> Reduction:
+        batch, n = tokens.features.shape[:2]
+        if self.every:
+            return Reduction.select(torch.empty(batch, 0, dtype=torch.long), n, positions=self.positions)
+        odd = tokens.signal(FINGERPRINT) % 2 == 1
+        return Reduction.where(~odd[:, None].expand(batch, n), positions=self.positions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remembers(Method, register=False):
+    """Notes a number of each original token at decoder layer 1, and at layer 3 keeps the tokens of the highest."""
+
+    name = "remembers"
+    title = "notes probe"
+    stages = ("llm",)
+
+    def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
+        return (Step("llm", layer=1), Step("llm", layer=3))
+
+    def is_identity(self, n: int) -> bool:
+        return False
+
+    @staticmethod
+    def number(tokens: VisualTokens) -> torch.Tensor:
+        n = tokens.layout.num_tokens
+        return torch.arange(n).mul(7).remainder(n).float()
+
+    def reduce(self, tokens: VisualTokens) -> Reduction:
+        if tokens.layer == 1:
+            assert not tokens.notes
+            return Reduction.identity(tokens, notes={"number": self.number(tokens).expand(len(tokens.features), -1)})
+        number = tokens.notes["number"]
+        assert number.shape == tokens.assign.shape == (len(tokens.features), tokens.layout.num_tokens)
+        return Reduction.top(number.gather(1, tokens.source), self.budget.count(tokens.entered))
+
+
+@dataclass(frozen=True, kw_only=True)
 class MergePairs(Method, register=False):
     """Inside an encoder: merges each patch of the first 2r with its neighbour, in the given blocks."""
 

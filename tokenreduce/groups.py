@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -40,6 +40,8 @@ class ImageGroup:
         features: (B, N, D), present while a stage runs.
         companions: (B, N, E), what travels with the tokens unseen by methods, present while a stage runs.
         moved: whether a token is new or sits elsewhere since ``settle``; renumbered: whether a method asked for that.
+        entered: tokens of each image that entered the language model; None in front of it.
+        notes: by number of the method, what it noted for its later steps (``Reduction.notes``).
         history: every stage passed.
     """
 
@@ -58,6 +60,8 @@ class ImageGroup:
     companions: Tensor | None = None
     moved: bool = False
     renumbered: bool = False
+    entered: int | None = None
+    notes: dict[int, Mapping[str, Tensor]] = field(default_factory=dict)
     history: list[StageTrace] = field(default_factory=list)
 
     @property
@@ -98,8 +102,15 @@ class ImageGroup:
             role=of(self.role),
             features=None if self.features is None else of(self.features),
             companions=None if self.companions is None else of(self.companions),
+            notes={number: {name: of(x) for name, x in own.items()} for number, own in self.notes.items()},
             history=[p.rows(pick) for p in self.history],
         )
+
+    def noting(self, number: int, reduction: Reduction) -> ImageGroup:
+        """The same images with what method ``number`` notes; a name noted before is noted anew."""
+        if not reduction.notes:
+            return self
+        return replace(self, notes={**self.notes, number: {**self.notes.get(number, {}), **reduction.notes}})
 
     def apply(self, reduction: Reduction, stage: Stage, layer: int | None, method: str) -> list[ImageGroup]:
         """The images after ``reduction``; more than one group when counts depend on the data."""
@@ -125,8 +136,8 @@ class ImageGroup:
         role = self.role if reduction.role is None else reduction.role
         gone = self.assign < 0
         assign = reduction.assign.gather(1, self.assign.clamp_min(0)).masked_fill(gone, -1)
-        joined = reduction.assign.clamp_min(0)
-        mass = self.size * (reduction.assign >= 0)
+        # what is dropped adds to a row of its own, so that no row at all may be left
+        joined = torch.where(reduction.assign < 0, k, reduction.assign)
         features = reduction.features
         if features is None and self.features is not None:
             features = reduction.carry(self.features)
@@ -143,7 +154,7 @@ class ImageGroup:
             seats=seats,
             source=source,
             place=torch.where(summary, self.place.gather(1, chosen), self.place.gather(1, at)),
-            size=torch.zeros(batch, k, device=at.device).scatter_add_(1, joined, mass),
+            size=torch.zeros(batch, k + 1, device=at.device).scatter_add_(1, joined, self.size)[:, :k],
             assign=assign,
             role=role.gather(1, at).masked_fill(summary, 0),
             features=features,

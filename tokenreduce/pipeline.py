@@ -136,6 +136,7 @@ class Pipeline:
         changed = False
         for method, step in self.at(stage, layer):
             passed: list[ImageGroup] = []
+            number = next(i for i, other in enumerate(self.methods) if other is method)
             parted = stage == "projector"  # inside the language model a method sees the whole image
             for group in self._alike(groups, method) if parted else groups:
                 if not acts(method, group):
@@ -151,11 +152,15 @@ class Pipeline:
                         source=group.source,
                         size=group.size,
                         role=group.role,
+                        entered=group.entered,  # type: ignore[arg-type]  # filled in where it is None
+                        assign=group.assign,
+                        notes=group.notes.get(number, {}),
                         amount=step.amount,
                         signals={} if decided else {signal: look(signal, group) for signal in step.needs},
                     )
                     reduction = decided[len(done)] if decided else self._ask(method, tokens, group, parted)
                     done.append(reduction)
+                    group = group.noting(number, reduction)
                     if reduction.does_nothing(group.num_tokens):
                         passed.append(group)
                     else:
@@ -205,7 +210,7 @@ def _substitutes(method: Method, facts: ModelFacts) -> tuple[str, ...]:
 def acts(method: Method, group: ImageGroup) -> bool:
     """Whether ``method`` has anything to do with the images of ``group``."""
     medium = "video" if group.layout.frames > 1 else "image"
-    return medium in method.media and not method.is_identity(group.num_tokens)
+    return group.num_tokens > 0 and medium in method.media and not method.is_identity(group.num_tokens)
 
 
 class ActivePipeline:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -34,6 +35,8 @@ class Reduction:
             noted in the trace.
         valid: (B, K) bool for data-dependent counts: rows that really exist, trailing rows False. None: all rows.
         in_order: True when rows are unchanged tokens in ascending source order (``select`` sets it).
+        notes: tensors by name, first axis B, that later steps of the same method find in ``tokens.notes``. What they say of
+            tokens they say of the original ones (``tokens.assign``), so that nothing has to follow when others act between.
     """
 
     source: Tensor
@@ -47,6 +50,7 @@ class Reduction:
     score: Tensor | None = None
     valid: Tensor | None = None
     in_order: bool = False
+    notes: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def select(cls, keep: Tensor, n: int, **more: Any) -> Reduction:
@@ -89,13 +93,14 @@ class Reduction:
     def rows(self, pick: Tensor | slice, k: int | None = None) -> Reduction:
         """The plan of the images ``pick``, whole; ``k``: cut to its first k rows, which all exist."""
         given: dict[str, Any] = {name: x[pick] for name, x in vars(self).items() if isinstance(x, Tensor)}
+        given["notes"] = {name: x[pick] for name, x in self.notes.items()}
         if k is not None:
             given |= {name: given[name][:, :k] for name in ("source", "features") if name in given} | {"valid": None}
         return replace(self, **given)
 
     def carry(self, x: Tensor) -> Tensor:
         """The rows (B, K, D) that the input rows ``x`` (B, N, D) become: selected or averaged."""
-        if self.merges:
+        if self.merges and self.num_kept:
             return group_mean(x, self.assign, self.num_kept, self.weight)
         return take_rows(x, self.source)
 
@@ -113,7 +118,7 @@ class Reduction:
         if self.merges:
             return self.carry(x)
         own = take_rows(x, self.source.clamp_min(0))
-        if self.features is None:
+        if self.features is None or not self.num_kept:
             return own
         return torch.where((self.source < 0)[..., None], group_mean(x, self.assign, self.num_kept), own)
 
@@ -147,6 +152,10 @@ class Reduction:
             x = getattr(self, name)
             if x is not None and x.dtype not in kinds:
                 raise TypeError(f"Reduction.{name} is {x.dtype}; allowed: {kinds[0]}, for example .to({kinds[0]})")
+        for name, x in self.notes.items():
+            if not isinstance(x, Tensor) or x.ndim == 0 or len(x) != batch:
+                found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+                raise ValueError(f"Reduction.notes[{name!r}] is {found}; allowed: a tensor of shape ({batch}, ...)")
         if self.positions not in ("keep", "renumber"):
             raise ValueError(f"Reduction.positions={self.positions!r}; allowed: 'keep', 'renumber'")
         if values and self.source.numel():

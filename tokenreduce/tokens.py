@@ -62,6 +62,9 @@ class VisualTokens:
         signals: what the method's step asked for, each aligned as its ``axis`` says; text comes as ``Rows``.
         prefix: number of leading tokens ([CLS], registers) included in ``features``; they must survive in place. Only
             at the encoder; every (B, N) tensor includes them there.
+        entered: tokens of each image that entered the language model; in front of it, N.
+        assign: (B, N0) long, current token that stands for each original one; -1 when it is gone.
+        notes: what earlier steps of the same method noted (``Reduction.notes``).
         amount: what the method's plan attached to this step, such as how many tokens to merge in this block.
     """
 
@@ -74,12 +77,19 @@ class VisualTokens:
     role: Tensor = None  # type: ignore[assignment]
     signals: Mapping[Signal, Any] = field(default_factory=dict)
     prefix: int = 0
+    entered: int = None  # type: ignore[assignment]
+    assign: Tensor = None  # type: ignore[assignment]
+    notes: Mapping[str, Tensor] = field(default_factory=dict)
     amount: Any = None
 
     def __post_init__(self) -> None:
         batch, n = self.features.shape[:2]
         if self.source is None:
             self.source = torch.arange(n, device=self.features.device).expand(batch, n)
+        if self.assign is None:
+            self.assign = torch.arange(n, device=self.features.device).expand(batch, n)
+        if self.entered is None:
+            self.entered = n
         if self.size is None:
             self.size = torch.ones(batch, n, dtype=torch.float32, device=self.features.device)
         if self.role is None:

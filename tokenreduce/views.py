@@ -103,6 +103,9 @@ def _view(tokens: VisualTokens, layout: Layout, index: Tensor, local: Tensor, ow
         size=of(tokens.size),
         role=of(tokens.role),
         signals={wanted: signal(value, wanted.axis) for wanted, value in tokens.signals.items()},
+        entered=None,  # a view is an image of its own, shown once
+        assign=None,
+        notes={},
     )
 
 
@@ -120,6 +123,11 @@ def _ask(method: Method, tokens: VisualTokens, share: int | None) -> Reduction:
 def _joined(asked: list[Reduction], at: Sequence[Tensor], tokens: VisualTokens) -> Reduction:
     batch, n = tokens.features.shape[:2]
     device = tokens.features.device
+    if any(plan.notes for plan in asked):
+        raise ValueError(
+            f"Reduction.notes={sorted(set().union(*(plan.notes for plan in asked)))} of one of several views; allowed: notes "
+            "of a whole image, in the language model or at the projector with sees = 'image'"
+        )
     explicit = any(r.features is not None for r in asked) or len({r.merges for r in asked if r.num_kept}) > 1
     assign = torch.empty(batch, n, dtype=torch.long, device=device)
     weight = torch.ones(batch, n, device=device)

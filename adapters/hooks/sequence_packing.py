@@ -25,7 +25,7 @@ class Packing:
 
     def __init__(self, alive: Tensor, counts: list[int]) -> None:
         """``counts[b]`` is the number of living columns of row b, known on the host so that no device is waited for."""
-        length, width = alive.shape[1], max(counts)
+        length, width = alive.shape[1], max(1, *counts)  # one slot where nothing is left
         self.alive = alive
         self.counts = counts
         self.width = width

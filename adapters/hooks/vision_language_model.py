@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple
 
@@ -195,7 +196,7 @@ class VisionLanguageHooks:
         kwargs = dict(kwargs)
         with self.pipeline.stopwatch(embeds.device):
             decoder_inputs.hand_over(reduced, self.family.decoder, kwargs, changed)
-        reduced.groups = [group.settle() for group in reduced.groups]
+        reduced.groups = [replace(group.settle(), entered=group.num_tokens) for group in reduced.groups]
         if self.by_layer:
             kwargs[KEY] = reduced
         return args, kwargs

@@ -6,7 +6,7 @@ import pytest
 import torch
 from models import IMAGE_TOKEN, llava, prompt
 from oracle import embeddings, greedy, run, shortened
-from probe_methods import Backwards, MergeAt, Ragged, Summary
+from probe_methods import Backwards, MergeAt, Nothing, Ragged, Remembers, Summary
 
 import tokenreduce as tr
 
@@ -35,6 +35,10 @@ METHODS = {
     "summary": lambda cls: (Summary(keep=6),),
     "ragged": lambda cls: (Ragged(),),
     "ragged-llm": lambda cls: (Ragged(layer=2),),
+    "nothing": lambda cls: (Nothing(),),
+    "nothing-llm": lambda cls: (Nothing(layer=2),),
+    "nothing of some": lambda cls: (Nothing(every=False), tr.FastV(keep=3, layer=3)),
+    "notes": lambda cls: (Remembers(keep=0.3), tr.FastV(keep=0.7, layer=2)),
     "backwards+ragged-llm": lambda cls: (Backwards(), Ragged(layer=2)),
 }
 BATCHES = {

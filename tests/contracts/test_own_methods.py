@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from models import llava, prompt
+from probe_methods import Nothing, Remembers
 
 import tokenreduce as tr
 from tokenreduce.layout import Layout
@@ -15,6 +16,7 @@ from tokenreduce.reduction import Reduction
 from tokenreduce.registry import registry
 from tokenreduce.signals import AttentionReceived, ClsAttention, Keys, LastQueryAttention
 from tokenreduce.tokens import VisualTokens
+from tokenreduce.views import reduce_views
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +115,36 @@ def test_the_check_is_in_the_way_of_every_stage(model):
     for step in (Step("projector"), Step("llm", layer=2), Step("encoder", layer=1)):
         with tr.wrapped(model, Mine(step=step, answer=twice.answer)), pytest.raises(ValueError, match="twice"):
             model(**prompt(model, [1]))
+
+
+@torch.no_grad()
+def test_what_a_method_notes_it_finds_again_of_the_tokens_that_are_left(model):
+    """Between the note and its use another method drops tokens, of images whose counts then differ."""
+    with tr.wrapped(model, Remembers(keep=0.3), Nothing(every=False, layer=2), tr.FastV(keep=9, layer=2)):
+        model(**prompt(model, [2, 1]))
+        images = tr.trace(model).images
+    left = [len(image.kept(2)) for image in images]
+    assert set(left) == {0, 9}
+    for image in images:
+        number = [i * 7 % image.tokens_in for i in image.kept(2).tolist()]
+        ranked = sorted(zip(number, image.kept(2).tolist()), reverse=True)[: round(0.3 * image.tokens_in)]
+        assert image.kept(3).tolist() == sorted(place for _, place in ranked)
+
+
+def test_notes_must_be_of_the_images(model):
+    tokens = VisualTokens(torch.randn(2, 4, 5), Layout(2, 2))
+    for note in (torch.zeros(1, 4), torch.tensor(3.0), 7):
+        with pytest.raises(ValueError, match=r"notes\['mine'\] is .*allowed: a tensor of shape \(2, ...\)"):
+            Mine(answer=lambda _, note=note: Reduction.identity(tokens, notes={"mine": note})).checked(tokens)
+
+
+def test_notes_of_one_of_several_views_are_refused():
+    tokens = VisualTokens(torch.randn(1, 8, 5), Layout(2, 2, frames=2))
+    views = tokens.layout.split("frame")
+    of = torch.arange(8).div(4, rounding_mode="floor")[None]
+    told = Mine(answer=lambda t: Reduction.identity(t, notes={"mine": torch.zeros(2)}), keep=0.5)
+    with pytest.raises(ValueError, match=r"\['mine'\] of one of several views; allowed: .*sees = 'image'"):
+        reduce_views(told, tokens, views, of, [4, 4])
 
 
 def test_a_name_is_given_once():
