@@ -16,14 +16,12 @@ import torch
 from torch import Tensor
 
 from tokenreduce.adapters.hooks.method_calls import Shadow
-from tokenreduce.adapters.upstream.model import prompt_columns
+from tokenreduce.adapters.upstream.model import prompt_shape
 from tokenreduce.adapters.visual_inputs import TowerCall
 from tokenreduce.per_thread import PerThread, nothing
 
 if TYPE_CHECKING:
     from tokenreduce.reduction import Reduction
-
-MAX_AHEAD = 64
 
 
 @dataclass
@@ -31,11 +29,13 @@ class Encodings:
     """Passes of the towers, in order.
 
     Attributes:
+        announced: what was told of the next pass.
         taken: whether a prompt has used them; the next pass then begins a new series.
         seen: pictures that earlier chunks of the prompt showed.
     """
 
     passes: deque[Any] = field(default_factory=deque)
+    announced: dict[str, Any] = field(default_factory=dict)
     taken: bool = False
     seen: int = 0
 
@@ -56,32 +56,43 @@ class Decided:
 
 @dataclass
 class Scope:
-    """One call of ``generate``, or of ``forward`` outside of it.
+    """One call of ``generate``, or, outside of it, of ``forward`` or of a method that encodes pictures.
 
     Attributes:
-        prompt: columns of the prompt that ``generate`` was given; what comes behind them is an answer or a guess of one.
+        shape: rows and columns of the prompt that ``generate`` was given. More rows are beams, columns behind these an
+            answer or a guess of one.
         labels: (B, L) long, what a call of ``forward`` was told to learn; -100 where nothing.
     """
 
     generates: bool = False
-    prompt: int | None = None
+    shape: tuple[int, int] | None = None
     labels: Tensor | None = None
     encoded: Encodings = field(default_factory=Encodings)
     decided: Decided | None = None
+
+    @property
+    def prompt(self) -> int | None:
+        """Columns of the prompt, where ``generate`` was given one."""
+        return None if self.shape is None else self.shape[1]
+
+    def repeat(self, batch: int) -> int:
+        """How many of the ``batch`` rows that the decoder runs share a row of the prompt."""
+        return 1 if self.shape is None else max(batch // self.shape[0], 1)
 
 
 class CallScopes:
     """The scopes of one wrapped model, of every thread by itself."""
 
     scope = PerThread[Scope | None](nothing)
-    ahead = PerThread[Encodings](lambda: Encodings(deque(maxlen=MAX_AHEAD)))
+    #: passes of a tower that was called by itself: nobody's, one at a time
+    stray = PerThread[Encodings](lambda: Encodings(deque(maxlen=1)))
     #: columns of each sample's prompt, as the caller told
     told = PerThread[Sequence[int] | int | None](nothing)
 
     @property
     def encoded(self) -> Encodings:
-        """Where a pass of a tower belongs now: to the call it is part of, or, outside of any, among those made ahead."""
-        return self.ahead if self.scope is None else self.scope.encoded
+        """Where a pass of a tower belongs now: to the call it is part of."""
+        return self.stray if self.scope is None else self.scope.encoded
 
     @contextmanager
     def open(self, scope: Scope) -> Iterator[None]:
@@ -184,7 +195,7 @@ class ScopedMethod(Shadow):
             return self.original(*args, **kwargs)
         told = kwargs.pop("prompt_length", None)
         if self.name == "generate":
-            scope = Scope(generates=True, prompt=prompt_columns(args, kwargs))
+            scope = Scope(generates=True, shape=prompt_shape(args, kwargs))
         else:
             scope = Scope(labels=kwargs.get("labels"))
         with self.scopes.open(scope):

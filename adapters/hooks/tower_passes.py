@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -30,12 +31,53 @@ class TowerPass(TowerCall):
     cost: EncodingCost | None = None
 
 
+class Finished(NamedTuple):
+    """A pass that ran to its end, and the pictures that it encoded, in order."""
+
+    call: TowerPass
+    pictures: list[Picture]
+
+
+class Pick(NamedTuple):
+    """One of the pictures of a pass."""
+
+    passed: Finished
+    index: int
+
+    @property
+    def picture(self) -> Picture:
+        return self.passed.pictures[self.index]
+
+
 class Encoded(NamedTuple):
     """Encoded pictures of a prompt: the signals of each, what was merged, and how many decoder rows share a sample."""
 
     pictures: list[Picture]
     values: dict[Signal, list[Tensor]]
     rows: list[range]
-    states: list[TowerState]  # of the passes that merged
+    states: list[TowerState]  # of the passes, where they merge
     repeat: int
     costs: list[EncodingCost]
+
+    @classmethod
+    def of(
+        cls, picks: Sequence[Pick], repeat: int, values: Mapping[Signal, Callable[[Finished], list[Tensor]]]
+    ) -> Encoded:
+        """What is known of the pictures ``picks``; ``values``, per signal, gives that of each picture of a pass."""
+        passes = {id(pick.passed): pick.passed for pick in picks}
+        signals = {s: {key: of(passed) for key, passed in passes.items()} for s, of in values.items()}
+        first, before = {}, 0  # row of the joined passes at which each picture begins
+        for key, passed in passes.items():
+            for i, picture in enumerate(passed.pictures):
+                first[key, i] = before
+                before += picture.rows
+        begins = [first[id(pick.passed), pick.index] for pick in picks]
+        states = [passed.call.state for passed in passes.values() if passed.call.state is not None]
+        return cls(
+            pictures=[pick.picture for pick in picks],
+            values={s: [found[id(pick.passed)][pick.index] for pick in picks] for s, found in signals.items()},
+            rows=[range(start, start + pick.picture.rows) for start, pick in zip(begins, picks)],
+            states=states if any(state.touched for state in states) else [],
+            repeat=repeat,
+            costs=[passed.call.cost for passed in passes.values() if passed.call.cost is not None],
+        )

@@ -6,7 +6,7 @@ import inspect
 import warnings
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from tokenreduce.adapters.hooks.kv_cache import adopt, state_of
 from tokenreduce.adapters.hooks.last_done import LastDone
 from tokenreduce.adapters.hooks.method_calls import all_or_none
 from tokenreduce.adapters.hooks.packed_rows import note_documents
+from tokenreduce.adapters.hooks.prompt_pictures import Call, PromptPictures
 from tokenreduce.adapters.hooks.sequence_packing import Packing, real_columns
 from tokenreduce.adapters.hooks.vision_tower import VisionTower
 from tokenreduce.adapters.upstream.cache import Cache, given_cache
@@ -41,15 +42,6 @@ from tokenreduce.pipeline import ActivePipeline, Pipeline, acts
 from tokenreduce.reduction import Reduction
 
 OutputLength = Literal["full", "reduced"]
-
-
-class Call(NamedTuple):
-    """What the multimodal model was called with; forgotten when its forward pass ends."""
-
-    input_ids: Tensor | None
-    inputs_embeds: Tensor | None
-    pictures: Any  # the object that image features come from: encoder outputs, or pixels
-    arguments: dict[str, Any]
 
 
 class VisionLanguageHooks:
@@ -76,6 +68,7 @@ class VisionLanguageHooks:
         self.output_length = output_length
         self.scopes = CallScopes()
         self.tower = VisionTower(family, self.active, self.scopes)
+        self.pictures = PromptPictures(family, self.active, self.scopes)
         self.done = LastDone()
         self.checked = False  # whether the cache was seen to hold what it should
 
@@ -98,6 +91,7 @@ class VisionLanguageHooks:
                     handles.append(layer.register_forward_hook(hook.leave))
                 DecoderSignals(self.family, self.pipeline, self.under_way).attach(handles)
             self.tower.attach(handles)
+            self.pictures.attach(handles)
         return handles
 
     @property
@@ -134,21 +128,17 @@ class VisionLanguageHooks:
         if self.call is None or embeds is None:
             return None
         state = state_of(cache)
-        batch, length = embeds.shape[:2]
-        visual = video = torch.zeros(batch, length, dtype=torch.bool)
-        if length > 1 and not (self.call.pictures is None and self.call.inputs_embeds is None):
-            # without pictures a placeholder is only a token, such as one proposed by prompt lookup
-            visual, video = self.family.placeholders(self.call.input_ids, self.call.inputs_embeds)
+        length = embeds.shape[1]
         if state is None and length == 1:
             return None  # a step after a prompt that was not reduced
         past = int(cache.get_seq_length()) if isinstance(cache, Cache) else 0
-        shown = int(visual.sum())
-        encoded = self.tower.take(shown, batch, continues=past > 0) if shown else None
+        visual, video, encoded = self.pictures.shown(self.call, embeds, continues=past > 0)
         images = decoder_inputs.locate(self.family, visual, video, encoded, self.images_as_video)
         if not images and length > 1 and self.call.pictures is None and self.call.inputs_embeds is not None:
             warnings.warn(
                 "inputs_embeds came without pixel_values: image features among them cannot be told from text and are not "
-                "reduced. Pass input_ids and pixel_values to let the wrapped model encode its images itself.",
+                "reduced. Pass input_ids and pixel_values to let the wrapped model encode its images itself, or leave features "
+                "as get_image_features of the wrapped model returned them.",
                 stacklevel=2,
             )
         mask = self.call.arguments.get("attention_mask")

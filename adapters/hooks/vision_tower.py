@@ -18,12 +18,10 @@ from tokenreduce.adapters.hooks.encoding_cost import EncodingCost, EncodingHooks
 from tokenreduce.adapters.hooks.method_calls import MethodCall
 from tokenreduce.adapters.hooks.ragged_rows import View
 from tokenreduce.adapters.hooks.tower_listener import TowerListener
-from tokenreduce.adapters.hooks.tower_passes import Encoded, TowerPass
-from tokenreduce.adapters.hooks.visual_token_positions import ahead_of, share_of
-from tokenreduce.adapters.visual_inputs import Picture
+from tokenreduce.adapters.hooks.tower_passes import TowerPass
 from tokenreduce.kernels.attention_received import Over, attention_received
 from tokenreduce.kernels.attention_row import attention_row
-from tokenreduce.kernels.fingerprint import combine, fingerprint
+from tokenreduce.kernels.fingerprint import fingerprint
 from tokenreduce.per_thread import PerThread, nothing
 from tokenreduce.pipeline import ActivePipeline
 from tokenreduce.signals import AttentionReceived, ClsAttention, ImageFingerprint, Keys, Signal
@@ -36,7 +34,6 @@ class VisionTower:
     same features in at every step; so values wait here, and stay until a tower runs again.
     """
 
-    announced = PerThread[dict[str, Any]](dict)
     #: the pass that runs; when gradient checkpointing runs blocks again, there is none
     current = PerThread[TowerPass | None](nothing)
 
@@ -64,7 +61,6 @@ class VisionTower:
             EncoderMerging(family.blocks(t) if merges else [], pipeline, family.patch_grid(t), facts.tower_prefix)
             for t in range(len(family.towers))
         ]
-
         for encoder in self.encoders:
             encoder.views = self.views
 
@@ -114,7 +110,7 @@ class VisionTower:
     def note(self, note: Callable[[dict[str, Any]], dict[str, Any]], ahead: bool, arguments: dict[str, Any]) -> None:
         """Add what a method call tells to the latest pass, or, where it is ``ahead``, to the next one."""
         if ahead:
-            self.announced.update(note(arguments))
+            self.scopes.encoded.announced.update(note(arguments))
         elif self.scopes.encoded.passes:
             self.latest.arguments.update(note(arguments))
 
@@ -123,25 +119,25 @@ class VisionTower:
             ("", args[0]) if args else next((k, kwargs[k]) for k in ("pixel_values", "hidden_states") if k in kwargs)
         )
         arguments = {k: v for k, v in kwargs.items() if k != name}
-        call = TowerPass(tower, 0 if self.family.packs else len(pixels), {**arguments, **self.announced})
+        encoded = self.scopes.encoded
+        call = TowerPass(tower, 0 if self.family.packs else len(pixels), {**arguments, **encoded.announced})
         call.cost = EncodingCost(self.costs.shapes[tower])
-        self.announced = {}
+        encoded.announced = {}
         if ImageFingerprint() in self.wanted:
             with self.pipeline.now.stopwatch(pixels.device):
                 pieces = (
                     [pixels] if call.rows else [piece[None] for piece in pixels.split(self.family.patch_counts(call))]
                 )
                 call.prints = torch.cat([fingerprint(piece) for piece in pieces])
-        self.scopes.encoded.add(call)
+        encoded.add(call)
         self.current = call
 
     def end(self, tower: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Note what was merged, and give the model its hidden states at full width."""
-        state = self.encoders[self.latest.tower].state
+        call = self.latest
+        state = call.state = self.encoders[call.tower].state
         if state is None or not state.touched:
             return None
-        call = self.latest
-        call.state = state
         if call.cost is not None:
             call.cost.merged = state.counts(len(self.encoders[call.tower].blocks))
         if output.get("hidden_states") is not None:
@@ -173,57 +169,3 @@ class VisionTower:
                 if state is not None:
                     value = value.gather(1, state.entered[block].clamp_min(0))
                 call.values.setdefault(signal, []).append(value if call.rows else value[0])
-
-    def take(self, visual: int, batch: int, continues: bool) -> Encoded | None:
-        """What is known of the pictures behind ``visual`` placeholders in ``batch`` rows; None: nothing was encoded here.
-
-        ``continues``: a cached prompt comes before.
-        """
-        encoded = self.scopes.encoded
-        ahead = not encoded.passes and self.scopes.scope is not None
-        if ahead:
-            encoded = self.scopes.ahead
-        encoded.taken = not ahead
-        heard = [s for s in self.wanted if not isinstance(s, ImageFingerprint)]
-        calls = [call for call in encoded.passes if all(s in call.values for s in heard)]  # others were cut short
-        per_call = [self.family.pictures(call) for call in calls]
-        pictures = [picture for found in per_call for picture in found]
-        if not continues or encoded.seen == len(pictures):
-            encoded.seen = 0
-        share = ahead_of(visual, per_call) if ahead else share_of(visual, per_call, encoded.seen, batch)
-        if share is None:
-            if not pictures and not self.wanted and not any(encoder.blocks for encoder in self.encoders):
-                return None
-            raise ValueError(
-                f"the prompt holds {visual} placeholders of image tokens but the wrapped model's vision tower encoded "
-                f"{len(pictures)} images of {sum(p.columns for p in pictures)} tokens since the last prompt. Pass "
-                "pixel_values to the wrapped model itself, prepared by its own processor; features encoded before "
-                "wrapping, or by another model, carry no attention statistics. An image must reach the language model "
-                "in one piece: do not set prefill_chunk_size so that it cuts an image, nor with several samples."
-            )
-        mine = slice(share.start, share.stop)
-        if ahead:
-            encoded.passes.clear()
-        else:
-            encoded.seen = share.stop
-        values: dict[Signal, list[Tensor]] = {}
-        for signal in self.wanted:
-            found = [self._per_picture(call, own, signal) for call, own in zip(calls, per_call)]
-            values[signal] = [value for part in found for value in part][mine]
-        rows, first = [], 0
-        for picture in pictures:
-            rows.append(range(first, first + picture.rows))
-            first += picture.rows
-        states = [call.state for call in calls if call.state is not None]
-        costs = [call.cost for call in calls if call.cost is not None]
-        return Encoded(pictures[mine], values, rows[mine], states, share.repeat, costs)
-
-    def _per_picture(self, call: TowerPass, pictures: list[Picture], signal: Signal) -> list[Tensor]:
-        if not isinstance(signal, ImageFingerprint):
-            values = torch.cat(call.values[signal])
-            if signal.axis == "token":
-                return self.family.rows_per_picture(call, values, pictures)
-            return list(values.split([picture.rows for picture in pictures]))
-        assert call.prints is not None
-        prints = call.prints.split([picture.rows or 1 for picture in pictures])
-        return [own[0] if len(own) == 1 else combine(own[None])[0] for own in prints]

@@ -64,13 +64,12 @@ class Share(NamedTuple):
     repeat: int = 1
 
 
-def share_of(visual: int, calls: Sequence[Sequence[Picture]], seen: int, batch: int) -> Share | None:
-    """Which pictures, of those that ``calls`` encoded for it, stand in a prompt of ``batch`` rows with ``visual`` placeholders.
+def share_of(visual: int, pictures: Sequence[Picture], seen: int, batch: int) -> Share | None:
+    """Which of the ``pictures`` encoded for it stand in a prompt of ``batch`` rows with ``visual`` placeholders.
 
     All of them; beam search and several return sequences repeat features after encoding. Or, where a prompt comes in
     chunks, those that follow the ``seen`` ones, in order. None: nothing explains it, or in a batch several things could.
     """
-    pictures = [picture for own in calls for picture in own]
     whole = sum(picture.columns for picture in pictures)
     if seen == 0 and whole and visual % whole == 0:
         return Share(0, len(pictures), visual // whole)
@@ -82,25 +81,6 @@ def share_of(visual: int, calls: Sequence[Sequence[Picture]], seen: int, batch: 
         if left <= 0:
             return Share(seen, i + 1) if left == 0 else None
     return None
-
-
-def ahead_of(visual: int, calls: Sequence[Sequence[Picture]]) -> Share | None:
-    """Which pictures, of those that ``calls`` encoded before the prompt was known, stand in it: those of the latest passes.
-
-    None: nothing explains ``visual`` placeholders, or more than one run of passes does.
-    """
-    sizes = [sum(picture.columns for picture in own) for own in calls]
-    runs = [
-        (start, stop)
-        for start in range(len(calls))
-        for stop in range(start + 1, len(calls) + 1)
-        if sum(sizes[start:stop]) and visual % sum(sizes[start:stop]) == 0
-    ]
-    if len(runs) != 1:
-        return None
-    start, stop = runs[0]
-    before = sum(len(own) for own in calls[:start])
-    return Share(before, before + sum(len(own) for own in calls[start:stop]), visual // sum(sizes[start:stop]))
 
 
 def as_tiles(placed: list[Placed]) -> list[Placed]:

@@ -5,6 +5,7 @@
 | `generate` encodes first and hands on `mm_encoder_outputs`, a dict of `image` and `video` | from 5.18 |
 | names of pixel arguments | 5.17 to 5.24 |
 | ids of special tokens stand in a configuration, or one inside it, as `*_token_id` or `*_token_index` | 5.17 to 5.24 |
+| encoding methods return what joins the prompt as `pooler_output`, a tensor or one per picture | 5.17 to 5.24 |
 """
 
 from __future__ import annotations
@@ -12,6 +13,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
+
+ENCODING_METHODS = ("get_image_features", "get_video_features")
 PIXELS = ("pixel_values", "pixel_values_images", "pixel_values_videos", "image_hidden_states")
 
 
@@ -26,11 +31,18 @@ def pixels_of(arguments: Mapping[str, Any]) -> list[Any]:
     return [arguments[name] for name in PIXELS if arguments.get(name) is not None]
 
 
-def prompt_columns(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:
-    """Columns of the prompt that ``generate(*args, **kwargs)`` is given; None where it is given none."""
+def prompt_shape(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Rows and columns of the prompt that ``generate(*args, **kwargs)`` is given; None where it is given none."""
     given = [*args[:1], *(kwargs.get(name) for name in ("inputs", "input_ids", "inputs_embeds"))]
     found = next((x for x in given if x is not None), None)
-    return None if found is None else found.shape[1]
+    return None if found is None else (found.shape[0], found.shape[1])
+
+
+def feature_rows(output: Any) -> Tensor | None:
+    """(R, D), the features that an encoding method returned, row by row as they join the prompt; None for another form."""
+    features = getattr(output, "pooler_output", None)
+    pieces = [features] if isinstance(features, Tensor) else features or []
+    return torch.cat([piece.flatten(0, -2) for piece in pieces]) if len(pieces) else None
 
 
 def special_ids(model: Any) -> list[int]:

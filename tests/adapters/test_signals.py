@@ -133,7 +133,7 @@ def test_which_encoded_picture_stands_behind_which_prompt_image(repeat):
     visual = torch.zeros(len(counts) * repeat, 12, dtype=torch.bool)
     for row, own in enumerate(behind):
         visual[row * repeat : (row + 1) * repeat, 2 : 2 + sum(pictures[i].columns for i in own)] = True
-    assert share_of(int(visual.sum()), [pictures[:4], pictures[4:]], 0, len(visual)) == (0, 6, repeat)
+    assert share_of(int(visual.sum()), pictures, 0, len(visual)) == (0, 6, repeat)
     placed = place(visual, torch.zeros_like(visual), pictures, repeat)
     assert [item.behind[0] for item in placed] == [i for own in behind for _ in range(repeat) for i in own]
     assert [item.image.sample for item in placed] == [
@@ -143,16 +143,14 @@ def test_which_encoded_picture_stands_behind_which_prompt_image(repeat):
 
 
 def test_which_pictures_a_chunk_of_a_prompt_shows():
-    from tokenreduce.adapters.hooks.visual_token_positions import ahead_of, share_of
+    from tokenreduce.adapters.hooks.visual_token_positions import share_of
     from tokenreduce.adapters.visual_inputs import Picture
     from tokenreduce.layout import Layout
 
-    old, new = [[Picture(Layout(1, n), n) for n in sizes] for sizes in ((5,), (3, 2, 4))]
-    assert share_of(9, [new], 0, 1) == (0, 3, 1)
-    assert ahead_of(9, [old, new]) == (1, 4, 1)  # the older pass was never used
-    assert ahead_of(5, [old, [Picture(Layout(1, 5), 5)]]) is None  # either of the two
-    assert share_of(3, [new], 0, 1) == (0, 1, 1)
-    assert share_of(6, [new], 1, 1) == (1, 3, 1)
-    assert share_of(4, [new], 0, 1) is None  # cuts the second picture
-    assert share_of(3, [new], 0, 2) is None  # whose picture?
+    pictures = [Picture(Layout(1, n), n) for n in (3, 2, 4)]
+    assert share_of(9, pictures, 0, 1) == (0, 3, 1)
+    assert share_of(3, pictures, 0, 1) == (0, 1, 1)
+    assert share_of(6, pictures, 1, 1) == (1, 3, 1)
+    assert share_of(4, pictures, 0, 1) is None  # cuts the second picture
+    assert share_of(3, pictures, 0, 2) is None  # whose picture?
     assert share_of(7, [], 0, 1) is None
