@@ -113,17 +113,26 @@ def test_reasons_are_said_once_and_the_wrong_ones_first():
     assert "newest_tested" in str(found)
 
 
-def test_command(monkeypatch):
-    run = CliRunner().invoke(app, ["doctor", "--family", "llava", "--json"])
+def test_command(monkeypatch, tmp_path):
+    run = CliRunner().invoke(app, ["doctor", "--family", "llava", "--json", "-"])
     assert run.exit_code == 0, run.output
     made = json.loads(run.stdout)
+    assert made["kind"] == "tokenreduce doctor"
+    assert "Wrapped against really shortened" in run.stderr
     assert [row["library"] for row in made["versions"]] == list(tested.tested())
     assert [(one["family"], one["verdict"]) for one in made["checks"]] == [("llava", "right")] * 4
     wrong = [check.Check("llava", "llm", "wrong", "logits differ")]
     monkeypatch.setattr(check, "checks", lambda key: wrong)
-    run = CliRunner().invoke(app, ["doctor", "--family", "llava"])
+    file = tmp_path / "found.json"
+    run = CliRunner().invoke(app, ["doctor", "--family", "llava", "--json", str(file)])
     assert run.exit_code == 1
     assert "logits differ" in run.stdout
+    assert json.loads(file.read_text())["wrong"] == 1
+    file.write_text("[]")
+    run = CliRunner().invoke(app, ["doctor", "--family", "llava", "--json", str(file)])
+    assert run.exit_code == 2
+    assert "'tokenreduce doctor' did not write it" in " ".join(run.output.split())
+    assert file.read_text() == "[]"
     run = CliRunner().invoke(app, ["doctor", "--family", "lava"])
     assert run.exit_code == 2
 

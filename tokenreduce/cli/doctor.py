@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from tokenreduce.cli.app import FAILED, Debug, app, print_table, teaching
+from tokenreduce.cli.output import Force, JsonFile, JsonOutput
 
 
 @app.command()
@@ -17,7 +17,8 @@ def doctor(
     family: Annotated[
         str | None, typer.Option(help="One family, such as qwen2_5_vl. [default: all]", show_default=False)
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    json: JsonFile = None,
+    force: Force = False,
     debug: Debug = False,
 ) -> None:
     """Find out whether the installed libraries fit: every family at every stage, in a minute, without a download.
@@ -30,21 +31,19 @@ def doctor(
 
     - `tokenreduce doctor`
 
-    - `tokenreduce doctor --family qwen2_5_vl --json`
+    - `tokenreduce doctor --family qwen2_5_vl --json -`
     """
     import tokenreduce as tr
     from tokenreduce.loading import quiet
 
     quiet()
-    console = Console(stderr=True)
-    with console.status("") as status:
+    output = JsonOutput("doctor", json, force)
+    with Console(stderr=True).status("") as status:
         found = tr.doctor(family, progress=lambda name: status.update(name))
-    if as_json:
-        typer.echo(json.dumps(found.as_dict(), indent=2))
-    else:
-        print_table(found.versions, "Libraries")
-        print_table(found.table(), "Wrapped against really shortened")
-        for reason in found.reasons():
-            Console(soft_wrap=True, highlight=False).print(f"- {reason}", markup=False)
+    print_table(found.versions, "Libraries", output.console)
+    print_table(found.table(), "Wrapped against really shortened", output.console)
+    for reason in found.reasons():
+        output.console.print(f"- {reason}", markup=False)
+    output.write(found.as_dict())
     if found.wrong:
         raise typer.Exit(FAILED)
