@@ -101,6 +101,16 @@ def outlines(tasks: Any, name: Any, changes: Mapping[str, Any] | None = None) ->
     return outlines(tasks, own.get("task", []) if known["task"] == -1 else list(known["task"]), said)
 
 
+def outlines_asked() -> dict[str, dict[str, Any]]:
+    """Outlines of the tasks that lmms-eval is about to evaluate; none where a model is made for another reason."""
+    found: dict[str, dict[str, Any]] = {}
+    for asked in _evaluations():
+        for task in asked["tasks"] or ():
+            if isinstance(task, (str, dict)):
+                found |= outlines(asked["task_manager"], task)
+    return found
+
+
 def is_drawn(outline: Mapping[str, Any]) -> bool:
     """Whether answers to a task are drawn, so that they differ from seed to seed; by any model's own settings, too."""
     from lmms_eval.caching.response_cache import is_deterministic
@@ -162,11 +172,17 @@ PER_MODEL = ("lmms_eval_specific_kwargs", "model_specific_generation_kwargs", "m
 
 def prompt_as(base: str) -> None:
     """While lmms-eval is about to make its tasks: let these choose prompts and settings of generation for ``base``."""
+    for asked in _evaluations():
+        if hasattr(asked["task_manager"], "model_name"):
+            asked["task_manager"].model_name = base
+
+
+def _evaluations() -> Iterator[dict[str, Any]]:
+    """The local variables of every ``simple_evaluate`` that is running and has its index of tasks."""
     frame = sys._getframe()
     while frame is not None:
-        manager = frame.f_locals.get("task_manager")
-        if frame.f_code.co_name == "simple_evaluate" and manager is not None and hasattr(manager, "model_name"):
-            manager.model_name = base
+        if frame.f_code.co_name == "simple_evaluate" and frame.f_locals.get("task_manager") is not None:
+            yield frame.f_locals
         frame = frame.f_back  # type: ignore[assignment]
 
 

@@ -21,6 +21,7 @@ from tokenreduce.adapters.upstream.lmms_eval import (
     answers_of,
     is_padding,
     model_class,
+    outlines_asked,
     output_path,
     prompt_as,
     prompts_of_another,
@@ -31,8 +32,9 @@ from ..recipe import Recipe
 from ..results import write_json
 from .examples import Examples
 from .failures import EvaluationFailed, exit_on_error, expect_results
+from .limits import check_batch_size, check_likelihoods
 from .meter import Meter, summary, without_padding
-from .settings import ONE_AT_A_TIME, Settings, base_name
+from .settings import BASES, Settings, base_name
 
 
 class Reduced:
@@ -179,11 +181,9 @@ def build(force_simple: bool, **arguments: Any) -> Any:
     if "pretrained" not in rest:
         raise ValueError("pretrained is missing; for example --model_args pretrained=llava-hf/llava-1.5-7b-hf, or demo")
     name = base_name(settings.base, str(rest["pretrained"]))
-    if name in ONE_AT_A_TIME and str(rest.get("batch_size", 1)) != "1":
-        raise ValueError(
-            f"batch_size={rest['batch_size']!r}; lmms-eval's {name} answers one prompt at a time; allowed: 1. Leave --batch-size "
-            "out, or name another base model with tr_base"
-        )
+    check_batch_size(name, rest.get("batch_size", 1))
+    if not force_simple or name in BASES.values():
+        check_likelihoods(outlines_asked(), name)
     base = model_class(name, force_simple)
     known = inspect.signature(base).parameters
     device = str(rest.get("device") or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -20,10 +20,6 @@ BASES = {
 }
 
 
-#: models of lmms-eval that answer one prompt at a time
-ONE_AT_A_TIME = ("llava_hf",)
-
-
 @dataclass(frozen=True)
 class Settings:
     """What stands behind ``tr_`` in the arguments of the model.

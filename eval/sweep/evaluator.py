@@ -14,6 +14,7 @@ from tokenreduce.adapters.upstream.seams import UpstreamChanged, misfit
 from ..recipe import Recipe
 from ..results import environment
 from .cell import Cell, model_folder
+from .checks import check_cell
 from .tasks import manager
 
 MISFIT = "packages do not fit"
@@ -42,6 +43,10 @@ class Evaluator:
         """Never raises for what the cell does: that is its outcome."""
         start = time.time()
         try:
+            try:
+                check_cell(cell)
+            except ValueError as error:
+                return Outcome(error=_told("refused", error))
             self._load(cell)
             try:
                 self.lm.use(cell.recipe)
@@ -76,10 +81,6 @@ class Evaluator:
         results = run_task(
             self.lm, cell.task, manager([cell.task], cell.include, self.lm.base), cell.limit, cell.batch_size, cell.seed
         )
-        if not self.lm.measured:
-            raise ValueError(
-                f"task {cell.task} does not generate once per question; only output_type: generate_until is measured"
-            )
         measured, examples = self.lm.measured, self.lm.examples
         self.lm.use(Recipe())
         return {

@@ -16,6 +16,37 @@ from .pool import Pool
 from .store import DONE, FAILED, REFUSED, Store
 
 
+class _Misfits:
+    """Which models and tasks failed on an import at their first cell, so that none of their other cells can do better.
+
+    What they failed with is held back until a cell of another model or task shows that not everything fails so.
+    """
+
+    def __init__(self, queue: deque[Cell]) -> None:
+        self.queue = queue
+        self.passed: set[tuple[Any, ...]] = set()
+        self.held: list[tuple[Cell, Outcome]] = []
+        self.reasons: dict[str, None] = {}
+
+    def take(self, cell: Cell, outcome: Outcome) -> list[tuple[Cell, Outcome]]:
+        """What is settled by the ``outcome`` of ``cell``: itself, what was held back, or nothing yet."""
+        place = cell.loads, cell.task
+        if outcome.error is None or outcome.error["kind"] != MISFIT or place in self.passed:
+            self.passed.add(place)
+            return [*self._released(), (cell, outcome)]
+        self.reasons[outcome.error["text"]] = None
+        error = {**outcome.error, "text": f"{outcome.error['text']} (not tried again after {cell})"}
+        left = [other for other in self.queue if (other.loads, other.task) == place]
+        for other in left:
+            self.queue.remove(other)
+        self.held += [(cell, outcome), *((other, Outcome(error=error)) for other in left)]
+        return self._released() if self.passed else []
+
+    def _released(self) -> list[tuple[Cell, Outcome]]:
+        held, self.held = self.held, []
+        return held
+
+
 class SweepFailed(RuntimeError):
     """The sweep cannot go on; what was written is whole, and the same command resumes it."""
 
@@ -89,33 +120,42 @@ def run(
         retry: take up cells that failed in an earlier run.
         tell: called after each cell with its status.
 
-    Errors: ``SweepFailed`` when a result cannot be written, and when the first cell shows that two installed packages do not
-        fit, which no other cell would survive: nothing is written then; ``ValueError`` when ``out`` is in use or no sweep's.
+    A model or a task whose first cell fails on an import is not tried again: its other cells fail with the same words.
+
+    Errors: ``SweepFailed`` when a result cannot be written, and when every model and task fails on an import: nothing is
+        written then; ``ValueError`` when ``out`` is in use or no sweep's.
     """
     store = Store(out)
     with store.locked():
         cells = {cell.key: cell for cell in grid.cells}
         tally = Tally(total=len(cells), broken=store.broken)
         queue, died, start = deque(pending(cells.values(), store, tally, retry)), Counter[str](), time.time()
+        misfits = _Misfits(queue)
         for cell, outcome in pool.run(queue):
-            kind = None if outcome.error is None else outcome.error["kind"]
-            if kind == "died":
+            if outcome.error is not None and outcome.error["kind"] == "died":
                 died[cell.key] += 1
                 if died[cell.key] <= retries:
                     queue.append(cell)
                     continue
-            if kind == MISFIT and tally.ran == 0:
-                assert outcome.error is not None
-                raise SweepFailed(f"{outcome.error['text']} No cell was evaluated, and nothing was written")
-            status = DONE if kind is None else REFUSED if kind == "refused" else FAILED
-            try:
-                store.write(cell, status, **({"result": outcome.result} if kind is None else {"error": outcome.error}))
-            except OSError as error:
-                raise SweepFailed(
-                    f"{store.file(cell)} cannot be written ({error.strerror}); the {tally.skipped + tally.done} results "
-                    "before it are whole. Make room and run the same command again"
-                ) from error
-            tally.count(cell, status, outcome.error)
-            tally.seconds = time.time() - start
-            tell(status, cell, outcome, tally)
+            for settled, what in misfits.take(cell, outcome):
+                status = _write(store, settled, what, tally)
+                tally.count(settled, status, what.error)
+                tally.seconds = time.time() - start
+                tell(status, settled, what, tally)
+        if misfits.held:
+            raise SweepFailed(f"{' '.join(misfits.reasons)} No cell was evaluated, and nothing was written")
     return tally
+
+
+def _write(store: Store, cell: Cell, outcome: Outcome, tally: Tally) -> str:
+    """Keep ``outcome`` and return its status."""
+    kind = None if outcome.error is None else outcome.error["kind"]
+    status = DONE if kind is None else REFUSED if kind == "refused" else FAILED
+    try:
+        store.write(cell, status, **({"result": outcome.result} if kind is None else {"error": outcome.error}))
+    except OSError as error:
+        raise SweepFailed(
+            f"{store.file(cell)} cannot be written ({error.strerror}); the {tally.skipped + tally.done} results "
+            "before it are whole. Make room and run the same command again"
+        ) from error
+    return status

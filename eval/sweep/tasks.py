@@ -49,10 +49,15 @@ def manager(tasks: Sequence[str], include: Sequence[str], model: str | None = No
 
 
 @cache
+def outlines_of(task: str, include: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """What the YAML files of the tasks below ``task`` say of their kind and of generation, by task."""
+    return outlines(manager([task], include), task)
+
+
 def has_drawn_answers(task: str, include: tuple[str, ...]) -> bool:
     """Whether answers to ``task``, or to one of that group, differ from seed to seed. Errors: those of ``check``."""
     check([task], include)
-    return any(map(is_drawn, outlines(manager([task], include), task).values()))
+    return any(map(is_drawn, outlines_of(task, include).values()))
 
 
 @cache

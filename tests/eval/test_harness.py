@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -149,6 +150,21 @@ def test_bad_arguments_teach(arguments, told):
 
     with pytest.raises((ValueError, TypeError), match=told):
         get_model("tokenreduce").create_from_arg_string(arguments, {"device": "cpu"})
+
+
+@pytest.mark.parametrize("force_simple", [False, True])
+def test_likelihoods_are_refused_before_the_model_is_loaded(monkeypatch, force_simple):
+    from lmms_eval.evaluator import simple_evaluate
+    from lmms_eval.tasks import TaskManager
+    from transformers import LlavaForConditionalGeneration
+
+    monkeypatch.setattr(LlavaForConditionalGeneration, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+    manager = TaskManager("ERROR", include_path=str(Path(__file__).parent / "tasks"), include_defaults=False)
+    with pytest.raises(ValueError, match="task scored_choices asks how likely given answers are"):
+        simple_evaluate(
+            model="tokenreduce", model_args="pretrained=demo", tasks=["scored_likelihood_group"], task_manager=manager,
+            device="cpu", force_simple=force_simple,
+        )  # fmt: skip
 
 
 def test_command_line_of_lmms_eval_fails_with_exit_code_1(tmp_path):

@@ -24,6 +24,7 @@ from tokenreduce.eval.sweep.evaluator import MISFIT, Evaluator
 from tokenreduce.eval.sweep.pool import Processes
 
 NEEDS = "lmms-eval is not installed; pip install 'tokenreduce[eval]'"
+OWN_TASKS = Path(__file__).parent / "tasks"
 BASIC = {"model": "demo", "tasks": ["tr_demo_images"], "methods": ["hiprune", "uniform"], "keep": [0.5, 0.25]}
 
 
@@ -102,7 +103,7 @@ def test_seeds_go_to_what_has_chance():
         "hiprune keep=0.5", "random(seed=7) keep=0.25",
     ]  # fmt: skip
     assert {cell.seed for cell in grid.cells} == {None}
-    tasks = {"tasks": ["scored_drawn"], "include_path": [str(Path(__file__).parent / "tasks")]}
+    tasks = {"tasks": ["scored_drawn"], "include_path": [str(OWN_TASKS)]}
     drawn = Grid.of({**BASIC, **tasks, "methods": ["hiprune"], "keep": [0.5], "seeds": [0, 1]})
     assert [str(cell) for cell in drawn.cells] == [
         "demo scored_drawn unreduced seed=0", "demo scored_drawn unreduced seed=1",
@@ -325,6 +326,14 @@ def test_a_seam_that_changed_is_told_from_a_bad_day(monkeypatch):
     assert "transformers" in error["text"]
 
 
+def test_what_no_base_can_do_is_refused_before_a_model_is_loaded(monkeypatch):
+    pytest.importorskip("lmms_eval", reason=NEEDS)
+    monkeypatch.setattr("tokenreduce.eval.harness.model.build", misfitting)
+    error = Evaluator().evaluate(Cell("demo", "scored_choices", include=(str(OWN_TASKS),))).error
+    assert error["kind"] == "refused"
+    assert "output_type: multiple_choice" in error["text"]
+
+
 def test_packages_that_do_not_fit_stop_the_sweep_at_its_first_cell(tmp_path, monkeypatch):
     monkeypatch.setenv("TOY_MISFIT", "lmms-eval 0.7.3 does not fit filelock 4.3.")
     found = by_command(monkeypatch, tmp_path, ["hiprune", "uniform"])
@@ -332,6 +341,32 @@ def test_packages_that_do_not_fit_stop_the_sweep_at_its_first_cell(tmp_path, mon
     assert "lmms-eval 0.7.3 does not fit filelock 4.3. No cell was evaluated, and nothing was written" in found.output
     assert "Next:" not in found.output
     assert not Store(tmp_path / "out").everything()
+
+
+def test_the_same_misfit_in_every_task_is_one_message(tmp_path, monkeypatch):
+    monkeypatch.setenv("TOY_MISFIT", "lmms-eval 0.7.3 does not fit filelock 4.3.")
+    grid = Grid.of({**BASIC, "tasks": ["tr_demo_images", "tr_demo_video"]})
+    with pytest.raises(SweepFailed) as stopped:
+        toy_run(grid, tmp_path / "out", slots=1)
+    assert str(stopped.value).count("does not fit") == 1
+    assert (tmp_path / "died").read_text().split() == ["tr_demo_images", "tr_demo_video"]  # once each
+    assert not Store(tmp_path / "out").everything()
+
+
+@pytest.mark.parametrize("failing", ["tr_demo_images", "tr_demo_video"])  # the first task, or the second
+def test_a_task_that_fails_on_an_import_fails_at_once_and_the_others_run(tmp_path, monkeypatch, failing):
+    monkeypatch.setenv("TOY_MISFIT", "needs a package")
+    monkeypatch.setenv("TOY_MISFIT_TASK", failing)
+    grid = Grid.of({**BASIC, "tasks": ["tr_demo_images", "tr_demo_video"]})
+    told = []
+    tally = toy_run(
+        grid, tmp_path / "out", tell=lambda status, cell, outcome, tally: told.append((cell.task == failing, status))
+    )
+    assert (tmp_path / "died").read_text().split() == [failing]
+    assert (tally.done, tally.failed, tally.left) == (7, 7, 0)
+    assert sorted(told) == [(False, "done")] * 7 + [(True, "failed")] * 7
+    assert sum("not tried again" in text for text in tally.errors.values()) == 6
+    assert sum(c["status"] == "failed" for c in Store(tmp_path / "out").everything()) == 7
 
 
 def test_a_sweep_with_nothing_done_has_no_report_to_make(tmp_path, monkeypatch):
@@ -362,6 +397,15 @@ def test_command_refuses_what_cannot_be_meant(tmp_path):
         (("--model", "demo", "--task", "tr_demo_images", "--include-path", "nowhere"), "include_path='nowhere'"),
         (("--model", "demo", "--task", "tr_demo_images", "--model-args", "dtype"), "key=value"),
         ((tmp_path / "none.yaml",), "cannot be read"),
+        (
+            ("--model", "demo", "--task", "tr_demo_images", "--batch-size", 4),
+            "answers one prompt at a time; allowed: 1",
+        ),
+        (("--model", "demo", "--task", "scored_choices", "--include-path", OWN_TASKS), "how likely given answers are"),
+        (
+            ("--model", "demo", "--task", "scored_likelihood_group", "--include-path", OWN_TASKS),
+            "task scored_choices asks",
+        ),
     ):
         found = call(*arguments, *out)
         assert found.exit_code == 2, found.output

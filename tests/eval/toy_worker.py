@@ -15,7 +15,9 @@ def evaluate(cell):
     time.sleep(float(os.environ.get("TOY_SECONDS", "0")))
     (step,) = cell["recipe"]["methods"] or [{"method": "unreduced"}]
     name = step["method"]
-    if "TOY_MISFIT" in os.environ:
+    if "TOY_MISFIT" in os.environ and os.environ.get("TOY_MISFIT_TASK", cell["task"]) == cell["task"]:
+        with Path(os.environ["TOY_MARK"]).open("a") as tried:
+            tried.write(f"{cell['task']}\n")
         return Outcome(error={"kind": MISFIT, "text": os.environ["TOY_MISFIT"], "traceback": "..."})
     if name == "pool" or "TOY_ALL_FAIL" in os.environ:
         return Outcome(error={"kind": "raised", "text": "RuntimeError: a bad day", "traceback": "..."})

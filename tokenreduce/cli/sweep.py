@@ -74,7 +74,8 @@ def sweep(
     """
     from tokenreduce.eval.harness import require, told
     from tokenreduce.eval.recipe import literal
-    from tokenreduce.eval.sweep import Grid, Store, SweepFailed, run, tasks
+    from tokenreduce.eval.sweep import Grid, Store, SweepFailed, run
+    from tokenreduce.eval.sweep.checks import check
 
     require()
     flags = _given(
@@ -94,7 +95,7 @@ def sweep(
             "neither a grid nor --model is given; for example tokenreduce sweep --model demo --task tr_demo_images"
         )
     made = Grid.of(flags) if grid is None else Grid.read(grid, **flags)
-    tasks.check(made.tasks, made.include)
+    check(made)
     store = Store(out)
     if dry_run:
         _preview(made, store)

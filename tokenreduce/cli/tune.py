@@ -53,7 +53,8 @@ def tune(
     import tokenreduce as tr
     from tokenreduce.eval.harness import require
     from tokenreduce.eval.results import write_json
-    from tokenreduce.eval.sweep import Grid, Store, tasks
+    from tokenreduce.eval.sweep import Grid, Store
+    from tokenreduce.eval.sweep.checks import check
     from tokenreduce.eval.sweep.pool import Processes
     from tokenreduce.eval.tune import Calibration, search
 
@@ -65,7 +66,7 @@ def tune(
         "model_args": None if model_args is None else mapping(model_args, "--model-args"),
         "include_path": [str(path) for path in include_path or []],
     })  # fmt: skip
-    tasks.check(grid.tasks, grid.include)
+    check(grid)
     candidates = list(dict.fromkeys(["random", *(named or [r["name"] for r in tr.methods() if "image" in r["media"]])]))
 
     def told(name: str, keep: float) -> Point:
