@@ -59,8 +59,9 @@ def methods_table() -> str:
     lines = ["| name | stage | looks at | paper | file |", "| --- | --- | --- | --- | --- |"]
     for row in tr.methods():
         file = registry()[row["name"]].__module__.rpartition(".")[2] + ".py"
+        page = row["name"] if registry()[row["name"]].paper else "baselines"
         cells = (
-            f"`{row['name']}`",
+            f"[`{row['name']}`](docs/methods/{page}.md)",
             row["stages"],
             row["looks_at"],
             row["paper"],

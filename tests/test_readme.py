@@ -6,6 +6,8 @@ import importlib.util
 import re
 from pathlib import Path
 
+from tokenreduce.registry import registry
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -24,3 +26,9 @@ def test_local_links_and_pictures_exist():
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             if not target.startswith("http"):
                 assert (page.parent / target).exists(), f"{page.name} points at {target}"
+
+
+def test_every_method_has_a_page_that_names_its_paper():
+    for name, cls in registry().items():
+        page = (ROOT / "docs/methods" / f"{name if cls.paper else 'baselines'}.md").read_text()
+        assert (cls.paper in page.replace("\n", " ")) if cls.paper else f"`{name}`" in page, name

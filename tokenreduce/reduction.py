@@ -98,6 +98,11 @@ class Reduction:
             given |= {name: given[name][:, :k] for name in ("source", "features") if name in given} | {"valid": None}
         return replace(self, **given)
 
+    def reordered(self, source: Tensor) -> Reduction:
+        """A selection with its rows in the order ``source`` (B, K), the same tokens as before."""
+        rows = torch.arange(source.shape[1], device=source.device).expand_as(source)
+        return replace(self, source=source, assign=self.assign.scatter(1, source, rows), in_order=False)
+
     def carry(self, x: Tensor) -> Tensor:
         """The rows (B, K, D) that the input rows ``x`` (B, N, D) become: selected or averaged."""
         if self.merges and self.num_kept:

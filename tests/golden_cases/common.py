@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -46,11 +47,11 @@ def visual_span(params: Meta[Any], length: int) -> slice:
 def show(
     method: Method, values: list[Tensor], layout: Layout, features: Tensor | None = None, facts: ModelFacts = FACTS
 ) -> tuple[VisualTokens, Reduction]:
-    """``method`` shown ``values``, one per signal it asks for, in the order in which it asks."""
+    """``method`` shown ``values``, one per signal it asks for, in the order in which it asks, and ``features``."""
     (step,) = method.plan(facts)
     if len(values) != len(step.needs):
         raise ValueError(f"{method.name} asks for {len(step.needs)} signals, the vector gives {len(values)}")
-    batch, n = values[0].shape
+    batch, n = (values[0] if features is None else features).shape[:2]
     tokens = VisualTokens(
         features=torch.zeros(batch, n, 1) if features is None else features,
         layout=layout,
@@ -60,6 +61,14 @@ def show(
         signals=dict(zip(step.needs, values)),
     )
     return tokens, method.reduce(tokens).check(tokens)
+
+
+def one_or_several(ndim: int, *arrays: Tensor) -> tuple[list[Tensor], Callable[[dict[str, Tensor]], dict[str, Tensor]]]:
+    """``arrays``, of ``ndim`` dimensions for one image, as a batch; and a function that brings outputs back to one."""
+    single = arrays[0].ndim == ndim
+    return [
+        x[None] if single else x for x in arrays
+    ], lambda found: {n: x[0] for n, x in found.items()} if single else found
 
 
 def kept_mask(reduction: Reduction) -> Tensor:
