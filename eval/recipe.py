@@ -104,8 +104,9 @@ class Recipe:
 
     def with_seed(self, seed: int) -> Recipe:
         """The same with ``seed`` in every method that has one."""
+        own: dict[str, Any] = {"seed": seed}
         methods = (
-            dataclasses.replace(m, **({"seed": seed} if any(f.name == "seed" for f in dataclasses.fields(m)) else {}))
+            dataclasses.replace(m, **own) if any(f.name == "seed" for f in dataclasses.fields(m)) else m
             for m in self.methods
         )
         return dataclasses.replace(self, methods=tuple(methods))

@@ -103,8 +103,8 @@ def _view(tokens: VisualTokens, layout: Layout, index: Tensor, local: Tensor, ow
         size=of(tokens.size),
         role=of(tokens.role),
         signals={wanted: signal(value, wanted.axis) for wanted, value in tokens.signals.items()},
-        entered=None,  # a view is an image of its own, shown once
-        assign=None,
+        entered=None,  # type: ignore[arg-type]  # a view is an image of its own, shown once
+        assign=None,  # type: ignore[arg-type]
         notes={},
     )
 

@@ -118,7 +118,7 @@ class EncoderMerging:
                     layer=index,
                     source=state.source,
                     size=state.size,
-                    signals={need: self.keys for need in step.needs if isinstance(need, Keys)},  # type: ignore[misc]
+                    signals={need: self.keys for need in step.needs if isinstance(need, Keys)},
                     prefix=self.prefix,
                     amount=step.amount,
                 )

@@ -67,7 +67,7 @@ class Grid:
             raise ValueError(f"model_args={model_args!r}; allowed: {KEYS['model_args']}")
         include = (*(str(place) for place in _several(content.get("include_path"))), str(TASKS))
         seeds = _seeds(content.get("seeds"))
-        shared = {
+        shared: dict[str, Any] = {
             "base": content.get("base"),
             "model_args": model_args,
             "include": include,
@@ -81,7 +81,9 @@ class Grid:
             (model, task, recipe, seed if drawn[task] else None)
             for model, task, (recipe, seed) in itertools.product(models, tasks, recipes)
         )
-        return cls(tuple(Cell(*one, seed=seed, **shared) for *one, seed in dict.fromkeys(found)))
+        return cls(
+            tuple(Cell(model, task, recipe, seed=seed, **shared) for model, task, recipe, seed in dict.fromkeys(found))
+        )
 
     @property
     def tasks(self) -> list[str]:
@@ -123,7 +125,7 @@ def _recipes(content: Mapping[str, Any], seeds: Sequence[int]) -> Iterator[tuple
     budgets = shared + [m.keep for recipe, _ in chosen if len(recipe.methods) == 1 for m in recipe.methods]
     control = [(Recipe.of("random", keep), False) for keep in dict.fromkeys(budgets)]
     for recipe, own_seed in dict.fromkeys(((Recipe(), True), *control, *chosen)):
-        for seed in seeds or [None]:
+        for seed in seeds or (None,):
             yield recipe if own_seed or seed is None else recipe.with_seed(seed), seed
 
 

@@ -45,7 +45,7 @@ def method_of(params: Meta[Any], images: int) -> FasterVLM:
 def select(attention: Tensor, params: Meta[Any]) -> tuple[Tensor, Reduction]:
     """Scores (B, N) and the plan, from [CLS] rows (B, H, N) without their [CLS] key."""
     method = method_of(params, len(attention))
-    if method.score != "cls":
+    if method.score == "global_mean":
         raise ValueError(f"parameter score={method.score!r} of [CLS] rows; this driver honours it for whole maps")
     query, key = query_and_key(with_cls_key(attention)[:, :, None])
     score = attention_row(query, key, 1.0, heads=method.heads)[:, 0, 1:]
@@ -91,7 +91,7 @@ def tower(inputs: Meta[Tensor], params: Meta[Any]) -> dict[str, Tensor]:
     facts = family.facts()
     method = method_of(params, hidden.shape[1])
     query, key = query_and_key(attentions[facts.feature_block])
-    if method.score == "cls":
+    if method.score != "global_mean" and facts.has_cls:
         score = attention_row(query[:, :, :1], key, 1.0, heads=method.heads)[:, 0]
     else:
         score = attention_received(query, key, 1.0)

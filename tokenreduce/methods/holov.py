@@ -87,9 +87,9 @@ class HoloV(Method):
         chosen = place.masked_fill(~kept, n).sort(dim=1).values[:, :k]  # kept places first, in order
         lost = chosen == n
         taken = place.argsort(dim=1).gather(1, chosen.clamp_max(n - 1))
-        more = {"score": attention.float(), "positions": self.policy}
+        score = attention.float()
         if self.overflow == "share":
-            plan = Reduction.select(taken, n, **more)
+            plan = Reduction.select(taken, n, score=score, positions=self.policy)
             return plan if self.output_order == "raster" else plan.reordered(taken)
         taken = taken.masked_fill(lost, -1)
         if self.output_order == "raster":
@@ -97,7 +97,7 @@ class HoloV(Method):
         rows = torch.arange(k, device=taken.device).expand_as(taken)
         assign = torch.full((len(taken), n + 1), -1, device=taken.device).scatter(1, taken.masked_fill(lost, n), rows)
         features = take_rows(tokens.features, taken.clamp_min(0)) * ~lost[..., None]
-        return Reduction(source=taken, assign=assign[:, :n], features=features, **more)
+        return Reduction(source=taken, assign=assign[:, :n], features=features, score=score, positions=self.policy)
 
 
 def runs(n: int, crops: int, device: torch.device) -> tuple[Tensor, Tensor]:

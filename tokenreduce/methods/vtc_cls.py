@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +15,12 @@ from tokenreduce.tokens import VisualTokens
 from tokenreduce.tower_saliency import SCORES, Score, saliency, saliency_substitute
 from tokenreduce.validation import choice
 
-ENSEMBLES = {"sum": torch.sum, "mean": torch.mean, "max": torch.amax, "min": torch.amin}
+ENSEMBLES: dict[str, Callable[..., Tensor]] = {
+    "sum": torch.sum,
+    "mean": torch.mean,
+    "max": torch.amax,
+    "min": torch.amin,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
