@@ -42,7 +42,7 @@ class Pick(NamedTuple):
     """One of the pictures of a pass."""
 
     passed: Finished
-    index: int
+    index: int  # type: ignore[assignment]  # the word of the tuple it is
 
     @property
     def picture(self) -> Picture:
