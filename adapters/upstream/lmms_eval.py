@@ -1,4 +1,4 @@
-"""lmms-eval as it is entered, and what it hands to a model beside its prompts.
+"""lmms-eval as it is entered: its models, its tasks and how they are scored.
 
 | seam | seen |
 | --- | --- |
@@ -10,19 +10,14 @@
 | `task_index[name]`: its `type`, and `task`, the tasks of a tag; `load_yaml_config(path, mode="simple")` | 0.7.3 |
 | `is_deterministic(output_type, generation_kwargs)` of the response cache | 0.7.3 |
 | `simple_evaluate(model, tasks, task_manager, ..., torch_random_seed)` and what it returns | 0.7.3 |
-| a request's arguments hold methods of its task; the task's `args` are the command line's | 0.7.3 |
-| a request that only pads a rank says `__padding_only__` in its metadata | 0.7.3 |
-| `lm.task_dict[task][split][document]` is what a model reads its documents from | 0.7.3 |
+| a request's arguments hold methods of its task | 0.7.3 |
 | the task manager's `model_name` chooses among blocks per model in a task's settings, when tasks are made | 0.7.3 |
-| `simple_evaluate` makes the model first, then the tasks, from its local variable `task_manager` | 0.7.3 |
 | a task's `aggregation()` is a function per metric; the built-in mean is `lmms_eval.api.metrics.mean` | 0.7.3 |
-| the command line runs in a function `cli_evaluate`, which catches every `Exception` | 0.7.3 |
 """
 
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -101,16 +96,6 @@ def outlines(tasks: Any, name: Any, changes: Mapping[str, Any] | None = None) ->
     return outlines(tasks, own.get("task", []) if known["task"] == -1 else list(known["task"]), said)
 
 
-def outlines_asked() -> dict[str, dict[str, Any]]:
-    """Outlines of the tasks that lmms-eval is about to evaluate; none where a model is made for another reason."""
-    found: dict[str, dict[str, Any]] = {}
-    for asked in _evaluations():
-        for task in asked["tasks"] or ():
-            if isinstance(task, (str, dict)):
-                found |= outlines(asked["task_manager"], task)
-    return found
-
-
 def is_drawn(outline: Mapping[str, Any]) -> bool:
     """Whether answers to a task are drawn, so that they differ from seed to seed; by any model's own settings, too."""
     from lmms_eval.caching.response_cache import is_deterministic
@@ -159,31 +144,8 @@ def task_of(request: Any) -> Any:
     return next((owner for owner in owners if hasattr(owner, "doc_to_visual")), None)
 
 
-def output_path(requests: Sequence[Any]) -> Path | None:
-    """The output path that the command line was called with; None for none, and for calls from Python."""
-    called_with: Any = getattr(task_of(requests[0]), "args", None) if requests else None
-    path = getattr(called_with, "output_path", None)
-    return Path(path) if path else None
-
-
 #: what a task may say per model
 PER_MODEL = ("lmms_eval_specific_kwargs", "model_specific_generation_kwargs", "model_specific_target_kwargs")
-
-
-def prompt_as(base: str) -> None:
-    """While lmms-eval is about to make its tasks: let these choose prompts and settings of generation for ``base``."""
-    for asked in _evaluations():
-        if hasattr(asked["task_manager"], "model_name"):
-            asked["task_manager"].model_name = base
-
-
-def _evaluations() -> Iterator[dict[str, Any]]:
-    """The local variables of every ``simple_evaluate`` that is running and has its index of tasks."""
-    frame = sys._getframe()
-    while frame is not None:
-        if frame.f_code.co_name == "simple_evaluate" and frame.f_locals.get("task_manager") is not None:
-            yield frame.f_locals
-        frame = frame.f_back  # type: ignore[assignment]
 
 
 def prompts_of_another(task: Any, base: str) -> str | None:
@@ -201,49 +163,3 @@ def aggregation_of(task: Any, metric: str) -> Callable[..., Any] | None:
 def is_mean(aggregation: Callable[..., Any]) -> bool:
     """Whether an aggregation is lmms-eval's own mean."""
     return (aggregation.__module__, getattr(aggregation, "__name__", "")) == ("lmms_eval.api.metrics", "mean")
-
-
-def is_padding(request: Any) -> bool:
-    """Whether a request is there only so that all ranks have equally many."""
-    return bool((request.metadata or {}).get("__padding_only__"))
-
-
-def answers_of(generated: Sequence[Any]) -> list[Any]:
-    """The answers in what ``generate_until`` of a model returned."""
-    from lmms_eval.api.instance import unwrap_generation_output
-
-    return [unwrap_generation_output(one)[0] for one in generated]
-
-
-def under_command_line() -> bool:
-    """Whether lmms-eval's own command line is running, which catches every ``Exception`` and goes on."""
-    frame = sys._getframe()
-    while frame is not None:
-        if frame.f_code.co_name == "cli_evaluate":
-            return True
-        frame = frame.f_back  # type: ignore[assignment]
-    return False
-
-
-class DocumentRecorder:
-    """A view of ``lm.task_dict`` that records the (task, document) pairs read through it; the rest is passed on."""
-
-    def __init__(self, inner: Any, seen: list[tuple[str, int]], path: tuple[str, ...] = ()) -> None:
-        self._inner, self._seen, self._path = inner, seen, path
-
-    def __getitem__(self, key: Any) -> Any:
-        found = self._inner[key]
-        if len(self._path) < 2:  # task, split
-            return DocumentRecorder(found, self._seen, (*self._path, key))
-        if isinstance(key, int):
-            self._seen.append((self._path[0], key))
-        return found
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
-
-    def __len__(self) -> int:
-        return len(self._inner)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._inner)

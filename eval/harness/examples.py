@@ -50,6 +50,9 @@ class Examples:
             try:
                 document = self.tasks[task].eval_docs[doc_id]
                 images = [as_rgb(image) for image in self.tasks[task].doc_to_visual(document)]
+                if not images:
+                    self.problems.append(f"{task} {doc_id}: it has no picture")
+                    continue
                 question = str(self.tasks[task].doc_to_text(document))
                 jpeg = _jpeg(_side_by_side(model, row, images, self.processor))
                 self.pictures.append({"doc_id": doc_id, "question": question, "jpeg": jpeg})

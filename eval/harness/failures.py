@@ -7,12 +7,11 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from tokenreduce.adapters.upstream.lmms_eval import output_path, under_command_line
+from tokenreduce.adapters.upstream.lmms_eval_run import under_command_line
 
 
 class EvaluationFailed(RuntimeError):
@@ -45,11 +44,10 @@ def fail_without_evaluation() -> None:
         atexit.register(_check_evaluated)
 
 
-def expect_results(requests: Sequence[Any]) -> None:
-    """When the process ends, see that lmms-eval wrote its results of ``requests``; else say so and exit with 1."""
+def expect_results(folder: Path | None) -> None:
+    """When the process ends, see that lmms-eval wrote its results into ``folder``; else say so and exit with 1."""
     atexit.unregister(_check_evaluated)
-    folder = output_path(requests)
-    if folder is None or not under_command_line() or int(os.environ.get("RANK", "0")):
+    if folder is None or folder in _expected or not under_command_line() or int(os.environ.get("RANK", "0")):
         return
     if not _expected:
         atexit.register(_check_results)

@@ -19,7 +19,7 @@ from .unreduced import FirstPass, unreduced
 
 
 class Meter:
-    """Measures one model. ``rows`` holds one dict per prompt that was generated from, ``errors`` what was raised.
+    """Measures one model. ``rows`` holds one dict per prompt that was generated from, ``errors`` what was raised, and at which.
 
     A row: task and doc_id (None where a backend reads its documents in no order that tells), tokens_in and tokens_kept of
     all its images together, equivalent_tokens (averaged over decoder layers), prefill FLOPs with and without reduction,
@@ -34,7 +34,7 @@ class Meter:
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
-        self.errors: list[str] = []
+        self.errors: list[tuple[str, list[tuple[str, int]]]] = []
         self.seen: list[tuple[str, int]] = []
         self.observe: Callable[[Any, list[Any], dict[str, Any]], None] = lambda model, documents, arguments: None
         self._last: Any = None
@@ -48,14 +48,12 @@ class Meter:
             ids = kwargs.get("input_ids", args[0] if args else None)
             documents, self.seen[:] = list(dict.fromkeys(self.seen)), []
             bare = FirstPass()
-            handles = [model.register_forward_hook(timer.first)]
-            if not tr.is_wrapped(model):
-                handles += bare.attach(model)
+            handles = [model.register_forward_hook(timer.first), *bare.attach(model)]
             timer.start()
             try:
                 out = original(*args, **kwargs)
             except Exception as error:
-                self.errors.append(f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
+                self.errors.append((f"{type(error).__name__}: {' '.join(str(error).split())[:500]}", documents))
                 raise
             finally:
                 for handle in handles:
@@ -84,8 +82,8 @@ class Meter:
     ) -> None:
         batch = out.shape[0] if ids is None else ids.shape[0]
         prompt = 0 if ids is None else ids.shape[1]
-        wrapped = tr.is_wrapped(model)
-        cost = self._reduced(model) if wrapped else unreduced(model, ids, arguments.get("attention_mask"), bare)
+        cost = self._reduced(model) if tr.is_wrapped(model) else []
+        cost = cost or unreduced(model, ids, arguments.get("attention_mask"), bare)  # a prompt of text alone, too
         written = new_tokens(out[:, prompt:], batch, *ends(model, arguments))
         shared = {
             "ttft_ms": timer.ttft_ms,
@@ -172,12 +170,15 @@ def without_padding(rows: Sequence[dict[str, Any]], wanted: Counter[tuple[str, i
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Means over prompts; ttft_ms is the median, peak_mib the highest, tokens_per_s all new tokens over all time."""
+    """Means over prompts, ``text_alone`` of them without pictures.
+
+    ttft_ms is the median, peak_mib the highest, tokens_per_s all new tokens over all time.
+    """
 
     def numbers(name: str) -> list[float]:
         return [row[name] for row in rows if row.get(name) is not None]
 
-    found: dict[str, Any] = {"prompts": len(rows)}
+    found: dict[str, Any] = {"prompts": len(rows), "text_alone": sum(row.get("tokens_in") == 0 for row in rows)}
     counts = ("tokens_in", "tokens_kept", "equivalent_tokens")
     costs = ("flops", "flops_unreduced", "kv_bytes", "kv_bytes_unreduced", "method_ms")
     for name in (*counts, *costs):

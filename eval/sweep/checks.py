@@ -5,8 +5,9 @@ from __future__ import annotations
 from ..harness.limits import check_batch_size, check_measured
 from ..harness.settings import base_name
 from . import tasks
-from .cell import Cell, model_folder
+from .cell import Cell
 from .grid import Grid
+from .identity import model_folder
 
 
 def check(grid: Grid) -> None:

@@ -13,8 +13,9 @@ from tokenreduce.adapters.upstream.seams import UpstreamChanged, misfit
 
 from ..recipe import Recipe
 from ..results import environment
-from .cell import Cell, model_folder
+from .cell import Cell
 from .checks import check_cell
+from .identity import model_folder
 from .tasks import manager
 
 MISFIT = "packages do not fit"

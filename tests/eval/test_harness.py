@@ -216,3 +216,15 @@ def test_results_that_were_not_written_are_a_failure(tmp_path):
     done = cli("--tasks", "tr_demo_images", "--limit", "1", cwd=tmp_path, prefix=("-c", code))
     assert done.returncode == 1
     assert "lmms-eval wrote no results" in done.stderr
+
+
+@pytest.mark.long
+def test_a_run_whose_answers_all_come_from_the_cache_ends_well(tmp_path):
+    common = ("--tasks", "tr_demo_images", "--limit", "2", "--use_cache", str(tmp_path / "cache"))
+    for cached in (0, 2):
+        done = cli(*common, "--output_path", f"out{cached}", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-2000:]
+        (log,) = (tmp_path / f"out{cached}").glob("*_tokenreduce.json")
+        found = json.loads(log.read_text())
+        assert (found["answers_from_cache"], len(found["samples"])) == (cached, 2 - cached)
+    assert "costs were measured for 0 of 2 answers" in done.stderr

@@ -294,3 +294,26 @@ def test_a_seed_decides_what_is_drawn(cell):
     first, again, second = ([q["reply"] for q in cell("scored_drawn", seed=s)["questions"]] for s in (0, 0, 1))
     assert first == again
     assert first != second
+
+
+@pytest.mark.parametrize("recipe", [Recipe(), Recipe.of("random", 0.25), Recipe.of("fastervlm:0.5+fastv", 18)], ids=str)
+def test_a_question_without_a_picture_is_asked_as_text_and_counted(cell, recipe):
+    found = cell("scored_gaps", recipe)
+    alone = [q for q in found["questions"] if q["kind"] == "color"]
+    assert 0 < len(alone) < LIMIT
+    assert found["measured"]["prompts"] == LIMIT
+    assert found["measured"]["text_alone"] == len(alone)
+    for question in found["questions"]:
+        if question["kind"] == "color":
+            assert (question["tokens_in"], question["tokens_kept"]) == (0, 0)
+            assert 0 < question["flops"] == question["flops_unreduced"]
+        else:
+            assert question["tokens_in"] == 144
+    assert all(str(question["reply"]).strip() for question in alone)
+
+
+def test_a_question_that_fails_is_named(own_folders):
+    cell = Cell("demo", "scored_lost", Recipe.of("random", 0.25), include=(OURS, str(TASKS)), limit=6)
+    error = Evaluator().evaluate(cell).error
+    assert error["kind"] == "raised"
+    assert "the picture is cut off (at scored_lost 2)" in error["text"]

@@ -9,8 +9,7 @@ import pytest
 from tokenreduce.eval.demo import WEIGHTS
 from tokenreduce.eval.harness import TASKS
 from tokenreduce.eval.recipe import Recipe
-from tokenreduce.eval.sweep import Cell, hashes, tasks
-from tokenreduce.eval.sweep import cell as cells
+from tokenreduce.eval.sweep import Cell, hashes, identity, tasks
 
 pytest.importorskip("lmms_eval", reason="lmms-eval is not installed; pip install 'tokenreduce[eval]'")
 
@@ -19,7 +18,7 @@ DEMO_TASKS = (str(TASKS),)
 
 def forget():
     """As in a new process."""
-    for function in (hashes.file_hash, hashes.source_hash, tasks.task_identity, cells.model_hash):
+    for function in (hashes.file_hash, hashes.source_hash, tasks.task_identity, identity.model_hash):
         function.cache_clear()
 
 
@@ -57,7 +56,7 @@ def test_key_follows_from_the_cell_the_model_and_the_versions(tmp_path, monkeypa
     forget()
     assert same.key != base.key
     before = base.key
-    monkeypatch.setattr(cells, "installed", lambda package: "9.9")
+    monkeypatch.setattr(identity, "installed", lambda package: "9.9")
     assert base.key != before
 
 
