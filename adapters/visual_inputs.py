@@ -68,3 +68,19 @@ class NotedCall(NamedTuple):
     method: str
     note: Callable[[dict[str, Any]], dict[str, Any]]
     ahead: bool
+
+
+class Projection(NamedTuple):
+    """Where on the way from a tower's blocks to the prompt one row is one token.
+
+    Attributes:
+        within: the module that holds all weights they meet; ``entered``, the one whose input they are, (M, R, C) or (R, C).
+        run: makes features (..., D) of rows (..., C).
+        layers: the modules ``run`` consists of, where that is a linear layer, a function of single numbers, and a linear
+            layer; else None.
+    """
+
+    within: Any
+    entered: Any
+    run: Callable[[Any], Any]
+    layers: tuple[Any, Any, Any] | None = None

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-NOUNS = {"budgets", "layout", "method", "reduction", "signals", "tokens"}
+NOUNS = {"budgets", "projection", "layout", "method", "reduction", "signals", "tokens"}
 ALLOWED = {
     "kernels": {"kernels"},
     "tokenreduce/methods": {
@@ -19,6 +19,7 @@ ALLOWED = {
         "kernels",
         "matching",
         "methods",
+        "projector_rows",
         "schedules",
         "streaming",
         "temporal_redundancy",

@@ -28,6 +28,8 @@ class ModelFacts:
         has_cls: whether the tower has a [CLS] token, its first row.
         tower_prefix: rows of the tower before the first patch ([CLS], distillation, registers).
         has_distillation: whether row 1 is a distillation token.
+        interpolated: in words, what pictures have tokens that are interpolated behind the projector, and so no row of
+            their own in front of it; empty for none.
         tower_grid: (height, width) of the patch grid where it is known, else None.
         full_blocks: vision blocks in which every patch attends to the whole image; None: all of them.
         decoder_depth: number of decoder layers (0 for an encoder alone).
@@ -41,6 +43,7 @@ class ModelFacts:
     has_cls: bool
     tower_prefix: int = 0
     has_distillation: bool = False
+    interpolated: str = ""
     tower_grid: tuple[int, int] | None = None
     full_blocks: tuple[int, ...] | None = None
     decoder_depth: int = 0

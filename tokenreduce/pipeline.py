@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, Protocol
 
 from tokenreduce.groups import ImageGroup
 from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.per_thread import PerThread, nothing
+from tokenreduce.projection import Projector
 from tokenreduce.reduction import Reduction
 from tokenreduce.schedules import largest_remainder
-from tokenreduce.signals import Keys, Signal
+from tokenreduce.signals import ProjectorInput, Signal
 from tokenreduce.step_checks import check_step
 from tokenreduce.stopwatch import Stopwatch
 from tokenreduce.tokens import STAGES, Stage, VisualTokens
 from tokenreduce.views import reduce_views, view_of
 
-Look = Callable[[Signal, ImageGroup], Any]
+
+class Source(Protocol):
+    """Where methods' signals come from."""
+
+    def look(self, signal: Signal, group: ImageGroup) -> Any:
+        """The value of ``signal`` for ``group``, aligned as its ``axis`` says."""
+
+    def projector(self, group: ImageGroup) -> Projector:
+        """What makes features of the rows of ``group`` that the signal ``ProjectorInput`` shows."""
 
 
 class Pipeline:
@@ -107,24 +116,20 @@ class Pipeline:
 
     @property
     def listens(self) -> frozenset[Signal]:
-        """Signals that need a module to be listened to; keys inside an encoder are heard in every block anyway."""
-        return frozenset(signal for signal in self.needs if not isinstance(signal, Keys))
+        """Signals that need a module to be listened to; inside an encoder, keys are heard in every block anyway."""
+        return frozenset(signal for _, step in self.steps if step.stage != "encoder" for signal in step.needs)
 
     @property
     def ranks_by_text(self) -> bool:
         """Whether a method looks at the text, or at what the language model attends to, and so at the question."""
-        return any(signal.part == "llm" for signal in self.needs)
-
-    @property
-    def needs(self) -> frozenset[Signal]:
-        return frozenset(signal for _, step in self.steps for signal in step.needs)
+        return any(signal.part == "llm" for signal in self.listens)
 
     def run(
         self,
         stage: Stage,
         layer: int | None,
         groups: list[ImageGroup],
-        look: Look,
+        source: Source,
         decided: list[Reduction] | None = None,
     ) -> tuple[list[ImageGroup], list[Reduction], bool]:
         """Pass ``groups`` (with their features) through the steps of a place.
@@ -156,8 +161,10 @@ class Pipeline:
                         assign=group.assign,
                         notes=group.notes.get(number, {}),
                         amount=step.amount,
-                        signals={} if decided else {signal: look(signal, group) for signal in step.needs},
+                        signals={} if decided else {signal: source.look(signal, group) for signal in step.needs},
                     )
+                    if ProjectorInput() in tokens.signals:
+                        tokens.projector = source.projector(group)
                     reduction = decided[len(done)] if decided else self._ask(method, tokens, group, parted)
                     done.append(reduction)
                     group = group.noting(number, reduction)

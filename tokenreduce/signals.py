@@ -34,11 +34,11 @@ class ClsAttention(Signal):
     """Post-softmax attention of the [CLS] query of tower block ``block`` (0-based) to every patch: (B, N).
 
     Normalised over all keys including [CLS]; the [CLS] key is cut off without renormalising. ``heads`` reduces the
-    heads by ``mean`` or ``max``.
+    heads by ``mean`` or ``max``; ``joined`` takes them as a single one of all C channels, with the scale C^-1/2.
     """
 
     block: int
-    heads: Literal["mean", "max"] = "mean"
+    heads: Literal["mean", "max", "joined"] = "mean"
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,16 @@ class AttentionReceived(Signal):
     """Mean over heads and over all real queries of the attention each token receives in ``layer`` (0-based): (B, N).
 
     ``where='tower'`` reads a vision block, queries including prefix tokens; ``where='llm'`` a decoder layer, all real
-    queries of the (causal) sequence.
+    queries of the (causal) sequence. ``heads='joined'``, in the tower, is as for ``ClsAttention``.
     """
 
     layer: int
     where: Where = "tower"
+    heads: Literal["mean", "joined"] = "mean"
+
+    def __post_init__(self) -> None:
+        if self.heads == "joined" and self.where != "tower":
+            raise ValueError(f"{self}: heads are joined in the tower only; allowed: where='tower', or heads='mean'")
 
     @property
     def part(self) -> Where:
@@ -92,11 +97,33 @@ class TextAttention(Signal):
 
 @dataclass(frozen=True)
 class Keys(Signal):
-    """Keys of the attention of tower block ``block`` (0-based), mean over heads, before merging in that block:
-    (B, N, head_dim), prefix tokens included. Given only to encoder steps of that block.
+    """Keys of the attention of tower block ``block`` (0-based), after the projection's bias and before any norm or rotary
+    embedding, in float32: (B, N, d) the ``mean`` over heads, or (B, N, H * d) all of them ``joined``.
+
+    Where patches are joined in tokens after the tower, the mean over a token's patches. A step of that block itself is
+    given the keys before merging, prefix tokens included, as the ``mean`` over heads.
     """
 
     block: int
+    heads: Literal["mean", "joined"] = "mean"
+
+
+@dataclass(frozen=True)
+class ProjectorInput(Signal):
+    """The rows that enter the projector, one for each token: (B, N, C_in). Of patches that the projector joins in a token,
+    the channels side by side. ``tokens.projector`` makes features of such rows.
+
+    Tokens that are interpolated behind the projector (LLaVA-OneVision's videos, and pictures that it scales down) have
+    no row of their own: there it is the features themselves, and ``tokens.projector.exact`` is False.
+    """
+
+
+@dataclass(frozen=True)
+class TowerPrefix(Signal):
+    """What leaves tower block ``block`` (0-based) in front of the patches, such as the [CLS] row: (B, V, P, C)."""
+
+    block: int
+    axis = "view"
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tokenreduce.method import ModelFacts, Step
-from tokenreduce.signals import Keys, Signal
+from tokenreduce.signals import Keys, Signal, TowerPrefix
 
 
 def check_step(name: str, step: Step, facts: ModelFacts) -> None:
@@ -28,13 +28,18 @@ def check_step(name: str, step: Step, facts: ModelFacts) -> None:
     for need in step.needs:
         if not isinstance(need, Signal):
             raise TypeError(f"method={name!r} needs {need!r}; allowed: signals, such as ClsAttention(22)")
-        if isinstance(need, Keys) or step.stage == "encoder":
-            if not isinstance(need, Keys) or step.stage != "encoder" or need.block != step.layer:
+        if step.stage == "encoder":
+            if not isinstance(need, Keys) or need.heads != "mean" or need.block != step.layer:
                 raise ValueError(
-                    f"method={name!r} needs {need} at {_place(step)}; allowed: Keys of the block itself, in a step at stage "
-                    f"'encoder', such as Step('encoder', layer=3, needs=(Keys(3),)); elsewhere the other signals"
+                    f"method={name!r} needs {need} at {_place(step)}; allowed inside an encoder: keys of the block itself, "
+                    f"such as Step('encoder', layer=3, needs=(Keys(3),))"
                 )
             continue
+        if isinstance(need, TowerPrefix) and not facts.tower_prefix:
+            raise ValueError(
+                f"method={name!r} needs {need}, but the vision tower of a {facts.family} model has no rows in front of its "
+                "patches; choose a method, or parameters, that need none"
+            )
         layer = getattr(need, "layer", getattr(need, "block", None))
         depth, unit = (facts.tower_depth, "block") if need.part == "tower" else (facts.decoder_depth, "decoder layer")
         if layer is not None and (isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < depth):

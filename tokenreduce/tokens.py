@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tokenreduce.layout import Layout
+from tokenreduce.projection import Projector
 
 if TYPE_CHECKING:
     from tokenreduce.signals import Signal
@@ -60,6 +61,7 @@ class VisualTokens:
         size: (B, N) float, number of original tokens each current token stands for.
         role: (B, N) int, roles given by earlier stages (0 = none).
         signals: what the method's step asked for, each aligned as its ``axis`` says; text comes as ``Rows``.
+        projector: makes features of rows such as those of the signal ``ProjectorInput``; given to steps that ask for it.
         prefix: number of leading tokens ([CLS], registers) included in ``features``; they must survive in place. Only
             at the encoder; every (B, N) tensor includes them there.
         entered: tokens of each image that entered the language model; in front of it, N.
@@ -76,6 +78,7 @@ class VisualTokens:
     size: Tensor = None  # type: ignore[assignment]
     role: Tensor = None  # type: ignore[assignment]
     signals: Mapping[Signal, Any] = field(default_factory=dict)
+    projector: Projector = field(default_factory=Projector.none)
     prefix: int = 0
     entered: int = None  # type: ignore[assignment]
     assign: Tensor = None  # type: ignore[assignment]

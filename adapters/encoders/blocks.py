@@ -95,6 +95,10 @@ class TimmBlock(Block):
         return self.attention.qkv.register_forward_hook(partial(_middle_third, heard))
 
 
+class PackedBlock(TimmBlock):
+    """Blocks of Qwen-VL's towers, which run all pictures as one sequence (rows, C)."""
+
+
 class EvaBlock(Block):
     """``EvaBlock`` of timm (EVA, EVA02): projections fused or not, biases kept apart."""
 

@@ -56,10 +56,10 @@ class AnyresTower(ClipTower):
         """The videos of a pass that was not packed as images."""
         return []
 
-    def per_picture(self, call: TowerCall, values: Tensor, pictures: list[Picture]) -> list[Tensor]:
+    def placed(self, call: TowerCall, values: Tensor, pictures: list[Picture]) -> list[Tensor]:
         if "pack" not in call.arguments:
-            return super().per_picture(call, values, pictures)
-        views = self.tower_tokens(values).unsqueeze(-1).split(call.arguments["pack"]["views"])
+            return super().placed(call, values, pictures)
+        views = values.unsqueeze(-1).split(call.arguments["pack"]["views"])
         packed = self._packed(call, list(views))
         return [x[list(picture.tokens or ())] for x, picture in zip(packed, pictures, strict=True)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from tokenreduce.adapters.families.base import Family
-from tokenreduce.adapters.visual_inputs import Picture, TowerCall
+from tokenreduce.adapters.visual_inputs import Picture, Projection, TowerCall
 from tokenreduce.layout import Layout
 from tokenreduce.method import ModelFacts
 
@@ -39,6 +39,18 @@ class AyaVision(Family):
     def pictures(self, call: TowerCall) -> list[Picture]:
         layout = self.view()
         return [Picture(layout, layout.num_tokens, pooled=True)] * call.rows
+
+    def projection(self) -> Projection:
+        projector, factor = self.core.multi_modal_projector, self.model.config.downsample_factor
+
+        def run(rows: Tensor) -> Tensor:
+            """Each row as an image of its own, of as many patches as it consists of."""
+            return projector(rows.reshape(-1, factor**2, rows.shape[-1] // factor**2)).view(*rows.shape[:-1], -1)
+
+        return Projection(projector, projector.layernorm, run)
+
+    def projected_cells(self, rows: Tensor) -> Tensor:
+        return rows.flatten(1, 2)
 
     def tower_tokens(self, values: Tensor) -> Tensor:
         return self.core.multi_modal_projector.pixel_shuffle(values.unsqueeze(-1)).mean(dim=-1).flatten(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +12,7 @@ from tokenreduce.adapters.encoders.blocks import Block, TransformersBlock
 from tokenreduce.adapters.encoders.patch_grid import PatchGrid
 from tokenreduce.adapters.registry import register
 from tokenreduce.adapters.upstream.model import special_ids
-from tokenreduce.adapters.visual_inputs import Medium, NotedCall, Picture, TowerCall
+from tokenreduce.adapters.visual_inputs import Medium, NotedCall, Picture, Projection, TowerCall
 from tokenreduce.method import ModelFacts
 
 DECODER_LAYERS = ("full_attention", "sliding_attention")
@@ -85,9 +85,12 @@ class Family:
 
     def per_picture(self, call: TowerCall, values: Tensor, pictures: list[Picture]) -> list[Tensor]:
         """Values of the tower's rows (M, rows), or (rows,) where it packs, as values (N,) of each picture's tokens."""
-        grids = self.tower_tokens(values)
+        return self.placed(call, self.tower_tokens(values), pictures)
+
+    def placed(self, call: TowerCall, values: Tensor, pictures: list[Picture]) -> list[Tensor]:
+        """``values`` of the output grids' cells (M, cells), or (cells,) where the tower packs, of each picture's tokens (N,)."""
         found = []
-        for picture, own in zip(pictures, grids.split([picture.rows for picture in pictures])):
+        for picture, own in zip(pictures, values.split([picture.rows for picture in pictures])):
             flat = own.flatten()
             cells = picture.layout.patches
             whole = len(cells) == len(flat) and cells == tuple(range(len(flat)))
@@ -95,11 +98,22 @@ class Family:
         return found
 
     def rows_per_picture(self, call: TowerCall, values: Tensor, pictures: list[Picture]) -> list[Tensor]:
-        """The same for values with channels: of rows (M, rows, C) or (rows, C), each picture's tokens (N, C)."""
+        """``per_picture`` of values with channels: of rows (M, rows, C) or (rows, C), each picture's tokens (N, C)."""
         if values.ndim == (1 if self.packs else 2):
             return self.per_picture(call, values, pictures)
-        of_all = torch.func.vmap(lambda x: tuple(self.per_picture(call, x, pictures)), in_dims=-1, out_dims=-1)
-        return list(of_all(values))
+        return by_channel(lambda x: self.per_picture(call, x, pictures), values)
+
+    def projected_per_picture(self, call: TowerCall, rows: Tensor, pictures: list[Picture]) -> Sequence[Tensor | None]:
+        """Rows that enter the projector (M, R, C), or (R, C) where the tower packs, of each picture's tokens (N, C).
+
+        None for a picture whose tokens are interpolated behind the projector.
+        """
+        cells = self.projected_cells(rows)
+        return by_channel(lambda x: self.placed(call, x, pictures), cells)
+
+    def projected_cells(self, rows: Tensor) -> Tensor:
+        """Of the rows that enter the projector (M, R, C), those of the output grids' cells (M, cells, C)."""
+        return rows
 
     def patch_counts(self, call: TowerCall) -> list[int]:
         """Patches of each picture, where the tower packs."""
@@ -116,8 +130,8 @@ class Family:
         return self.towers[tower].encoder.layers
 
     def blocks(self, tower: int = 0) -> list[Block]:
-        """The same, for methods that merge inside it."""
-        return [TransformersBlock(layer) for layer in self.layers(tower)]
+        """The same, for methods that merge inside it; none where merged patches would have no place."""
+        return [self.block(i, tower) for i in range(len(self.layers(tower)))]
 
     def patch_grid(self, tower: int = 0) -> PatchGrid:
         """Where the patches of a pass are, for the same."""
@@ -125,9 +139,13 @@ class Family:
         convolution = next((m for m in embeddings.modules() if isinstance(m, nn.Conv2d)), None)
         return PatchGrid(convolution, self.facts().tower_grid)
 
+    def block(self, block: int, tower: int = 0) -> Block:
+        """Vision block ``block`` (0-based)."""
+        return TransformersBlock(self.layers(tower)[block])
+
     def tower_attention(self, block: int, tower: int = 0) -> nn.Module:
         """The attention module of vision block ``block`` (0-based)."""
-        return TransformersBlock(self.layers(tower)[block]).attention
+        return self.block(block, tower).attention
 
     @property
     def projectors(self) -> list[nn.Module]:
@@ -135,6 +153,11 @@ class Family:
         others = [*self.towers, self.decoder, self.core.get_input_embeddings(), self.model.get_output_embeddings()]
         audio = self.core.get_encoder(modality="audio")
         return [m for m in self.core.children() if m is not audio and not any(x in m.modules() for x in others)]
+
+    def projection(self) -> Projection:
+        """Where on the way through them one row is one token."""
+        projector = self.core.multi_modal_projector
+        return Projection(projector, projector, projector)
 
     @property
     def tower_prefix(self) -> int:
@@ -200,3 +223,8 @@ class Family:
         assert inputs_embeds is not None, "a model is called with one of the two"
         mark = self.model.get_input_embeddings()(torch.tensor([token], device=inputs_embeds.device))
         return (inputs_embeds == mark.to(inputs_embeds.dtype)).all(-1)
+
+
+def by_channel(placed: Callable[[Tensor], Sequence[Tensor]], values: Tensor) -> list[Tensor]:
+    """What ``placed`` makes of ``values`` (..., C), of every channel alike."""
+    return list(torch.func.vmap(lambda x: tuple(placed(x)), in_dims=-1, out_dims=-1)(values))

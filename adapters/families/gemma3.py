@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tokenreduce.adapters.families.base import Family
-from tokenreduce.adapters.visual_inputs import Picture, TowerCall
+from tokenreduce.adapters.visual_inputs import Picture, Projection, TowerCall
 from tokenreduce.layout import Layout
 from tokenreduce.method import ModelFacts
 
@@ -43,6 +43,14 @@ class Gemma3(Family):
     def tower_tokens(self, values: Tensor) -> Tensor:
         patches = values.unflatten(1, (1, self.grid, self.grid))
         return self.core.multi_modal_projector.avg_pool(patches).flatten(1)
+
+    def projection(self) -> Projection:
+        projector = self.core.multi_modal_projector
+
+        def run(rows: Tensor) -> Tensor:
+            return (projector.mm_soft_emb_norm(rows) @ projector.mm_input_projection_weight).type_as(rows)
+
+        return Projection(projector, projector.mm_soft_emb_norm, run)
 
     def two_way(self, arguments: Mapping[str, Any], embeds: Tensor) -> Tensor | None:
         kinds = arguments.get("token_type_ids")

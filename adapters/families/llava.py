@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch.nn.functional as F
+from torch import Tensor
+
 from tokenreduce.adapters.families.base import Family
-from tokenreduce.adapters.visual_inputs import NotedCall, Picture, TowerCall
+from tokenreduce.adapters.visual_inputs import NotedCall, Picture, Projection, TowerCall
 from tokenreduce.layout import Layout
 from tokenreduce.method import ModelFacts
 from tokenreduce.tokens import STAGES
@@ -61,6 +64,14 @@ class ClipTower(Family):
             # a tower without [CLS] whose first patch the model cuts off would lose a merged token's anchor
             stages=("projector", "llm", "cache") if self.cut > self.tower_prefix else STAGES,
         )
+
+    def projection(self) -> Projection:
+        projector = self.core.multi_modal_projector
+        return Projection(projector, projector, projector, (projector.linear_1, projector.act, projector.linear_2))
+
+    def projected_cells(self, rows: Tensor) -> Tensor:
+        cut = self.tower_prefix + self.grid**2 - rows.shape[1]
+        return F.pad(rows, (0, 0, cut, 0))[:, self.tower_prefix :]
 
     def view(self) -> Layout:
         """Layout of what the model hands on of one pass of the tower."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -24,4 +26,9 @@ class LlavaNextVideo(AnyresTower):
             return super().per_picture(call, values, pictures)
         stride = self.model.config.spatial_pool_stride
         pooled = F.avg_pool2d(self.tower_tokens(values).unflatten(1, (self.grid, self.grid)), stride)
-        return [video.flatten() for video in pooled.split([picture.rows for picture in pictures])]
+        return self.placed(call, pooled.flatten(1), pictures)
+
+    def projected_per_picture(self, call: TowerCall, rows: Tensor, pictures: list[Picture]) -> Sequence[Tensor | None]:
+        if "pack" in call.arguments:
+            return super().projected_per_picture(call, rows, pictures)
+        return [own.flatten(0, 1) for own in rows.split([picture.rows for picture in pictures])]

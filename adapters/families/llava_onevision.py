@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from torch import Tensor
 
 from tokenreduce.adapters.families.any_resolution import AnyresTower
 from tokenreduce.adapters.visual_inputs import Picture, TowerCall
 from tokenreduce.layout import Layout
+from tokenreduce.method import ModelFacts
 
 
 class LlavaOnevision(AnyresTower):
     model_types = ("llava_onevision",)
     remarks = "tiles are views; frames pooled, newlines stay"
+
+    def facts(self) -> ModelFacts:
+        return replace(super().facts(), interpolated="videos, and images scaled down after tiling")
 
     def videos(self, call: TowerCall) -> list[Picture]:
         frames, side = call.arguments["frames"], -(-self.grid // 2)
@@ -24,4 +31,10 @@ class LlavaOnevision(AnyresTower):
         if "pack" in call.arguments:
             return super().per_picture(call, values, pictures)
         pooled = self.core.apply_pooling(self.tower_tokens(values).unsqueeze(-1))
-        return [video.flatten() for video in pooled.split([picture.rows for picture in pictures])]
+        return self.placed(call, pooled.flatten(1), pictures)
+
+    def projected_per_picture(self, call: TowerCall, rows: Tensor, pictures: list[Picture]) -> Sequence[Tensor | None]:
+        if "pack" not in call.arguments:
+            return [None] * len(pictures)
+        found = super().projected_per_picture(call, rows, pictures)
+        return [None if picture.pooled else own for picture, own in zip(pictures, found)]

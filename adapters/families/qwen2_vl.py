@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from tokenreduce.adapters.encoders.blocks import Block
+from tokenreduce.adapters.encoders.blocks import Block, PackedBlock
 from tokenreduce.adapters.families.base import Family
-from tokenreduce.adapters.visual_inputs import Picture, TowerCall
+from tokenreduce.adapters.visual_inputs import Picture, Projection, TowerCall
 from tokenreduce.layout import Layout
 from tokenreduce.method import ModelFacts
 
@@ -42,16 +42,20 @@ class Qwen2VL(Family):
     def layers(self, tower: int = 0) -> Any:
         return self.towers[tower].blocks
 
+    def block(self, block: int, tower: int = 0) -> Block:
+        return PackedBlock(self.layers(tower)[block])
+
     def blocks(self, tower: int = 0) -> list[Block]:
         return []  # merged patches would have no place in the 2x2 units
-
-    def tower_attention(self, block: int, tower: int = 0) -> nn.Module:
-        return self.layers(tower)[block].attn
 
     @property
     def projectors(self) -> list[nn.Module]:
         tower = self.towers[0]
         return [tower.merger, *getattr(tower, "deepstack_merger_list", ())]
+
+    def projection(self) -> Projection:
+        mlp = self.towers[0].merger.mlp
+        return Projection(mlp, mlp, mlp, tuple(mlp))
 
     def grids(self, call: TowerCall) -> list[list[int]]:
         """Patches of each picture of a pass: temporal, down, across."""
@@ -64,13 +68,12 @@ class Qwen2VL(Family):
         layouts = [Layout(h // self.unit, w // self.unit, frames=t) for t, h, w in self.grids(call)]
         return [Picture(layout, layout.num_tokens, rows=0, medium=None, pooled=True) for layout in layouts]
 
-    def per_picture(self, call: TowerCall, values: Tensor, pictures: list[Picture]) -> list[Tensor]:
-        units = values.view(-1, self.unit**2).mean(dim=1)
-        found = []
-        for own, (_, h, w) in zip(units.split([p.columns for p in pictures]), self.grids(call)):
-            # sums over the h * w queries of a frame become means
-            found.append(self.in_raster_order(own, h // self.unit, w // self.unit) / (h * w))
-        return found
+    def tower_tokens(self, values: Tensor) -> Tensor:
+        return values.view(-1, self.unit**2).mean(dim=1)
+
+    def placed(self, call: TowerCall, values: Tensor, pictures: list[Picture]) -> list[Tensor]:
+        own = zip(values.split([p.columns for p in pictures]), self.grids(call))
+        return [self.in_raster_order(units, h // self.unit, w // self.unit) for units, (_, h, w) in own]
 
     def in_raster_order(self, units: Tensor, height: int, width: int) -> Tensor:
         """Values (T * height * width,) of a picture's units, from the order of the tower to raster order."""

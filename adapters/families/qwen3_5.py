@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tokenreduce.adapters.families.qwen2_vl import Qwen2VL
+from tokenreduce.adapters.families.qwen3_vl import Qwen3VL
 from tokenreduce.method import ModelFacts
 
 
-class Qwen3_5(Qwen2VL):
+class Qwen3_5(Qwen3VL):
     model_types = ("qwen3_5",)
     remarks = "dynamic resolution, M-RoPE; recurrent layers read the shortened sequence"
     decoder_layers = ("full_attention", "linear_attention")

@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
+from torch import Tensor
+
 from tokenreduce.adapters.families.qwen2_vl import Qwen2VL
+from tokenreduce.adapters.visual_inputs import Projection
 
 
 class Qwen3VL(Qwen2VL):
-    model_types = ("qwen3_vl", "qwen3_vl_moe")
+    model_types: ClassVar[tuple[str, ...]] = ("qwen3_vl", "qwen3_vl_moe")
     remarks = "dynamic resolution, M-RoPE, deep-stacked features lose the same rows"
+
+    def projection(self) -> Projection:
+        merger = self.towers[0].merger
+        layers = (merger.linear_fc1, merger.act_fn, merger.linear_fc2)
+
+        def run(rows: Tensor) -> Tensor:
+            for layer in layers:
+                rows = layer(rows)
+            return rows
+
+        return Projection(merger, merger.linear_fc1, run, layers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from tokenreduce.adapters.families.base import Family
-from tokenreduce.adapters.visual_inputs import Picture, TowerCall
+from tokenreduce.adapters.visual_inputs import Picture, Projection, TowerCall
 from tokenreduce.layout import Layout
 from tokenreduce.method import ModelFacts
 
@@ -39,6 +39,10 @@ class SmolVLM(Family):
     def pictures(self, call: TowerCall) -> list[Picture]:
         layout = self.view()
         return [Picture(layout, layout.num_tokens, pooled=True)] * call.rows
+
+    def projection(self) -> Projection:
+        projection = self.core.connector.modality_projection
+        return Projection(projection, projection, projection)
 
     def tower_tokens(self, values: Tensor) -> Tensor:
         connector = self.core.connector

@@ -93,7 +93,7 @@ def note_text(
 
     Errors: ``ValueError`` where a picture is decided upon before the text that a method asks for has come.
     """
-    wanted = [signal for signal in reduced.pipeline.needs if isinstance(signal, Text)]
+    wanted = [signal for signal in reduced.pipeline.listens if isinstance(signal, Text)]
     if not wanted:
         return
     visual, real = reduced.visual, reduced.packings.at(0).alive

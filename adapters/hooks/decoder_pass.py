@@ -20,8 +20,9 @@ from tokenreduce.kernels.fingerprint import combine
 from tokenreduce.kernels.group_mean import group_mean
 from tokenreduce.kernels.rows import take_rows
 from tokenreduce.pipeline import Pipeline
+from tokenreduce.projection import Projector
 from tokenreduce.reduction import Reduction
-from tokenreduce.signals import Hidden, Signal, Text
+from tokenreduce.signals import Hidden, ProjectorInput, Signal, Text
 from tokenreduce.tokens import Rows, Stage
 
 
@@ -38,6 +39,7 @@ class DecoderPass:
         encoding: tells what encoding the images of this chunk cost.
         captured: signals heard in decoder layers so far, with the packing they were heard under.
         tower_values: signals of the towers, per encoded picture; ``behind``, the encoded pictures behind each image.
+        project: makes features of rows that enter the projector.
         decisions: the reductions carried out so far; ``recalled``, those of an earlier pass over the same prompt.
         question_end: (B,) long, column of this chunk behind the question; None: the chunk ends with it.
         beside: by first layer, (B, W, E) what is added to the hidden states of later layers.
@@ -71,7 +73,8 @@ class DecoderPass:
         self.passive = False
         self.encoding: Callable[[], Mapping[str, tuple[int, int]]] = dict
         self.captured: dict[Signal, tuple[Tensor, Packing]] = {}
-        self.tower_values: dict[Signal, list[Tensor]] = {}
+        self.tower_values: dict[Signal, list[Tensor | None]] = {}
+        self.project: Projector = Projector.none()
         self.behind: list[tuple[int, ...]] = []
         self.question_end: Tensor | None = None
         self.beside: dict[int, Tensor] = {}
@@ -107,12 +110,15 @@ class DecoderPass:
         if signal.part == "llm":
             value, packing = self.captured[signal]
             return value[group.samples[:, None], packing.slot[group.samples[:, None], group.seats]]
-        behind = [[self.tower_values[signal][i] for i in self.behind[m]] for m in group.members]
+        if isinstance(signal, ProjectorInput) and not self.projector(group).exact:
+            assert group.features is not None
+            return group.features
+        behind = [[self._tower_value(signal, i) for i in self.behind[m]] for m in group.members]
         if signal.axis == "picture":
             value = torch.stack([x[0] if len(x) == 1 else combine(torch.stack(x)[None])[0] for x in behind])
             return value.to(group.seats.device)
         value = torch.stack([x[0] if len(x) == 1 else torch.cat(x) for x in behind]).to(group.seats.device)
-        if signal.axis == "view":
+        if signal.axis == "view" or not group.history:
             return value
         channels = value.unsqueeze(-1) if value.ndim == 2 else value
         own = take_rows(channels, group.source.clamp_min(0))
@@ -135,10 +141,20 @@ class DecoderPass:
         assert rows is not None
         return self.norm(rows) if signal.norm == "final" else rows.detach()
 
+    def _tower_value(self, signal: Signal, picture: int) -> Tensor:
+        value = self.tower_values[signal][picture]
+        assert value is not None, "only what enters the projector can lack"
+        return value
+
+    def projector(self, group: ImageGroup) -> Projector:
+        rows = self.tower_values[ProjectorInput()]
+        whole = all(rows[i] is not None for m in group.members for i in self.behind[m])
+        return self.project if whole else Projector.none()
+
     def run(self, stage: Stage, layer: int | None, groups: list[ImageGroup]) -> tuple[list[ImageGroup], bool]:
         """Carry out the steps of a place, as decided before for this prompt or by asking the methods."""
         decided = self.decisions.get((stage, layer)) or self.recalled.get((stage, layer))
-        after, done, changed = self.pipeline.run(stage, layer, groups, self.look, decided)
+        after, done, changed = self.pipeline.run(stage, layer, groups, self, decided)
         self.decisions[stage, layer] = done
         self.hidden = None
         return after, changed

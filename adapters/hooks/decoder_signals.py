@@ -26,7 +26,7 @@ class DecoderSignals:
         self.family = family
         self.current = current
         self.wanted: dict[int, list[Signal]] = {}
-        for signal in pipeline.needs:
+        for signal in pipeline.listens:
             if isinstance(signal, (AttentionReceived, LastQueryAttention, TextAttention)) and signal.part == "llm":
                 self.wanted.setdefault(signal.layer, []).append(signal)
 

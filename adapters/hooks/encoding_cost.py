@@ -45,7 +45,7 @@ class EncodingCost:
         shapes: of the tower's blocks.
         rows: per block, (batch, rows) that entered it, and the borders (S + 1,) of its segments where it packs.
         merged: rows that each block's attention and its other matrices work on, where rows are merged on the way.
-        other: FLOPs of the matrices outside blocks, by stage.
+        other: FLOPs of the matrices outside blocks, by stage; ``again`` is what a method had projected once more.
     """
 
     shapes: list[BlockShape]
@@ -66,8 +66,8 @@ class EncodingCost:
                 first = self.merged[0][0]
                 tower += self.shapes[index].flops([before] * batch, [after] * batch)
                 whole += self.shapes[index].flops([first] * batch, [first] * batch)
-        outside, projector = self.other.get("tower", 0), self.other.get("projector", 0)
-        return {"tower": (tower + outside, whole + outside), "projector": (projector, projector)}
+        outside, projector, again = (self.other.get(stage, 0) for stage in ("tower", "projector", "again"))
+        return {"tower": (tower + outside, whole + outside), "projector": (projector + again, projector)}
 
 
 def total(costs: Iterable[EncodingCost]) -> dict[str, Flops]:
@@ -83,7 +83,7 @@ def total(costs: Iterable[EncodingCost]) -> dict[str, Flops]:
 class EncodingHooks:
     """Notes rows per block of each tower, and FLOPs of every other matrix on the way from pixels to features.
 
-    ``latest`` gives what is noted of the pass under way, None before the first.
+    ``latest`` gives what is noted of the pass under way, None where there is none.
     """
 
     def __init__(self, family: Family, latest: Callable[[], EncodingCost | None]) -> None:

@@ -83,7 +83,7 @@ def checked_mask(mask: Tensor, real: Tensor, reduced: DecoderPass) -> tuple[Tens
 def refuse_packed(family: Family, pipeline: Pipeline) -> None:
     """What cannot be done for rows that hold several documents, or come with a mask of the caller's own."""
     says = "packed rows (position_ids that start again, or a 4-D attention_mask that keeps documents apart)"
-    heard = [s for s in pipeline.needs if isinstance(s, (AttentionReceived, TextAttention)) and s.part == "llm"]
+    heard = [s for s in pipeline.listens if isinstance(s, (AttentionReceived, TextAttention)) and s.part == "llm"]
     if heard:
         raise ValueError(
             f"{says} and {heard[0]}: attention received inside the language model is only known for rows of one document; "

@@ -17,7 +17,7 @@ from tokenreduce.adapters.hooks.visual_token_positions import share_of
 from tokenreduce.adapters.upstream.model import ENCODING_METHODS, feature_rows
 from tokenreduce.kernels.fingerprint import combine
 from tokenreduce.pipeline import ActivePipeline
-from tokenreduce.signals import ImageFingerprint, Keys, Signal
+from tokenreduce.signals import AttentionReceived, ImageFingerprint, ProjectorInput, Signal
 
 
 class Call(NamedTuple):
@@ -46,7 +46,7 @@ class PromptPictures:
     def __init__(self, family: Family, pipeline: ActivePipeline, scopes: CallScopes) -> None:
         self.family = family
         self.scopes = scopes
-        self.wanted = [s for s in pipeline.now.needs if s.part == "tower" and not isinstance(s, Keys)]
+        self.wanted = [s for s in pipeline.now.listens if s.part == "tower"]
         self.merges = bool(pipeline.now.layers("encoder"))
         self.ahead = FeaturesAhead()
 
@@ -109,13 +109,20 @@ class PromptPictures:
     def _encoded(self, picks: Sequence[Pick], repeat: int) -> Encoded:
         return Encoded.of(picks, repeat, {signal: partial(self._per_picture, signal) for signal in self.wanted})
 
-    def _per_picture(self, signal: Signal, passed: Finished) -> list[Tensor]:
+    def _per_picture(self, signal: Signal, passed: Finished) -> Sequence[Tensor | None]:
         call, pictures = passed
-        if not isinstance(signal, ImageFingerprint):
-            values = torch.cat(call.values[signal])
-            if signal.axis == "token":
-                return self.family.rows_per_picture(call, values, pictures)
-            return list(values.split([picture.rows for picture in pictures]))
-        assert call.prints is not None
-        prints = call.prints.split([picture.rows or 1 for picture in pictures])
-        return [own[0] if len(own) == 1 else combine(own[None])[0] for own in prints]
+        if isinstance(signal, ImageFingerprint):
+            assert call.prints is not None
+            prints = call.prints.split([picture.rows or 1 for picture in pictures])
+            return [own[0] if len(own) == 1 else combine(own[None])[0] for own in prints]
+        values = torch.cat(call.values[signal])
+        if isinstance(signal, ProjectorInput):
+            return self.family.projected_per_picture(call, values, pictures)
+        if signal.axis == "view":
+            return values.split([picture.rows for picture in pictures])
+        found = self.family.rows_per_picture(call, values, pictures)
+        if call.rows or not isinstance(signal, AttentionReceived):
+            return found
+        # sums over the queries of a frame become means
+        counts = self.family.patch_counts(call)
+        return [x * (picture.layout.frames / n) for x, picture, n in zip(found, pictures, counts, strict=True)]

@@ -1,4 +1,4 @@
-"""Listening to the attention of one block of one tower."""
+"""Listening to the attention of one block of one tower, and what is made of it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tokenreduce.kernels.attention_received import Over, attention_received
+from tokenreduce.kernels.attention_row import Heads, attention_row
 from tokenreduce.per_thread import PerThread
 from tokenreduce.pipeline import ActivePipeline
+from tokenreduce.signals import AttentionReceived, ClsAttention, Signal
 
 
 class TowerListener:
@@ -47,3 +50,23 @@ class TowerListener:
             cuts = borders.to(queries[0].device, non_blocking=True)
             query, key = torch.cat(queries, dim=2), torch.cat(keys, dim=2)
         self.listen(query, key, None, scales[0], cuts)
+
+
+def attention_statistic(
+    signal: Signal, query: Tensor, key: Tensor, mask: Any, scale: float, cuts: Tensor | None, *, packed: bool
+) -> Tensor:
+    """What ``signal`` asks of an attention (B, H, N, d): (B, N); of a ``packed`` tower, sums over queries."""
+    assert isinstance(signal, (ClsAttention, AttentionReceived))
+    bias, visible = None, None
+    if isinstance(mask, Tensor) and mask.ndim == 4:
+        row = mask[:, 0, 0]  # what patches of the first query see, as all others do
+        bias, visible = (row, row > torch.finfo(row.dtype).min / 2) if row.is_floating_point() else (None, row)
+    if signal.heads == "joined":
+        query, key = (x.transpose(1, 2).flatten(2)[:, None] for x in (query, key))
+        scale = query.shape[-1] ** -0.5
+    if isinstance(signal, ClsAttention):
+        heads: Heads = "max" if signal.heads == "max" else "mean"
+        return attention_row(query[:, :, :1], key, scale, bias=bias, heads=heads)[:, 0]
+    # windows of a packed picture differ in size: sums over their queries can be compared, means cannot
+    over: Over = "sum" if packed else "mean"
+    return attention_received(query, key, scale, bias=bias, visible=visible, query_mask=visible, cuts=cuts, over=over)

@@ -53,7 +53,7 @@ class Encoded(NamedTuple):
     """Encoded pictures of a prompt: the signals of each, what was merged, and how many decoder rows share a sample."""
 
     pictures: list[Picture]
-    values: dict[Signal, list[Tensor]]
+    values: dict[Signal, list[Tensor | None]]
     rows: list[range]
     states: list[TowerState]  # of the passes, where they merge
     repeat: int
@@ -61,7 +61,7 @@ class Encoded(NamedTuple):
 
     @classmethod
     def of(
-        cls, picks: Sequence[Pick], repeat: int, values: Mapping[Signal, Callable[[Finished], list[Tensor]]]
+        cls, picks: Sequence[Pick], repeat: int, values: Mapping[Signal, Callable[[Finished], Sequence[Tensor | None]]]
     ) -> Encoded:
         """What is known of the pictures ``picks``; ``values``, per signal, gives that of each picture of a pass."""
         passes = {id(pick.passed): pick.passed for pick in picks}

@@ -24,7 +24,7 @@ from tokenreduce.adapters.hooks.decoder_layers import KEY, LayerHooks
 from tokenreduce.adapters.hooks.decoder_outputs import at_full_length, report_of, trace_of
 from tokenreduce.adapters.hooks.decoder_pass import DecoderPass
 from tokenreduce.adapters.hooks.decoder_signals import DecoderSignals
-from tokenreduce.adapters.hooks.encoding_cost import total
+from tokenreduce.adapters.hooks.encoding_cost import EncodingCost, total
 from tokenreduce.adapters.hooks.kv_cache import adopt, state_of
 from tokenreduce.adapters.hooks.last_done import LastDone
 from tokenreduce.adapters.hooks.method_calls import all_or_none
@@ -174,7 +174,9 @@ class VisionLanguageHooks:
             deepstack.take_over(reduced, kwargs)
             if encoded is not None:
                 reduced.tower_values, reduced.repeat = encoded.values, encoded.repeat
-                reduced.encoding = partial(total, encoded.costs)
+                again = EncodingCost([])
+                reduced.project = self.tower.rows.projector(again)
+                reduced.encoding = partial(total, [*encoded.costs, again] if encoded.costs else [])
                 if encoded.states:
                     changed = decoder_inputs.drop_merged(reduced, self.family, encoded, embeds)
             changed |= decoder_inputs.reduce_projected(reduced, embeds)

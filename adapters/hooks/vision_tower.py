@@ -17,14 +17,14 @@ from tokenreduce.adapters.hooks.encoder_blocks import EncoderMerging
 from tokenreduce.adapters.hooks.encoding_cost import EncodingCost, EncodingHooks
 from tokenreduce.adapters.hooks.method_calls import MethodCall
 from tokenreduce.adapters.hooks.ragged_rows import View
-from tokenreduce.adapters.hooks.tower_listener import TowerListener
+from tokenreduce.adapters.hooks.tower_listener import TowerListener, attention_statistic
 from tokenreduce.adapters.hooks.tower_passes import TowerPass
-from tokenreduce.kernels.attention_received import Over, attention_received
-from tokenreduce.kernels.attention_row import attention_row
+from tokenreduce.adapters.hooks.tower_rows import TowerRows
+from tokenreduce.adapters.hooks.tower_state import rows_of
 from tokenreduce.kernels.fingerprint import fingerprint
 from tokenreduce.per_thread import PerThread, nothing
 from tokenreduce.pipeline import ActivePipeline
-from tokenreduce.signals import AttentionReceived, ClsAttention, ImageFingerprint, Keys, Signal
+from tokenreduce.signals import AttentionReceived, ClsAttention, ImageFingerprint, ProjectorInput, Signal
 
 
 class VisionTower:
@@ -41,13 +41,14 @@ class VisionTower:
         self.family = family
         self.pipeline = pipeline
         self.scopes = scopes
-        self.wanted = [s for s in pipeline.now.needs if s.part == "tower" and not isinstance(s, Keys)]
-        self.blocks: dict[int, list[Signal]] = {}
+        self.wanted = [s for s in pipeline.now.listens if s.part == "tower"]
+        self.blocks: dict[int, list[Signal]] = {}  # with attention to listen to
         for signal in self.wanted:
             if isinstance(signal, ClsAttention):
                 self.blocks.setdefault(signal.block, []).append(signal)
             elif isinstance(signal, AttentionReceived):
                 self.blocks.setdefault(signal.layer, []).append(signal)
+        self.rows = TowerRows(family, self.wanted)
         self.costs = EncodingHooks(family, self.cost_under_way)
         facts = family.facts()
         for signal in self.wanted:
@@ -66,7 +67,7 @@ class VisionTower:
 
     def cost_under_way(self) -> EncodingCost | None:
         passes = self.scopes.encoded.passes
-        return passes[-1].cost if passes else None
+        return passes[-1].cost if passes and not self.rows.projecting else None
 
     def finish(self, tower: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self.current = None
@@ -100,9 +101,11 @@ class VisionTower:
                 handles.append(Probe(attention, hear))
                 if self.family.packs:
                     handles.append(attention.register_forward_hook(hear.whole, always_call=True))
+            self.rows.attach(t, partial(self.hear_rows, t), handles)
             if self.encoders[t].blocks:
                 self.encoders[t].attach(handles)
                 handles.append(tower.register_forward_hook(self.end))
+        self.rows.attach_projector(self.hear_projector, handles)
         self.costs.attach(handles)
         for owner, method, note, ahead in self.family.noted_calls():
             handles.append(MethodCall(owner, method, partial(self.note, note, ahead)))
@@ -148,24 +151,27 @@ class VisionTower:
     def listen(
         self, tower: int, block: int, query: Tensor, key: Tensor, mask: Any, scale: float, cuts: Tensor | None
     ) -> None:
-        bias, visible = None, None
-        if isinstance(mask, Tensor) and mask.ndim == 4:
-            row = mask[:, 0, 0]  # what patches of the first query see, as all others do
-            bias, visible = (row, row > torch.finfo(row.dtype).min / 2) if row.is_floating_point() else (None, row)
         state = self.encoders[tower].state if self.encoders[tower].blocks else None
         call = self.current
         if call is None:
             return
         with self.pipeline.now.stopwatch(query.device):
             for signal in self.blocks[block]:
-                if isinstance(signal, ClsAttention):
-                    value = attention_row(query[:, :, :1], key, scale, bias=bias, heads=signal.heads)[:, 0]
-                else:
-                    # windows of a packed picture differ in size: sums over their queries can be compared, means cannot
-                    over: Over = "mean" if call.rows else "sum"
-                    value = attention_received(
-                        query, key, scale, bias=bias, visible=visible, query_mask=visible, cuts=cuts, over=over
-                    )
+                value = attention_statistic(signal, query, key, mask, scale, cuts, packed=not call.rows)
                 if state is not None:
                     value = value.gather(1, state.entered[block].clamp_min(0))
                 call.values.setdefault(signal, []).append(value if call.rows else value[0])
+
+    def hear_rows(self, tower: int, block: int, signal: Signal, rows: Tensor) -> None:
+        """Rows of ``block`` are what ``signal`` asked for; of all of its rows, or of those in front of the patches."""
+        call = self.current
+        if call is None:
+            return
+        state = self.encoders[tower].state if self.encoders[tower].blocks else None
+        if state is not None and signal.axis == "token":
+            rows = rows_of(rows, state.entered[block])
+        call.values.setdefault(signal, []).append(rows)
+
+    def hear_projector(self, rows: Tensor) -> None:
+        if self.scopes.encoded.passes and not self.rows.projecting:
+            self.latest.values.setdefault(ProjectorInput(), []).append(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from unittest import mock
 
 import pytest
@@ -13,11 +14,11 @@ from transformers.modeling_utils import AttentionInterface
 
 import tokenreduce as tr
 from tokenreduce.adapters.families.base import Family
-from tokenreduce.adapters.hooks import vision_tower
+from tokenreduce.adapters.hooks import tower_listener
 from tokenreduce.adapters.registry import family_of
 from tokenreduce.eval import tiny_models as zoo
 from tokenreduce.eval.tiny_models.llava import best_tiles
-from tokenreduce.signals import AttentionReceived, ClsAttention, LastQueryAttention, TextAttention
+from tokenreduce.signals import AttentionReceived, ClsAttention, Keys, LastQueryAttention, TextAttention
 
 CLS = ("clip_vision_model", "internvl_vision")
 EACH = ("smolvlm", "idefics3", "aya_vision")  # each tile is an image of its own
@@ -59,9 +60,8 @@ def raster(key: str, case: zoo.Case, values: dict[str, torch.Tensor]) -> list[to
     return found
 
 
-def packed(key: str, case: zoo.Case, chunks: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Per picture of the trace (N,), from the maps (1, H, n, n) of the sequences that a packed tower attends within."""
-    values = torch.cat([chunk[0].sum(dim=1).mean(dim=0) for chunk in chunks])  # queries, heads
+def packed(key: str, case: zoo.Case, values: torch.Tensor, *, of_queries: bool = False) -> list[torch.Tensor]:
+    """Per picture of the trace (N,), from values per row of a packed tower (P,); ``of_queries``: sums over a frame's."""
     grids = {m: case.inputs.get(f"{m}_grid_thw", torch.empty(0, 3, dtype=torch.long)) for m in ("image", "video")}
     queues = {}
     first = 0
@@ -73,7 +73,7 @@ def packed(key: str, case: zoo.Case, chunks: list[torch.Tensor]) -> list[torch.T
             units = units[torch.tensor(windows(grid.tolist())).argsort()]
         frames = [int(h * w) for _, h, w in grid]
         sizes = (grid.prod(1) // 4).tolist()
-        queues[medium] = iter([x / n for x, n in zip(units.split(sizes), frames)])
+        queues[medium] = iter([x / n if of_queries else x for x, n in zip(units.split(sizes), frames)])
     return [next(queues[visual.modality]) for own in case.visuals for visual in own]
 
 
@@ -107,14 +107,51 @@ def test_signals_of_the_tower(key, kind):
         heard = [call for calls in maps(eager, case.inputs, modules) for call in calls]
         for signal in needs:
             if key.startswith("qwen"):
-                expected = packed(key, case, heard)
+                received = torch.cat([chunk[0].sum(dim=1).mean(dim=0) for chunk in heard])  # queries, heads
+                expected = packed(key, case, received, of_queries=True)
             else:
                 values = [statistic(signal, call)[:, cls:] for call in heard]
-                media = ("video",) if key in (*ANYRES, "video_llava") and kind == "video" else ("image", "video")
-                expected = raster(key, case, dict(zip(media, values, strict=False)))
+                expected = raster(key, case, dict(zip(media(key, kind), values, strict=False)))
             assert len(found) == len(expected)
             for own, want in zip(found, expected):
                 torch.testing.assert_close(own[signal], want, atol=TOLERANCE, rtol=0)
+
+
+def media(key: str, kind: str) -> tuple[str, ...]:
+    """What the passes of the towers encode, in order."""
+    return ("video",) if key in (*ANYRES, "video_llava") and kind == "video" else ("image", "video")
+
+
+@pytest.mark.parametrize(("key", "kind"), CASES)
+def test_keys_of_the_tower(key, kind):
+    model = reduced.model(key)
+    case, family = zoo.case(key, kind, model), family_of(model)
+    prefix, heads = family.facts().tower_prefix, family.block(1).heads
+    rows: list[torch.Tensor] = []
+
+    def heard(module, args, output):
+        rows.append(output.chunk(3, dim=-1)[1] if hasattr(attention, "qkv") else output)
+
+    with ExitStack() as stack:
+        for t in range(len(family.towers)):
+            attention = family.tower_attention(1, t)
+            names = dict(attention.named_modules())
+            module = next(names[name] for name in ("qkv", "k_proj", "attention.key") if name in names)
+            stack.callback(module.register_forward_hook(heard).remove)
+        with torch.no_grad():
+            model(**case.inputs)
+    joined, mean = Keys(1, "joined"), Keys(1)
+    found, _ = shown(model, case.inputs, (joined, mean))
+    for channel in (0, 5, -1):
+        values = [x[..., channel] for x in rows]
+        if key.startswith("qwen"):
+            expected = packed(key, case, torch.cat(values))
+        else:
+            expected = raster(key, case, dict(zip(media(key, kind), [x[:, prefix:] for x in values], strict=False)))
+        for own, want in zip(found, expected, strict=True):
+            torch.testing.assert_close(own[joined][:, channel], want, atol=TOLERANCE, rtol=1e-5)
+    for own in found:
+        torch.testing.assert_close(own[mean], own[joined].unflatten(1, (heads, -1)).mean(dim=1), atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("key", "kind"), CASES)
@@ -153,13 +190,13 @@ def test_a_packed_tower_in_one_call_equals_one_call_per_segment(key, block):
     signal = AttentionReceived(block)
     model = zoo.build(key)
     inputs = zoo.inputs(key, "mixed", model)
-    together, received = [], vision_tower.attention_received
+    together, received = [], tower_listener.attention_received
 
     def watched(query, key, scale, **kwargs):
         together.append(kwargs["cuts"].tolist())
         return received(query, key, scale, **kwargs)
 
-    with mock.patch.object(vision_tower, "attention_received", watched):
+    with mock.patch.object(tower_listener, "attention_received", watched):
         expected, _ = shown(model, inputs, (signal,))
         AttentionInterface.register("flash_standin", block_diagonal)
         family = family_of(model)
