@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tokenreduce.adapters.upstream.video_reader import provide_decord
+
 PACKAGE = "lmms_eval"
 NAME = "tokenreduce"  # our model's, as in `lmms_eval --model tokenreduce`
 
@@ -39,6 +41,7 @@ def model_class(name: str, force_simple: bool) -> type:
 
     if name not in list_available_models(include_aliases=True) or name == NAME:
         raise ValueError(f"tr_base={name!r} is no model of lmms-eval; python -m lmms_eval models lists them")
+    provide_decord()
     return get_model(name, force_simple=force_simple)
 
 

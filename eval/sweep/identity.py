@@ -13,6 +13,7 @@ from .hashes import combined, file_hash, source_hash
 
 PACKAGES = (
     "tokenreduce", "lmms-eval", "torch", "torchvision", "transformers", "tokenizers", "datasets", "pillow", "numpy",
+    "av", "decord",
 )  # fmt: skip
 
 
