@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tokenreduce.timing import REPEATS
 
@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch import nn
 
+#: what the short run shows: the methods compared most, one of each idea, and the controls
+SHOWN = (
+    *("cdpruner", "divprune", "fastervlm", "fastv", "hiprune", "mustdrop", "pitome", "sparsevlm", "tome", "visionzip"),
+    *("pool", "random", "uniform"),
+)
 KEEPS = (1.0, 0.5, 0.25, 0.11)
 HARD_KEEP = 8  # tokens for eight objects: 5.6 % of 144
 PER_IMAGE = 6  # questions about one picture, one of each kind where the picture allows it
@@ -65,7 +70,7 @@ def _progress(console: Console | None, total: int) -> Iterator[Callable[[str, in
 def run(
     out: Path,
     *,
-    methods: Sequence[str] | None = None,
+    methods: Sequence[str] | Literal["all"] | None = None,
     keeps: Sequence[float | int] = KEEPS,
     images: int | None = None,
     seed: int = 0,
@@ -78,7 +83,7 @@ def run(
     Args:
         out: folder for ``results.json`` and the pictures; made if needed. Files of an earlier run are replaced, others
             never.
-        methods: names; None takes all that the demo model can serve.
+        methods: names; None takes those of ``SHOWN``, "all" every one that the demo model can serve.
         keeps: budgets, fractions or counts.
         images: pictures of the split "test", up to 6 questions each; None keeps the run short: 1600 over the number of
             table rows, between 8 and 40. The split "hard" gets half as many.
@@ -100,13 +105,14 @@ def run(
         raise ValueError("keeps is empty; give at least one budget, for example 0.25")
     keeps = list(dict.fromkeys(tr.Budget(keep).keep for keep in keeps))
     known = [row["name"] for row in tr.methods()]
-    unknown = [name for name in methods or () if name not in known]
-    if unknown or (methods is not None and not methods):
+    shown = known if methods == "all" else [name for name in SHOWN if name in known] if methods is None else methods
+    unknown = [name for name in shown if name not in known]
+    if unknown or not shown:
         raise ValueError(f"methods={','.join(unknown)!r} unknown; allowed: {', '.join(known)}")
     model, processor = load() if loaded is None else loaded
-    wanted = [name for name in known if methods is None or name in methods]
+    wanted = [name for name in known if name in shown]
     skipped = servable(model, wanted, keeps[0])
-    if methods is not None and skipped:
+    if methods not in (None, "all") and skipped:
         raise ValueError("; ".join(f"{name}: {reason}" for name, reason in skipped.items()))
     wanted = [name for name in wanted if name not in skipped]
     images = images or min(40, max(8, 1600 // (len(wanted) * len(keeps) + 1)))

@@ -188,7 +188,12 @@ def test_run_without_chat_template(photo, tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--keep", "0"], "int >= 1"), (["--methods", "foo"], "allowed: "), (["--images", "0"], "images")],
+    [
+        (["--keep", "0"], "int >= 1"),
+        (["--methods", "foo"], "allowed: "),
+        (["--all", "--methods", "pool"], "--methods"),
+        (["--images", "0"], "images"),
+    ],
 )
 def test_demo_bad_input(arguments, message, tmp_path):
     result = call("demo", "--out", tmp_path, *arguments)

@@ -21,13 +21,15 @@ def demo(
         typer.Option(min=1, help="Pictures, up to 6 questions each. [default: up to 40]", show_default=False),
     ] = None,
     methods: Annotated[
-        str | None, typer.Option(help="Names separated by commas. [default: all]", show_default=False)
+        str | None,
+        typer.Option(help="Names separated by commas. [default: one of each idea, and controls]", show_default=False),
     ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every method, not only a choice.")] = False,
     keep: Annotated[str, typer.Option(help="Budgets separated by commas: fractions, or counts.")] = "1.0,0.5,0.25,0.11",
     seed: Annotated[int, typer.Option(help="Of the pictures and questions.")] = 0,
     debug: Debug = False,
 ) -> None:
-    """Compare all methods at several budgets on the built-in model: accuracy, speed, memory, pictures.
+    """Compare methods at several budgets on the built-in model: accuracy, speed, memory, pictures.
 
     Really generates answers and really times them, on the processor at hand; nothing is downloaded. Writes
     `results.json`, two contact sheets `overview_*.png` and one picture per method and budget.
@@ -36,8 +38,12 @@ def demo(
 
     - `tokenreduce demo`
 
+    - `tokenreduce demo --all`
+
     - `tokenreduce demo --methods hiprune,random --keep 0.5,0.1 --images 100`
     """
+    if every and methods is not None:
+        raise ValueError("--all and --methods both say which methods; give one of them")
     console = Console()
     names = None if methods is None else [name.strip().lower() for name in methods.split(",") if name.strip()]
     budgets = [budget(part, "--keep") for part in keep.split(",") if part.strip()]
@@ -46,4 +52,4 @@ def demo(
     quiet()
     from tokenreduce.eval.demo.run import run
 
-    run(out, methods=names, keeps=budgets, images=images, seed=seed, console=console)
+    run(out, methods="all" if every else names, keeps=budgets, images=images, seed=seed, console=console)
