@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 UNREDUCED = "unreduced"
 
 
-def budget(text: str, argument: str) -> float | int:
-    """A budget from text: ``64`` is a count, ``0.25``, ``1/3`` and ``1.0`` are fractions."""
+def budget(text: str, argument: str) -> float | int | str:
+    """A budget from text: ``64`` is a count, ``0.25``, ``1/3`` and ``1.0`` are fractions, ``auto`` leaves it to the method."""
     from tokenreduce.budgets import Budget
 
+    if text.strip().startswith("auto"):
+        return Budget(text.strip()).keep
     try:
         if "/" in text:
             above, _, below = text.partition("/")
@@ -26,8 +28,8 @@ def budget(text: str, argument: str) -> float | int:
             value = int(text) if text.strip().lstrip("+-").isdigit() else float(text)
     except (ValueError, ZeroDivisionError):
         raise ValueError(
-            f"{argument}={text!r} is not a budget; allowed: a fraction in (0, 1] such as 0.33, 1/3 or 1.0, or a count "
-            "such as 64. For example --keep 0.25"
+            f"{argument}={text!r} is not a budget; allowed: a fraction in (0, 1] such as 0.33, 1/3 or 1.0, a count such "
+            "as 64, or auto. For example --keep 0.25"
         ) from None
     return Budget(value).keep
 

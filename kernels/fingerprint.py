@@ -37,6 +37,12 @@ def hash_uniform(key: Tensor, n: int, seed: int) -> Tensor:
     return _shift(bits, 11).double() * 2.0**-53
 
 
+def hash_normal(key: Tensor, n: int, seed: int) -> Tensor:
+    """(M, n) float64, standard normal, that depends on ``key`` (M,) long, the column and ``seed`` only (Box and Muller 1958)."""
+    radius, angle = hash_uniform(key, 2 * n, seed).split(n, dim=1)
+    return (-2 * torch.log1p(-radius)).sqrt() * torch.cos(2 * torch.pi * angle)
+
+
 def combine(keys: Tensor) -> Tensor:
     """(B,) long hash of the ``keys`` (B, T) long of the frames of a video; order matters."""
     place = mix(torch.arange(1, keys.shape[1] + 1, device=keys.device) * _GOLDEN)

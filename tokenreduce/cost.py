@@ -113,11 +113,13 @@ class Report:
     def __str__(self) -> str:
         images = sum(map(len, self.tokens_in))
         tokens_in, kept = (sum(map(sum, x)) for x in (self.tokens_in, self.tokens_kept))
+        each = [n for row in self.tokens_kept for n in row]
         mean = sum(self.equivalent_tokens) / max(len(self.equivalent_tokens), 1)
         rows = {
             "methods": " + ".join(self.methods) or "-",
             **({"in place of the paper's": "; ".join(self.substitutes)} if self.substitutes else {}),
             "visual tokens kept": f"{kept:,} = {_share(kept, tokens_in)} in {images} image(s)",
+            **({"in each image": ", ".join(map(str, each))} if 1 < len(each) <= 16 and len(set(each)) > 1 else {}),
             "averaged over layers": f"{_number(mean)} per sample",
         }
         rows |= {f"{stage} GFLOPs": str(cost) for stage, cost in self.by_stage.items()}

@@ -28,6 +28,7 @@ class ModelFacts:
         has_cls: whether the tower has a [CLS] token, its first row.
         tower_prefix: rows of the tower before the first patch ([CLS], distillation, registers).
         has_distillation: whether row 1 is a distillation token.
+        patches_per_token: patches of the tower that are joined in one token of an image.
         interpolated: in words, what pictures have tokens that are interpolated behind the projector, and so no row of
             their own in front of it; empty for none.
         tower_grid: (height, width) of the patch grid where it is known, else None.
@@ -43,6 +44,7 @@ class ModelFacts:
     has_cls: bool
     tower_prefix: int = 0
     has_distillation: bool = False
+    patches_per_token: int = 1
     interpolated: str = ""
     tower_grid: tuple[int, int] | None = None
     full_blocks: tuple[int, ...] | None = None
@@ -89,7 +91,8 @@ class Method:
     (the image itself, or one of the tiles it was cut into); inside the language model, the whole image.
 
     Attributes:
-        keep: fraction in (0, 1] of the tokens entering the stage, or a count per image.
+        keep: fraction in (0, 1] of the tokens entering the stage, a count per image, or, where the class ``adapts``,
+            ``auto``: what each image needs.
         positions: ``keep`` the original position ids of survivors, or ``renumber`` the shortened sequence.
         output_order: how tokens merged inside an encoder reach a language model: in ``raster`` order of where they sit,
             or in the ``reference`` order in which the method leaves them.
@@ -103,9 +106,10 @@ class Method:
     looks_at: ClassVar[str] = ""
     media: ClassVar[tuple[str, ...]] = ("image", "video")  # what it reduces; anything else passes through untouched
     sees: ClassVar[Seen] = "video"  # at the projector: each tile and the whole video, each frame, or all of an image
+    adapts: ClassVar[bool] = False  # whether keep='auto' has a meaning
     output_order = "raster"
 
-    keep: float | int | None = 0.5
+    keep: float | int | str | None = 0.5
     positions: PositionPolicy = "keep"
     strict: bool = False
 
@@ -121,7 +125,12 @@ class Method:
             _REGISTERED[cls.name] = cls
 
     def __post_init__(self) -> None:
-        _ = self.budget  # raises where keep is no budget
+        if self.budget.adapts and not self.adapts:  # raises where keep is no budget
+            able = ", ".join(sorted(cls.name for cls in _REGISTERED.values() if cls.adapts))
+            raise ValueError(
+                f"method={self.name!r}: keep={self.keep!r}, but it keeps a number that you give; allowed: a fraction such as "
+                f"keep=0.25, or a count such as keep=64. Methods that find a number for each image: {able}"
+            )
         choice("positions", self.positions, ("keep", "renumber"))
 
     @property
@@ -135,7 +144,7 @@ class Method:
 
     def is_identity(self, n: int) -> bool:
         """Whether ``n`` tokens pass through untouched; then ``reduce`` is not called at all."""
-        return self.budget.count(n) >= n
+        return (self.budget.least(n) if self.budget.adapts else self.budget.count(n)) >= n
 
     def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
         """Where this method acts on such a model; raises ``ValueError`` when the model cannot serve it."""

@@ -51,11 +51,9 @@ def reduce_views(method: Method, tokens: VisualTokens, views: Views, of: Tensor,
     The image's budget is shared among its views in proportion to their tokens, and filled exactly.
     """
     _, local = _places(views, of.device)
-    shares: Sequence[int | None] = [None] * len(views)
-    if method.keep is not None:
-        shares = share_budget(method.budget.count(tokens.num_tokens), sizes)
+    shares = _shares(method, tokens.num_tokens, sizes)
     at = of.sort(dim=1, stable=True).indices.split(list(sizes), dim=1)  # current tokens of each view, ascending
-    alike: dict[tuple[Layout, int, int | None], list[int]] = {}
+    alike: dict[tuple[Layout, int, int | str | None], list[int]] = {}
     for p, (layout, _) in enumerate(views):
         alike.setdefault((layout, sizes[p], shares[p]), []).append(p)
     asked: dict[int, Reduction] = {}
@@ -64,6 +62,18 @@ def reduce_views(method: Method, tokens: VisualTokens, views: Views, of: Tensor,
         plan = _ask(method, _view(tokens, layout, index, local, own), share)
         asked |= {p: plan.rows(slice(i, None, len(own))) for i, p in enumerate(own)}
     return _joined([asked[p] for p in range(len(views))], at, tokens)
+
+
+def _shares(method: Method, n: int, sizes: Sequence[int]) -> list[int] | list[str] | list[None]:
+    """Of the image's budget, what each view is given as ``keep``; of one that adapts, its bounds are shared."""
+    if method.keep is None:
+        return [None] * len(sizes)
+    budget = method.budget
+    if not budget.adapts:
+        return share_budget(budget.count(n), sizes)
+    low, high = (bound is not None for bound in budget.bounds)
+    least, most = share_budget(budget.least(n), sizes), share_budget(budget.count(n), sizes)
+    return [f"auto:{a if low and a else ''}-{b if high and b else ''}" for a, b in zip(least, most)]
 
 
 def _places(views: Views, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -109,7 +119,7 @@ def _view(tokens: VisualTokens, layout: Layout, index: Tensor, local: Tensor, ow
     )
 
 
-def _ask(method: Method, tokens: VisualTokens, share: int | None) -> Reduction:
+def _ask(method: Method, tokens: VisualTokens, share: int | str | None) -> Reduction:
     if share == 0:
         nothing = tokens.source.new_empty(len(tokens.source), 0)
         return Reduction.select(nothing, tokens.num_tokens, positions=method.positions)

@@ -149,7 +149,7 @@ def wrapped(model: Model, *methods: str | Method | type[Method], **parameters: A
 
 
 @contextmanager
-def budget(model: nn.Module, keep: float | int) -> Iterator[None]:
+def budget(model: nn.Module, keep: float | int | str) -> Iterator[None]:
     """Another budget for the length of a ``with`` block, without wrapping again.
 
     Applies to every method of the model, in the thread that says so; scopes nest.

@@ -31,6 +31,7 @@ class AyaVision(Family):
             feature_block=layer - 1 if layer >= 0 else depth + layer,
             has_cls=False,
             tower_grid=(self.grid, self.grid),
+            patches_per_token=self.model.config.downsample_factor**2,
             decoder_depth=self.decoder.config.num_hidden_layers,
             tokens_per_image=self.view().num_tokens,
             stages=("projector", "llm", "cache"),

@@ -32,6 +32,7 @@ class Gemma3(Family):
             feature_block=depth - 1,
             has_cls=False,
             tower_grid=(self.grid, self.grid),
+            patches_per_token=(self.grid // self.side) ** 2,
             decoder_depth=self.decoder.config.num_hidden_layers,
             tokens_per_image=self.side**2,
             stages=("projector", "llm", "cache"),

@@ -36,6 +36,7 @@ class InternVL(Family):
             has_cls=self.tower_prefix > 0,
             tower_prefix=self.tower_prefix,
             tower_grid=self.grid,
+            patches_per_token=round(1 / self.model.config.downsample_ratio) ** 2,
             decoder_depth=self.decoder.config.num_hidden_layers,
             stages=("projector", "llm", "cache"),
         )

@@ -30,6 +30,7 @@ class Qwen2VL(Family):
             feature_block=depth - 1,
             has_cls=False,
             full_blocks=self.full_blocks,
+            patches_per_token=self.unit**2,
             decoder_depth=self.decoder.config.num_hidden_layers,
             stages=("projector", "llm", "cache"),
         )

@@ -27,6 +27,7 @@ class SmolVLM(Family):
             feature_block=depth - 1,
             has_cls=False,
             tower_grid=(self.grid, self.grid),
+            patches_per_token=self.model.config.scale_factor**2,
             decoder_depth=self.decoder.config.num_hidden_layers,
             tokens_per_image=layout.num_tokens,
             stages=("projector", "llm", "cache"),

@@ -123,7 +123,7 @@ def _recipes(content: Mapping[str, Any], seeds: Sequence[int]) -> Iterator[tuple
     named = _several(content.get("methods")) or [row["name"] for row in tr.methods() if "image" in row["media"]]
     chosen = [recipe for entry in named for recipe in _spanned(entry, shared)]
     budgets = shared + [m.keep for recipe, _ in chosen if len(recipe.methods) == 1 for m in recipe.methods]
-    control = [(Recipe.of("random", keep), False) for keep in dict.fromkeys(budgets)]
+    control = [(Recipe.of("random", keep), False) for keep in dict.fromkeys(budgets) if not isinstance(keep, str)]
     for recipe, own_seed in dict.fromkeys(((Recipe(), True), *control, *chosen)):
         for seed in seeds or (None,):
             yield recipe if own_seed or seed is None else recipe.with_seed(seed), seed

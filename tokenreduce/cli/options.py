@@ -39,7 +39,7 @@ Frames = Annotated[int, typer.Option(min=1, help="Frames taken of each video, ev
 Prompt = Annotated[str | None, typer.Option(help="The question. Optional for the demo model.")]
 Keep = Annotated[
     str | None,
-    typer.Option(help="Budget of a single method: a fraction such as 0.33, 1/3 or 1.0, or a count such as 64."),
+    typer.Option(help="Budget of a single method: a fraction such as 0.33, 1/3 or 1.0, a count such as 64, or auto."),
 ]
 Parameters = Annotated[
     list[str] | None,

@@ -1,0 +1,201 @@
+"""PruneSID: groups by principal component, look-alikes suppressed within each, and a share of the budget for each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tokenreduce.kernels.rows import take_rows, unit_rows
+from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.projector_rows import in_front, needs_cls, rows_of, rows_substitute
+from tokenreduce.reduction import DROPPED, Reduction
+from tokenreduce.signals import ClsAttention, ProjectorInput, TowerPrefix
+from tokenreduce.tokens import VisualTokens
+from tokenreduce.validation import choice
+
+GROUP = 4  # tokens kept of a group on average
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneSID(Method):
+    """Put every token into the group of the principal component it loads on most; in each group, take the most salient token,
+    set aside those that are too similar to it, and so on; share the budget by how many were taken.
+
+    Attributes:
+        keep: fraction of N, or count T per image, tile or frame. The paper's count includes the [CLS] token.
+        variant: ``clip``, [CLS] attention and the threshold of the LLaVA release; ``qwen``, the loading itself and that of
+            the Qwen release, which needs no attention. None: ``clip`` where the tower has a [CLS] token.
+        before_projector: work on what enters the projector, or on the tokens' features; None: in front where one patch
+            makes one token, as both releases.
+        forward_cls: spend one token on the [CLS] row itself, as released; it comes last and sits at no patch.
+        output_order: ``raster``, or the ``reference`` order: the [CLS] row, then group by group.
+
+    Source: "Prune Redundancy, Preserve Essence: Vision Token Compression in VLMs via Synergistic Importance-Diversity", ICLR
+        2026, arXiv 2603.09480.
+    Departures from the release: exact singular vectors instead of randomised ones; newlines stay; see the page.
+    """
+
+    name = "prunesid"
+    title = "principal groups, look-alikes suppressed"
+    paper = "arXiv 2603.09480"
+    stages = ("projector",)
+    looks_at = "rows before the projector, [CLS] attention of the feature block"
+    sees = "frame"
+
+    variant: Literal["clip", "qwen"] | None = None
+    before_projector: bool | None = None
+    forward_cls: bool = False
+    output_order: Literal["raster", "reference"] = "raster"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choice("variant", self.variant, (None, "clip", "qwen"))
+        choice("output_order", self.output_order, ("raster", "reference"))
+
+    def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
+        before = in_front(facts, self.before_projector)
+        needs: list = [ProjectorInput()] if before or self.forward_cls else []
+        if self.variant == "clip" and not facts.has_cls:
+            raise ValueError(
+                f"method='prunesid': variant='clip' ranks by [CLS] attention, but the vision tower of this {facts.family} model "
+                "has no [CLS] token; allowed here: variant='qwen', which is also the default for such towers"
+            )
+        if self._clip(facts):
+            needs.append(ClsAttention(facts.feature_block))
+        if self.forward_cls:
+            needs_cls(self.name, facts)
+            needs.append(TowerPrefix(facts.feature_block))
+        return (Step("projector", needs=tuple(needs), amount=before),)
+
+    def _clip(self, facts: ModelFacts) -> bool:
+        return self.variant == "clip" or (self.variant is None and facts.has_cls)
+
+    def substitutes(self, facts: ModelFacts) -> tuple[str, ...]:
+        loading = "loadings in place of [CLS] attention, as released for Qwen2-VL: the vision tower has no [CLS] token"
+        own = () if self.variant is not None or facts.has_cls else (loading,)
+        return own + rows_substitute(facts, self.before_projector)
+
+    def reduce(self, tokens: VisualTokens) -> Reduction:
+        cls = int(self.forward_cls)
+        rows, _ = rows_of(tokens, tokens.amount)
+        score = next((x for s, x in tokens.signals.items() if isinstance(s, ClsAttention)), None)
+        n = tokens.num_tokens
+        found = select(rows, self.budget.count(n), score, cls=cls)
+        plan = Reduction.select(found.order, n, score=found.score, positions=self.policy)
+        if self.output_order == "reference" or cls:
+            order = found.order if self.output_order == "reference" else plan.source
+            return self._with_cls(tokens, order, found.score, cls)
+        return plan
+
+    def _with_cls(self, tokens: VisualTokens, order: Tensor, score: Tensor, cls: int) -> Reduction:
+        """The tokens ``order`` (B, K) as they come, behind or in front of the [CLS] row."""
+        first = cls if self.output_order == "reference" else 0
+        assign = torch.full(tokens.source.shape, DROPPED, dtype=torch.long, device=order.device)
+        rows = torch.arange(order.shape[1], device=order.device).expand_as(order)
+        features, source = None, order
+        if cls:
+            (prefix,) = (x for s, x in tokens.signals.items() if isinstance(s, TowerPrefix))
+            row = tokens.projector(prefix[:, 0, :1]).to(tokens.features.dtype)
+            kept = take_rows(tokens.features, order)
+            features = torch.cat([row, kept] if first else [kept, row], dim=1)
+            source = F.pad(order, (1, 0) if first else (0, 1), value=DROPPED)
+        return Reduction(
+            source=source,
+            assign=assign.scatter(1, order, rows + first),
+            features=features,
+            positions=self.policy,
+            score=score,
+        )
+
+
+class Selected(NamedTuple):
+    """Tokens (B, T) group by group; of every token, its group and its score; how many each group's suppression left."""
+
+    order: Tensor
+    group: Tensor
+    score: Tensor
+    left: Tensor
+
+
+def loadings(x: Tensor, q: int) -> Tensor:
+    """(B, N, q) loadings of the rows ``x`` (B, N, C) on their q leading principal components.
+
+    Singular vectors of sigmoid(x), each row less its mean; from the eigenvectors of the table of products, in float64.
+    """
+    rows = torch.sigmoid(x.detach().float()).double()
+    rows = rows - rows.mean(dim=2, keepdim=True)
+    return torch.linalg.eigh(rows @ rows.mT).eigenvectors[..., -q:].flip(-1)
+
+
+def select(x: Tensor, k: int, score: Tensor | None = None, *, cls: int = 0, loading: Tensor | None = None) -> Selected:
+    """``k`` tokens of ``x`` (B, N, C), of which ``cls`` is the [CLS] row, which is not among them.
+
+    Args:
+        score: (B, N), [CLS] attention; None: the variant without, which ranks by the loading.
+        loading: (B, N, q), given instead of computed.
+    """
+    n, clip = x.shape[1], score is not None
+    k = min(k, n + cls)
+    if loading is None:
+        loading = loadings(x, min(max(1, k // GROUP) if clip else max(k // GROUP, GROUP), n, x.shape[2]))
+    size, group = loading.abs().max(dim=2)
+    rank = size if score is None else score.float()
+    similar = unit_rows(x) @ unit_rows(x).mT
+    limit = threshold(similar, k, clip)
+    taken = suppressed(similar, rank, group, limit)
+    groups = loading.shape[2]
+    members = F.one_hot(group, groups)
+    left = (members * taken[..., None]).sum(dim=1)
+    shares = [quotas(a, b, k, cls) for a, b in zip(left.tolist(), members.sum(dim=1).tolist())]
+    # within a group those taken first, by falling score, then the others
+    order = rank.sort(dim=1, descending=True, stable=True).indices
+    for key in (~taken, group):
+        order = order.gather(1, key.gather(1, order).sort(dim=1, stable=True).indices)
+    sizes = members.sum(dim=1)
+    own = group.gather(1, order)
+    place = torch.arange(n, device=x.device) - (sizes.cumsum(dim=1) - sizes).gather(1, own)
+    kept = place < torch.tensor(shares, device=x.device).gather(1, own)
+    first = (~kept).to(torch.int8).sort(dim=1, stable=True).indices[:, : k - cls]
+    return Selected(order.gather(1, first), group, rank, left)
+
+
+def threshold(similar: Tensor, k: int, clip: bool) -> Tensor:
+    """(B,) similarity above which a token is set aside; may exceed 1, and then none is."""
+    n = similar.shape[1]
+    upper = torch.triu(similar, diagonal=int(clip)).double().sum(dim=(1, 2))
+    if clip:
+        return (k / 32) * upper / max(n * (n - 1) // 2, 1)
+    return max(18 * k / n, 1) * upper / n**2
+
+
+def suppressed(similar: Tensor, rank: Tensor, group: Tensor, limit: Tensor) -> Tensor:
+    """(B, N) bool: tokens that are taken where in each group the highest ``rank`` (B, N) above 0 is taken, those more than
+    ``limit`` similar to it are set aside, and so on."""
+    image = torch.arange(len(rank), device=rank.device)
+    waits, taken = rank > 0, torch.zeros_like(rank, dtype=torch.bool)
+    for token in rank.sort(dim=1, descending=True, stable=True).indices.T:
+        taken[image, token] = now = waits[image, token]
+        near = (similar[image, token] > limit[:, None]) & (group == group[image, token][:, None])
+        waits &= ~(near & now[:, None])
+    return taken
+
+
+def quotas(left: list[int], size: list[int], k: int, cls: int = 0) -> list[int]:
+    """Tokens of each group, ``k`` in all less ``cls``, where suppression left ``left`` of its ``size``."""
+    low = [min(1, n) for n in size]
+    high = [min(5 * -(-k // 64), n, a) for n, a in zip(size, left)]
+    while sum(high) < min(k, sum(size)):
+        high = [min(h + 1, n) for h, n in zip(high, size)]
+    rest = max(0, k - sum(low) - cls)
+    part = torch.tensor(left).cumsum(0).float() * rest / max(sum(left), 1)
+    upto = [0, *part.round().long().tolist()]
+    got = [min(a + n - m, h) for a, m, n, h in zip(low, upto, upto[1:], high)]
+    missing = rest + sum(low) - sum(got)
+    for g in sorted(range(len(left)), key=lambda g: -left[g]):
+        more = min(max(missing, 0), high[g] - got[g])
+        got[g], missing = got[g] + more, missing - more
+    return got
