@@ -64,16 +64,17 @@ def reduce_views(method: Method, tokens: VisualTokens, views: Views, of: Tensor,
     return _joined([asked[p] for p in range(len(views))], at, tokens)
 
 
-def _shares(method: Method, n: int, sizes: Sequence[int]) -> list[int] | list[str] | list[None]:
+def _shares(method: Method, n: int, sizes: Sequence[int]) -> Sequence[int | str | None]:
     """Of the image's budget, what each view is given as ``keep``; of one that adapts, its bounds are shared."""
     if method.keep is None:
         return [None] * len(sizes)
     budget = method.budget
+    most = share_budget(budget.count(n), sizes)
     if not budget.adapts:
-        return share_budget(budget.count(n), sizes)
+        return most
     low, high = (bound is not None for bound in budget.bounds)
-    least, most = share_budget(budget.least(n), sizes), share_budget(budget.count(n), sizes)
-    return [f"auto:{a if low and a else ''}-{b if high and b else ''}" for a, b in zip(least, most)]
+    floors = share_budget(budget.least(n), sizes) if low else [0] * len(sizes)
+    return [0 if not b else f"auto:{a or ''}-{b if high else ''}" for a, b in zip(floors, most)]
 
 
 def _places(views: Views, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -28,7 +28,7 @@ def run(inputs: Meta[Tensor], params: Meta[Any]) -> dict[str, Tensor]:
     score = attention_row(query, key, 1.0)[:, 0, cls:]
     best, target, row = select(score, inputs["metric"][:, cls:], dominant, contextual)
     slot = (row - dominant).clamp_min(-1)
-    made = averaged(hidden[:, cls:], target, slot, merge)
+    made = averaged(hidden[:, cls:], target, slot, merge) if contextual else hidden[:, :0]
     first = torch.zeros(len(hidden), cls, dtype=torch.long)
     return {
         "dominant_indices": torch.cat([first, best + cls], dim=1),

@@ -89,8 +89,10 @@ class VisionZip(Method):
         dominant, contextual = self.split(self.budget.count(n))
         best, target, assign = select(score, keys, dominant - cls, contextual)
         rows, project = rows_of(tokens, tokens.amount)
-        made = project(averaged(rows, target, assign - best.shape[1], self.merge)).to(tokens.features.dtype)
-        features = torch.cat([take_rows(tokens.features, best), made], dim=1)
+        features = take_rows(tokens.features, best)
+        if target.shape[1]:
+            made = project(averaged(rows, target, assign - best.shape[1], self.merge))
+            features = torch.cat([features, made.to(features.dtype)], dim=1)
         source = torch.cat([best, target], dim=1)
         role = torch.zeros_like(assign).scatter(1, best, 1).scatter(1, target, 2)
         if self.output_order == "raster":

@@ -90,7 +90,12 @@ def sensitivity(
     layers = project.linear
     if layers is None:
         return torch.stack([_slope(project, rows, u) for u in unit]).mean(dim=0)
-    first, second = (_cut(w.detach().float(), rank) for w in (layers.first, layers.second))
+    first, second = (w.detach().float() for w in (layers.first, layers.second))
+    if rank is not None:  # the left vectors of the second layer have length 1, and change no norm
+        u, s, v = _triples(first, rank)
+        first = (u * s) @ v
+        _, s, v = _triples(second, rank)
+        second = s[:, None] * v
     at = F.linear(rows.float(), first, None if layers.first_bias is None else layers.first_bias.float())
     total = torch.zeros(rows.shape[:2], device=rows.device)
     many = max(1, CHUNK // at.numel())
@@ -107,11 +112,10 @@ def _slope(project: Projector, rows: Tensor, u: Tensor) -> Tensor:
     return torch.func.jvp(project, (rows,), (along,))[1].float().norm(dim=2)
 
 
-def _cut(weight: Tensor, rank: int | None) -> Tensor:
-    if rank is None or rank >= min(weight.shape):
-        return weight
+def _triples(weight: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The leading ``rank`` singular triples of ``weight`` (out, in)."""
     u, s, v = torch.linalg.svd(weight, full_matrices=False)
-    return (u[:, :rank] * s[:rank]) @ v[:rank]
+    return u[:, :rank], s[:rank], v[:rank]
 
 
 def select(features: Tensor, moved: Tensor, k: int) -> Tensor:
