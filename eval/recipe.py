@@ -34,6 +34,16 @@ def budget(text: str, argument: str) -> float | int | str:
     return Budget(value).keep
 
 
+def number(keep: float | int | str, argument: str) -> float | int:
+    """A budget that is the same for every method and image. Errors: ``ValueError`` for one that a method finds by itself."""
+    if isinstance(keep, str):
+        raise ValueError(
+            f"{argument}={keep!r}: methods are compared at the same budget here; allowed: a fraction such as 0.25, or a count "
+            "such as 64"
+        )
+    return keep
+
+
 def literal(text: str) -> Any:
     """A Python literal from text, ``true``, ``false`` and ``none`` in any case; other text stays text."""
     try:

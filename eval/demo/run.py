@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tokenreduce.timing import REPEATS
 
+from ..recipe import number
 from ..results import claim, environment, write_json
 from .measure import BATCH, TIMED, Bench, Row, measure, servable
 from .overview import photograph, pictures
@@ -103,7 +104,7 @@ def run(
         raise ValueError(f"images={images}; allowed: an int >= 1, the number of pictures")
     if not keeps:
         raise ValueError("keeps is empty; give at least one budget, for example 0.25")
-    keeps = list(dict.fromkeys(tr.Budget(keep).keep for keep in keeps))
+    keeps = list(dict.fromkeys(number(tr.Budget(keep).keep, "keeps") for keep in keeps))
     known = [row["name"] for row in tr.methods()]
     shown = known if methods == "all" else [name for name in SHOWN if name in known] if methods is None else methods
     unknown = [name for name in shown if name not in known]

@@ -11,6 +11,7 @@ from tokenreduce.cli.app import Debug, app, print_table, teaching
 from tokenreduce.cli.arguments import budget
 from tokenreduce.cli.options import Attention, Device, Dtype
 from tokenreduce.cli.output import Force, JsonFile, JsonOutput
+from tokenreduce.eval.recipe import number
 
 
 class What(StrEnum):
@@ -85,7 +86,7 @@ def bench(
         if what is What.ops:
             content, rows, notes = run.operations_table(run_at, _names(only))
         elif what is What.models:
-            kept = None if keep is None else budget(keep, "--keep")
+            kept = None if keep is None else number(budget(keep, "--keep"), "--keep")
             content, rows, notes = run.models_table(
                 run_at, shape, _names(methods), kept, _sizes(batch or "1"), layers, tower_layers, attn
             )

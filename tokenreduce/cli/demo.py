@@ -10,6 +10,7 @@ from rich.console import Console
 
 from tokenreduce.cli.app import Debug, app, teaching
 from tokenreduce.cli.arguments import budget
+from tokenreduce.eval.recipe import number
 
 
 @app.command()
@@ -46,7 +47,7 @@ def demo(
         raise ValueError("--all and --methods both say which methods; give one of them")
     console = Console()
     names = None if methods is None else [name.strip().lower() for name in methods.split(",") if name.strip()]
-    budgets = [budget(part, "--keep") for part in keep.split(",") if part.strip()]
+    budgets = [number(budget(part, "--keep"), "--keep") for part in keep.split(",") if part.strip()]
     from tokenreduce.loading import quiet
 
     quiet()

@@ -97,13 +97,14 @@ class VisionZip(Method):
         role = torch.zeros_like(assign).scatter(1, best, 1).scatter(1, target, 2)
         if self.output_order == "raster":
             source, order = source.sort(dim=1)
-            features, assign = take_rows(features, order), order.argsort(dim=1).gather(1, assign)
+            place = order.argsort(dim=1).gather(1, assign.clamp_min(0))
+            features, assign = take_rows(features, order), torch.where(assign < 0, assign, place)
         if cls:
             row = tokens.projector(tokens.signal(TowerPrefix(self._block(tokens)))[:, 0, :1]).to(features.dtype)
             last = self.output_order == "raster"
             features = torch.cat([features, row] if last else [row, features], dim=1)
             source = F.pad(source, (0, 1) if last else (1, 0), value=DROPPED)
-            assign = assign if last else assign + 1
+            assign = assign if last else torch.where(assign < 0, assign, assign + 1)
         return Reduction(
             source=source,
             assign=assign,
