@@ -7,29 +7,26 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from ..recipe import Recipe
+from tokenreduce.draw import stylesheet
+
 from ..sweep.store import DONE
 from .columns import LEGEND, columns, notes, title
+from .kept import kept
 from .rows import Row
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 0 24px 80px; max-width: 1500px; color: #222 }
-h1 { font-size: 26px } h2 { margin-top: 42px; border-bottom: 1px solid #ddd } h3 { margin-bottom: 4px }
+h1 { font-size: 26px } h2 { margin-top: 42px; border-bottom: 1px solid var(--line) } h3 { margin-bottom: 4px }
 table { border-collapse: collapse; font-size: 13px } th, td { padding: 3px 10px; text-align: right; white-space: nowrap }
-th { position: sticky; top: 0; background: #f4f4f4; cursor: pointer } td:first-child, th:first-child { text-align: left }
-tbody tr:nth-child(odd) { background: #fafafa } .note { color: #555; max-width: 900px }
+th { position: sticky; top: 0; background: var(--raised); cursor: pointer }
+td:first-child, th:first-child { text-align: left }
+tbody tr:nth-child(odd) { background: var(--band) } .note { color: var(--quiet); max-width: 900px }
 .kept td, .kept th { text-align: left; vertical-align: top; cursor: default; white-space: normal; max-width: 520px }
-.kept img { display: block } .right { color: #167a2e } .wrong { color: #b3261e } .failed { color: #b3261e }
-section { overflow-x: auto } select, input { font: inherit; margin: 0 14px 8px 0 }
-:root { color-scheme: light dark }
-@media screen and (prefers-color-scheme: dark) {
-  body { background: #14171a; color: #dde } .note { color: #aab } h2 { border-color: #444 }
-  th { background: #262b30 } tbody tr:nth-child(odd) { background: #1b1f23 }
-  .right { color: #6fce86 } .wrong, .failed { color: #ff8a80 }
-  .js-plotly-plot { filter: invert(0.9) hue-rotate(180deg) }
-}
+.kept img { display: block } .key { font-size: 13px; margin: 6px 0 }
+.right { color: var(--good) } .wrong, .failed { color: var(--bad) }
+section { overflow-x: auto } select, input { margin: 0 14px 8px 0 }
+@media screen and (prefers-color-scheme: dark) { .js-plotly-plot { filter: invert(0.9) hue-rotate(180deg) } }
 @media print {
-  body { max-width: none; padding: 0 } section { overflow: visible } select, input, .modebar { display: none }
+  section { overflow: visible } .modebar { display: none }
   table { font-size: 9px } th, td { padding: 1px 4px; white-space: normal } tr, .js-plotly-plot, img { break-inside: avoid }
 }
 """
@@ -82,7 +79,7 @@ def page(
             parts += [f"<h3>{escape(model)}</h3>", _plot(heat_map(own))]
     parts += [
         "<h2>What was kept</h2>",
-        *(_kept(cells, task) for task in dict.fromkeys(cell["cell"]["task"] for cell in cells)),
+        kept(cells),
     ]
     parts += [
         "<h2>Numbers</h2><section>",
@@ -93,7 +90,7 @@ def page(
     return (
         "<!doctype html><html lang=en><head><meta charset=utf-8><title>tokenreduce sweep</title>"
         "<meta name=viewport content='width=device-width, initial-scale=1'><link rel=icon href='data:,'>"
-        f"<style>{STYLE}</style><script>{get_plotlyjs()}</script></head><body>{''.join(parts)}<script>{SCRIPT}</script></body></html>"
+        f"<style>{stylesheet()}{STYLE}</style><script>{get_plotlyjs()}</script></head><body>{''.join(parts)}<script>{SCRIPT}</script></body></html>"
     )
 
 
@@ -118,64 +115,6 @@ def _head(rows: Sequence[Row], cells: Sequence[dict[str, Any]]) -> str:
         "Time to the first token includes the vision tower; median, lowest and highest of rounds in which the reduced and the "
         "unreduced model took turns on the same prompts.</p>"
     )
-
-
-def _kept(cells: Sequence[dict[str, Any]], task: str) -> str:
-    found = [
-        cell
-        for cell in cells
-        if cell["status"] == DONE and cell["cell"]["task"] == task and cell["result"].get("pictures")
-    ]
-    named = [(Recipe.from_dict(cell["cell"]["recipe"]), cell) for cell in found]
-    plain = [cell for recipe, cell in named if not recipe.methods]
-    reduced = sorted(
-        (e for e in named if e[0].methods), key=lambda e: (e[0].name != "random", e[0].name, e[1]["cell"]["model"])
-    )
-    if not named:
-        reasons = dict.fromkeys(
-            reason
-            for cell in cells
-            if cell["status"] == DONE and cell["cell"]["task"] == task
-            for reason in cell["result"].get("not_drawn", ())
-        )
-        return "".join(f"<p class=note>Not drawn: {escape(reason)}</p>" for reason in list(reasons)[:3])
-    first = plain[0] if plain else reduced[0][1]
-    heads = "".join(
-        f"<th>{escape(p['question'])}{_picture(p) if plain else ''}{_reply(first, p['doc_id'])}</th>"
-        for p in first["result"]["pictures"]
-    )
-    keeps = sorted(
-        {recipe.keep for recipe, _ in reduced}, key=lambda k: -min(_tokens(c) for r, c in reduced if r.keep == k)
-    )
-    options = "".join(f"<option value='{escape(keep)}'>keep {escape(keep)}</option>" for keep in keeps)
-    lines = [
-        f"<tr data-keep='{escape(recipe.keep)}'><td>{escape(recipe.name)}</td>"
-        + "".join(f"<td>{_picture(p)}{_reply(cell, p['doc_id'])}</td>" for p in cell["result"]["pictures"])
-        + "</tr>"
-        for recipe, cell in reduced
-    ]
-    return (
-        f"<section><h3>{escape(task)}</h3><select class=budget aria-label=budget>{options}</select>"
-        f"<table class=kept><thead><tr><th>{'unreduced' if plain else ''}</th>{heads}</tr></thead>"
-        f"<tbody>{''.join(lines)}</tbody></table></section>"
-    )
-
-
-def _tokens(cell: dict[str, Any]) -> float:
-    return cell["result"]["measured"]["tokens_kept"] or 0.0
-
-
-def _picture(picture: dict[str, Any]) -> str:
-    return f"<img alt='what was kept' src='data:image/jpeg;base64,{picture['jpeg']}'>"
-
-
-def _reply(cell: dict[str, Any], doc_id: Any) -> str:
-    for q in cell["result"]["questions"]:
-        if q["doc_id"] == doc_id:
-            name = "" if q["score"] is None else "right" if q["score"] >= 0.5 else "wrong"
-            mark = {"right": " ✓", "wrong": f" ✗ ({q['target']})", "": ""}[name]
-            return f"<span class='{name}'>“{escape(str(q['reply'])[:80])}”{escape(mark)}</span>"
-    return ""
 
 
 def _numbers(rows: Sequence[Row], control: str) -> str:

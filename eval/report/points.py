@@ -82,7 +82,7 @@ def tables(cells: Sequence[Cell]) -> Iterator[Table]:
     names = labels(cells)
     groups: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
-        groups.setdefault((names[_loaded(cell)], cell["cell"]["task"]), []).append(cell)
+        groups.setdefault((names[loaded(cell)], cell["cell"]["task"]), []).append(cell)
     for (model, task), own in sorted(groups.items()):
         states: dict[str, list[Cell]] = {}
         for cell in own:
@@ -108,7 +108,7 @@ def labels(cells: Sequence[Cell]) -> dict[tuple[Any, ...], str]:
             if len({str(other["model_args"].get(name)) for other in alike}) > 1:
                 told.append(f"{name}={about['model_args'].get(name, 'default')}")
         shown = _unique_end(about["model"], models)
-        found[_loaded(cell)] = f"{shown} ({', '.join(told)})" if told else shown
+        found[loaded(cell)] = f"{shown} ({', '.join(told)})" if told else shown
     return found
 
 
@@ -201,7 +201,8 @@ def _without_seeds(recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, methods=tuple(plain))
 
 
-def _loaded(cell: Cell) -> tuple[Any, ...]:
+def loaded(cell: Cell) -> tuple[Any, ...]:
+    """What tells cells of one table from those of another; see ``labels``."""
     about = cell["cell"]
     settings = json.dumps(about["model_args"], sort_keys=True, default=str)
     return about["model"], about["base"], settings, about["limit"], about["batch_size"], about["task"]

@@ -11,18 +11,23 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
 from tokenreduce.cli import app
+from tokenreduce.draw import stylesheet, write_page
 from tokenreduce.eval.metrics import Metric
 from tokenreduce.eval.recipe import Recipe
 from tokenreduce.eval.report import compared, rows, write
 from tokenreduce.eval.report.columns import columns
 from tokenreduce.eval.report.figures import pareto
+from tokenreduce.eval.report.kept import kept
 from tokenreduce.eval.report.points import tables
 from tokenreduce.eval.statistics import interval, mean_replicates
 from tokenreduce.eval.sweep import Cell, Store
+from tokenreduce.layout import Layout
+from tokenreduce.provenance import ImageTrace
 
 METHODS = ("hiprune", "fastv")
 KEEPS = (0.5, 0.25)
@@ -434,6 +439,77 @@ def test_flops_say_what_they_count_and_bytes_are_shown(tmp_path):
     cells = stored(tmp_path, (at(0.25, "hiprune"), result([1, 0], cost(25, 0.3e9))))
     shown = {c.head: c.text(row) for row in rows(cells) for c in columns([row])}
     assert (shown["decoder FLOPs"], shown["prefill FLOPs"], shown["KV"]) == ("30.0 %", "64.0 %", "25.0 %")
+
+
+def drawn(result, *pictures, **about):
+    made = [{"jpeg": "", "question": f"question {p['doc_id']}", "key": []} | p for p in pictures]
+    return result | {"pictures": made, "not_drawn": []} | about
+
+
+def kept_part(cells):
+    """The rows of pictures on the page, as lists of the cells' HTML, and all of it."""
+    text = kept(cells)
+    rows = re.findall(r"<tr[^>]*>(.*?)</tr>", text)
+    return [re.findall(r"<t[hd]>(.*?)</t[hd]>", row) for row in rows], text
+
+
+def test_pictures_stand_below_their_questions_with_a_key(tmp_path):
+    """Question 0 could not be drawn reduced: its place stays empty, and the reply is there."""
+    key = [["kept", "rgb(150, 150, 150)", "rgb(255, 255, 255)"], ["dropped <", "rgb(55, 55, 55)", "rgb(55, 55, 55)"]]
+    cells = stored(
+        tmp_path,
+        (Recipe(), drawn(result([1, 1], cost(100, 1e9)), {"task": "t", "doc_id": 0}, {"task": "t", "doc_id": 1})),
+        (
+            at(0.25, "hiprune"),
+            drawn(
+                result([0, 1], cost(25, 1e9)), {"task": "t", "doc_id": 1, "key": key}, not_drawn=["t 0: broken file"]
+            ),
+        ),
+    )
+    (head, row), text = kept_part(cells)
+    assert [h.partition("<")[0] for h in head] == ["unreduced", "question 0", "question 1"]
+    assert row[0] == "hiprune"
+    assert "<img" not in row[1]
+    assert "wrong" in row[1]
+    assert "<img" in row[2]
+    assert "right" in row[2]
+    assert text.count("<div class=key>") == 1
+    assert "dropped &lt;</span>" in text
+    assert "background: rgb(55, 55, 55)" in text
+    assert "Not drawn: t 0: broken file" in text
+
+
+def test_an_error_is_wrong_and_questions_of_a_group_have_their_replies(tmp_path):
+    made = result([1.0, 0.0], cost(100, 1e9), higher_is_better=False)
+    made["questions"] = [
+        q | {"doc_id": f"t/{q['doc_id']}", "reply": "red", "target": "blue"} for q in made["questions"]
+    ]
+    cells = stored(tmp_path, (Recipe(), drawn(made, {"task": "t", "doc_id": 0}, {"task": "t", "doc_id": 1})))
+    ((_, first, second),), _ = kept_part(cells)
+    assert "<span class='wrong'>“red” ✗ (blue)</span>" in first
+    assert "<span class='right'>“red” ✓</span>" in second
+
+
+@pytest.mark.parametrize(
+    ("about", "told"),
+    [({"not_drawn": ["t 0: no decoder"]}, "t 0: no decoder"), ({}, "no question was looked at")],
+)
+def test_the_page_says_why_nothing_is_drawn(tmp_path, about, told):
+    cells = stored(tmp_path, (Recipe(), drawn(result([1.0], cost(100, 1e9)), **about)))
+    assert f"Not drawn: {told}" in kept(cells)
+    failed = [{**cell, "status": "failed"} for cell in cells]
+    assert "Not drawn: no cell of it is done" in kept(failed)
+
+
+def test_both_pages_have_one_stylesheet(sweep, tmp_path):
+    pytest.importorskip("plotly", reason="plotly is not installed; pip install 'tokenreduce[report]'")
+    (file,) = write(sweep, tmp_path, ["html"])
+    trace = ImageTrace(0, Layout(2, 2), torch.arange(4), ())
+    write_page(tmp_path / "page.html", trace, Image.new("RGB", (28, 28)))
+    for page in (file, tmp_path / "page.html"):
+        assert stylesheet() in page.read_text()
+    assert stylesheet().count("prefers-color-scheme") + stylesheet().count("light-dark(") > 0
+    assert "@media print" in stylesheet()
 
 
 def test_the_metric_can_be_chosen(sweep):

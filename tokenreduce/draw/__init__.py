@@ -15,16 +15,17 @@ from tokenreduce.draw.comparison import compare
 from tokenreduce.draw.explorer import explore
 from tokenreduce.draw.geometry.boxes import cell_boxes, seen_box, tiles_of, view_boxes
 from tokenreduce.draw.image_grid import image_grid
-from tokenreduce.draw.legend import ROLE_COLORS, legend, role_color
+from tokenreduce.draw.legend import ROLE_COLORS, legend, role_color, swatches
 from tokenreduce.draw.overlay import draw, figure
 from tokenreduce.draw.page import write_page
 from tokenreduce.draw.stages import describe, step_names, summarize
+from tokenreduce.draw.style import html_key, key_entries, stylesheet
 from tokenreduce.draw.video import Animation, animate, strip
 
 __all__ = [
     "ROLE_COLORS", "Animation", "animate", "answer", "cell_boxes", "compare", "describe", "draw", "explore", "figure",
-    "image_grid", "legend", "role_color", "seen_box", "sheet", "step_names", "strip", "summarize", "tiles_of", "view_boxes",
-    "write_page",
+    "html_key", "image_grid", "key_entries", "legend", "role_color", "seen_box", "sheet", "step_names", "strip", "stylesheet",
+    "summarize", "swatches", "tiles_of", "view_boxes", "write_page",
 ]  # fmt: skip
 
 sheet = image_grid

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from tokenreduce.draw.caption import BLACK, INK, WHITE, fit, font_of
+from tokenreduce.draw.provenance_map import ProvenanceMap, provenance_map
 
 if TYPE_CHECKING:
-    from tokenreduce.draw.provenance_map import ProvenanceMap
+    from tokenreduce.provenance import ImageTrace, PromptTrace
 
 Color = tuple[int, int, int]
 Swatch = tuple[str, Color | None, Color]  # label, fill (None: hatched), outline
@@ -35,6 +36,13 @@ def legend(roles: Sequence[str] = (), cut_off: bool = False, width: int = 240) -
     swatches += [(name, GRAY, role_color(i)) for i, name in enumerate(roles) if i and name not in plain]
     swatches += [("merged: the mean colour", TINT, WHITE), ("dropped", DARK, DARK)]
     return key(swatches + [("cut off, not seen", None, PALE)] * cut_off, width)
+
+
+def swatches(
+    trace: PromptTrace | ImageTrace, size: tuple[int, int], processor: Any = None, *, index: int = 0
+) -> list[Swatch]:
+    """What occurs in ``draw`` of an image of ``size`` (width, height), without counts; other arguments as there."""
+    return swatches_of(provenance_map(trace, size, processor, index), size, counts=False)
 
 
 def swatches_of(tokens: ProvenanceMap, size: tuple[int, int], counts: bool = True) -> list[Swatch]:

@@ -14,6 +14,7 @@ from PIL import Image
 from tokenreduce.draw.page_data import picture_data
 from tokenreduce.draw.prompt import numbered_pictures
 from tokenreduce.draw.stages import images_of
+from tokenreduce.draw.style import stylesheet
 from tokenreduce.files import writing
 from tokenreduce.provenance import ImageTrace, PromptTrace
 
@@ -65,6 +66,7 @@ def write_page(
         about = {"title": title, "facts": list(facts), "pictures": made}
         data = json.dumps(about).replace("<", "\\u003c")  # no text can end the script element
         page = files("tokenreduce.draw").joinpath("page.html").read_text(encoding="utf-8")
+        page = page.replace("/*STYLE*/", stylesheet())
         page = page.replace("<title>tokenreduce</title>", f"<title>{html.escape(title)}</title>")
         file.write(page.replace("/*DATA*/", data).encode())
 

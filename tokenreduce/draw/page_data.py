@@ -15,10 +15,11 @@ from tokenreduce.draw.canvas import GAP, Canvas
 from tokenreduce.draw.caption import WHITE
 from tokenreduce.draw.geometry.boxes import tiles_of
 from tokenreduce.draw.heat_map import NEVER, colors_of, scale_of
-from tokenreduce.draw.legend import GRAY, Color, swatches_of
+from tokenreduce.draw.legend import GRAY, swatches_of
 from tokenreduce.draw.overlay import draw
 from tokenreduce.draw.provenance_map import ProvenanceMap, provenance_map
 from tokenreduce.draw.stages import images_of, step_names
+from tokenreduce.draw.style import css_color, key_entries
 from tokenreduce.draw.video import draw_frames
 from tokenreduce.provenance import ImageTrace, PromptTrace
 
@@ -44,7 +45,7 @@ def picture_data(
             "label": label,
             "text": tokens.text,
             "picture": _embedded(drawn),
-            "key": [(text, _css(fill), _css(edge)) for text, fill, edge in swatches_of(tokens, size)],
+            "key": key_entries(swatches_of(tokens, size)),
             "owner": tokens.owner.tolist(),
             "kept": tokens.kept,
             "seats": seats.tolist(),
@@ -58,9 +59,9 @@ def picture_data(
             ends = colors_of(np.array([low, high]), low, high).astype(int).tolist()
             found["score"] = [float(f"{s:.6g}") if math.isfinite(s) else None for s in tokens.score]
             found["heat"] = _embedded(_drawn(trace, picture, processor, index, step, side, heat=True))
-            found["bar"] = [(f"score {v:.3g}", _css(c), _css(c)) for v, c in zip((low, high), ends)]
-            found["bar"] += [("not ranked", _css(NEVER), _css(NEVER))] * bool(np.isnan(tokens.score).any())
-            found["bar"] += [("kept", _css(GRAY), _css(WHITE))]
+            found["bar"] = [(f"score {v:.3g}", css_color(c), css_color(c)) for v, c in zip((low, high), ends)]
+            found["bar"] += [("not ranked", css_color(NEVER), css_color(NEVER))] * bool(np.isnan(tokens.score).any())
+            found["bar"] += [("kept", css_color(GRAY), css_color(WHITE))]
         steps.append(found)
     return {
         "label": f"video {index}" if filmed else f"picture {index}",
@@ -119,9 +120,3 @@ def _embedded(picture: Image.Image) -> str:
     held = io.BytesIO()
     picture.save(held, "JPEG", quality=QUALITY, subsampling=0)
     return f"data:image/jpeg;base64,{base64.b64encode(held.getvalue()).decode()}"
-
-
-def _css(color: Color | Sequence[int] | None) -> str:
-    return (
-        "repeating-linear-gradient(135deg, #e1e1e1 0 4px, #787878 4px 6px)" if color is None else f"rgb{tuple(color)}"
-    )
