@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from tokenreduce.eval.data import parquet
+from itertools import islice
+from pathlib import Path
+
+from tokenreduce.eval.data import documents, parquet
 from tokenreduce.eval.demo import right
 
 
 def __getattr__(name):
-    """``images``, ``crowd``: the path of the set's parquet file."""
+    """``images``, ``crowd``: the path of the set's parquet file; ``questions``: of a file beside this one."""
+    if name == "questions":
+        return str(Path(__file__).with_name("questions.json"))
     if name not in ("images", "crowd"):
         raise AttributeError(name)
     return str(parquet(name))
 
 
 def doc_to_visual(doc):
-    return [picture.convert("RGB") for picture in doc["pictures"]]
+    pictures = doc["pictures"] if "pictures" in doc else next(islice(documents("images"), doc["number"], None))[0]
+    return [picture.convert("RGB") for picture in pictures]
 
 
 def doc_to_text(doc, lmms_eval_specific_kwargs=None):
