@@ -53,12 +53,22 @@ def _table(model: str, task: str, cells: Sequence[Cell]) -> str:
         + "</tr>"
         for recipe, cell in order
     ]
-    entries = dict.fromkeys(tuple(e) for _, cell in order for p in cell["result"]["pictures"] for e in p.get("key", ()))
+    entries = _key(
+        [entry for _, cell in order for picture in cell["result"]["pictures"] for entry in picture.get("key", ())]
+    )
     return (
         f"<section>{head}<select class=budget aria-label=budget>{options}</select>"
         f"<table class=kept><thead><tr><th>{'' if plain is None else 'unreduced'}</th>{heads}</tr></thead>"
-        f"<tbody>{''.join(lines)}</tbody></table>{html_key(list(entries)) if entries else ''}{why}</section>"
+        f"<tbody>{''.join(lines)}</tbody></table>{html_key(entries) if entries else ''}{why}</section>"
     )
+
+
+def _key(entries: Sequence[Sequence[str]]) -> list[tuple[str, str, str]]:
+    """One entry for all labels of a look."""
+    labels: dict[tuple[str, str], dict[str, None]] = {}
+    for label, fill, edge in entries:
+        labels.setdefault((fill, edge), {})[label] = None
+    return [(" / ".join(names), *look) for look, names in labels.items()]
 
 
 def _place(picture: Mapping[str, Any]) -> tuple[str | None, Any]:

@@ -456,6 +456,7 @@ def kept_part(cells):
 def test_pictures_stand_below_their_questions_with_a_key(tmp_path):
     """Question 0 could not be drawn reduced: its place stays empty, and the reply is there."""
     key = [["kept", "rgb(150, 150, 150)", "rgb(255, 255, 255)"], ["dropped <", "rgb(55, 55, 55)", "rgb(55, 55, 55)"]]
+    key += [["register", *key[0][1:]], key[0]]  # of one look
     cells = stored(
         tmp_path,
         (Recipe(), drawn(result([1, 1], cost(100, 1e9)), {"task": "t", "doc_id": 0}, {"task": "t", "doc_id": 1})),
@@ -474,7 +475,7 @@ def test_pictures_stand_below_their_questions_with_a_key(tmp_path):
     assert "<img" in row[2]
     assert "right" in row[2]
     assert text.count("<div class=key>") == 1
-    assert "dropped &lt;</span>" in text
+    assert re.findall(r"</i>(.*?)</span>", text) == ["kept / register", "dropped &lt;"]
     assert "background: rgb(55, 55, 55)" in text
     assert "Not drawn: t 0: broken file" in text
 
