@@ -102,5 +102,5 @@ def _is_right(cell: Cell, task: str, score: float | None) -> bool | None:
     """Of an entry between 0 and 1, whether it is nearer to the better end."""
     if score is None or not 0 <= score <= 1:
         return None
-    about = next(iter(metrics_of(cell, task).values()), {})
+    about: Mapping[str, Any] = next(iter(metrics_of(cell, task).values()), {})
     return score >= 0.5 if about.get("higher_is_better", True) else score < 0.5
