@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tokenreduce.methods.tome import ToMe
     from tokenreduce.methods.uniform import Uniform
     from tokenreduce.reduction import Reduction
+    from tokenreduce.scaling import ScaledDown, scaled_down
     from tokenreduce.tables import Table, families
     from tokenreduce.tested import versions
     from tokenreduce.tokens import VisualTokens
@@ -60,6 +61,8 @@ _HOME = {
     "compare": "draw.comparison",
     "is_wrapped": "wrapping",
     "load_trace": "traces",
+    "ScaledDown": "scaling",
+    "scaled_down": "scaling",
     "report": "wrapping",
     "trace": "wrapping",
     "unwrap": "wrapping",

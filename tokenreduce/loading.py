@@ -29,13 +29,7 @@ def model_inputs(
     given = [pictures] if isinstance(pictures, Image.Image) else list(pictures)
     if not takes_videos(processor):
         given = [one for entry in given for one in ([entry] if isinstance(entry, Image.Image) else entry)]
-    kinds = ["image" if isinstance(entry, Image.Image) else "video" for entry in given]
-    if getattr(processor, "chat_template", None):
-        content = [*({"type": kind} for kind in kinds), {"type": "text", "text": prompt}]
-        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    else:
-        marks = {kind: getattr(processor, f"{kind}_token", f"<{kind}>") for kind in ("image", "video")}
-        text = "".join(f"{marks[kind]}\n" for kind in kinds) + prompt
+    text = prompt_text(processor, ["image" if isinstance(e, Image.Image) else "video" for e in given], prompt)
     images = [entry for entry in given if isinstance(entry, Image.Image)]
     videos = [np.stack([np.asarray(frame) for frame in e]) for e in given if not isinstance(e, Image.Image)]
     media: dict[str, Any] = {"images": images} if images else {}
@@ -43,6 +37,15 @@ def model_inputs(
         media |= {"videos": videos, "do_sample_frames": False}
     made = processor(text=[text], return_tensors="pt", **media).to(model.device)
     return {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in made.items()}
+
+
+def prompt_text(processor: Any, kinds: Sequence[str], prompt: str) -> str:
+    """A turn that asks ``prompt`` about media of ``kinds``, ``image`` or ``video``, in order."""
+    if getattr(processor, "chat_template", None):
+        content = [*({"type": kind} for kind in kinds), {"type": "text", "text": prompt}]
+        return str(processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True))
+    marks = {kind: getattr(processor, f"{kind}_token", f"<{kind}>") for kind in ("image", "video")}
+    return "".join(f"{marks[kind]}\n" for kind in kinds) + prompt
 
 
 def quiet() -> None:

@@ -7,11 +7,13 @@
 | LLaVA-NeXT, LLaVA-OneVision: `image_grid_pinpoints`; `select_best_resolution` and `get_patch_output_size` | 5.17 to 5.24 |
 | InternVL: `crop_to_patches`; Aya Vision: a processor with `tile_token`, `min_patches`, `max_patches` | 5.17 to 5.24 |
 | Idefics3, SmolVLM: `do_image_splitting`, `max_image_size`, a longest edge of 4096 at most | 5.17 to 5.24 |
+| `image_token_id`, `image_token_ids`: what is written for a picture; in some families with the markers around it | 5.17 to 5.24 |
 | Gemma 3: `do_pan_and_scan`, `pan_and_scan_min_crop_size`, `_max_num_crops`, `_min_ratio_to_activate` | 5.17 to 5.24 |
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -62,3 +64,13 @@ def fitted_size(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, in
 def takes_videos(processor: Any) -> bool:
     """Whether ``processor`` takes videos as such; to others their frames are images."""
     return getattr(processor, "video_processor", None) is not None
+
+
+def placeholders(processor: Any, ids: Sequence[int]) -> int:
+    """How many of the tokens ``ids``, a prompt with pictures, are places of visual tokens.
+
+    Of the ids a processor names, that is the one written most often: markers stand around a picture or a tile once.
+    """
+    named = {getattr(processor, "image_token_id", None), *(getattr(processor, "image_token_ids", None) or ())}
+    counts = Counter(token for token in ids if token in named)
+    return max(counts.values(), default=0)
