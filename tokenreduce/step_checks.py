@@ -5,6 +5,10 @@ from __future__ import annotations
 from tokenreduce.method import ModelFacts, Step
 from tokenreduce.signals import Keys, Signal, TowerPrefix
 
+WAYS_OUT = {
+    "cache": "Its layers keep states or sliding windows, not an entry per token: leave trimming out, as trim_cache=False does"
+}
+
 
 def check_step(name: str, step: Step, facts: ModelFacts) -> None:
     """Raise where a model of these ``facts`` cannot serve ``step`` of the method ``name``, or would too late."""
@@ -13,7 +17,7 @@ def check_step(name: str, step: Step, facts: ModelFacts) -> None:
     if step.stage not in facts.stages:
         raise ValueError(
             f"method={name!r} acts at stage {step.stage!r}, which a {facts.family} model does not offer; it offers: "
-            f"{', '.join(facts.stages)}"
+            f"{', '.join(facts.stages)}. {WAYS_OUT.get(step.stage, 'Use a method of these stages')}"
         )
     if step.stage == "projector":
         if step.layer is not None:

@@ -37,7 +37,7 @@ class Attachment:
         from tokenreduce.adapters.registry import family_of
 
         self.family = family_of(model)
-        self.facts = self.family.facts()
+        self.facts = self.family.offers()
         if images_as_video:  # counts then refer to a video of any length
             self.facts = dataclasses.replace(self.facts, tokens_per_image=None)
         pipeline = Pipeline(methods, self.facts)

@@ -56,3 +56,7 @@ class EncoderFamily:
             tower_grid=self.grid,
             tokens_per_image=None if self.grid is None else self.grid[0] * self.grid[1],
         )
+
+    def offers(self) -> ModelFacts:
+        """``facts`` of this very model."""
+        return self.facts()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from tokenreduce.adapters.encoders.blocks import Block, TransformersBlock
 from tokenreduce.adapters.encoders.patch_grid import PatchGrid
 from tokenreduce.adapters.registry import register
+from tokenreduce.adapters.upstream.decoder import layer_type
 from tokenreduce.adapters.upstream.model import special_ids
 from tokenreduce.adapters.visual_inputs import Medium, NotedCall, Picture, Projection, TowerCall
 from tokenreduce.method import ModelFacts
@@ -61,6 +63,13 @@ class Family:
 
     def facts(self) -> ModelFacts:
         raise NotImplementedError
+
+    def offers(self) -> ModelFacts:
+        """``facts`` of this very model: layers with a sliding window hold columns of their own choice, which no stage drops."""
+        facts = self.facts()
+        if any(layer_type(self.decoder.config, i) == "sliding_attention" for i in range(facts.decoder_depth)):
+            return replace(facts, stages=tuple(stage for stage in facts.stages if stage != "cache"))
+        return facts
 
     # ------------------------------------------------------------------ the way from the tower to the prompt
 

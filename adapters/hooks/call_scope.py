@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from tokenreduce.adapters.hooks.exporting import refuse_export
 from tokenreduce.adapters.hooks.method_calls import Shadow
 from tokenreduce.adapters.upstream.model import prompt_shape
 from tokenreduce.adapters.visual_inputs import TowerCall
@@ -128,6 +129,13 @@ class CallScopes:
             raise ValueError(f"prompt_length has {len(told)} entries; allowed: one number, or {batch}, one per sample")
         return [int(n) for n in told]
 
+    def of_prompt(self, blocks: Tensor | None, offset: int) -> Tensor | None:
+        """``blocks`` (B, L) long of a chunk behind ``offset`` columns, with -1 behind the prompt: a proposed answer is causal."""
+        if blocks is None or self.scope is None or self.scope.prompt is None:
+            return blocks
+        column = torch.arange(offset, offset + blocks.shape[1], device=blocks.device)
+        return blocks.masked_fill(column >= self.scope.prompt, -1)
+
     def prompt_ends(self, visual: Tensor, offset: int) -> list[int] | None:
         """Per sample of a chunk, the column behind the question; None where the chunk ends with it.
 
@@ -193,6 +201,7 @@ class ScopedMethod(Shadow):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self.active:
             return self.original(*args, **kwargs)
+        refuse_export()
         told = kwargs.pop("prompt_length", None)
         if self.name == "generate":
             scope = Scope(generates=True, shape=prompt_shape(args, kwargs))

@@ -8,6 +8,7 @@ from tokenreduce.adapters.hooks.decoder_pass import DecoderPass
 from tokenreduce.adapters.hooks.kv_cache import physical_length
 from tokenreduce.adapters.upstream.cache import NAMES, DynamicLayer, cache_argument, stray_cache
 from tokenreduce.adapters.upstream.seams import seam_changed
+from tokenreduce.pipeline import Pipeline
 
 
 def check_decoder(decoder: Any) -> None:
@@ -46,3 +47,14 @@ def refuse_attentions(decoder: Any, kwargs: dict[str, Any]) -> None:
             "output_attentions=True, but attention maps of a shortened sequence have fewer rows and columns than the prompt; "
             "leave it out, wrap with output_length='reduced' to get them as they are, or unwrap the model first"
         )
+
+
+def refuse_missing_cache(pipeline: Pipeline) -> None:
+    """What a cache step forgets after the prompt, ``generate`` without a cache would read again at every step."""
+    for method, step in pipeline.steps:
+        if step.stage == "cache":
+            raise ValueError(
+                f"use_cache=False, but method={method.name!r} shortens the cache after the prompt, and without one would write "
+                "another answer; leave use_cache=False out, or use a method without a cache stage, such as "
+                "MustDrop(trim_cache=False)"
+            )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tokenreduce.adapters.encoders.blocks import Block
 from tokenreduce.adapters.encoders.patch_grid import PatchGrid
+from tokenreduce.adapters.hooks.exporting import refuse_strict_export
 from tokenreduce.adapters.hooks.ragged_rows import Group, View, ask, kind_after, kinds
 from tokenreduce.adapters.hooks.tower_state import TowerState, rows_of
 from tokenreduce.method import Method, Step
@@ -159,6 +160,7 @@ class BlockHooks:
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         x = args[0] if args else next(iter(kwargs.values()))
         if self.index == 0:
+            refuse_strict_export()
             self.merging.begin(x)
         state = self.merging.state
         if state is None:

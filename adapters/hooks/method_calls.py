@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import CodeType
 from typing import Any
 
 
@@ -29,6 +30,11 @@ class Shadow:
     @property
     def __signature__(self) -> inspect.Signature:
         return inspect.signature(self.original)
+
+    @property
+    def __code__(self) -> CodeType:
+        """Of the method, for tools that look at how it is written."""
+        return inspect.unwrap(self.original).__code__
 
     def remove(self) -> None:
         """Take the shadow away; where another library has put its own over it since, it stays and does nothing."""

@@ -18,6 +18,7 @@ from tokenreduce.adapters.hooks.checks import (
     check_cache,
     check_decoder,
     refuse_attentions,
+    refuse_missing_cache,
     refuse_stray_cache,
 )
 from tokenreduce.adapters.hooks.decoder_layers import KEY, LayerHooks
@@ -159,7 +160,8 @@ class VisionLanguageHooks:
         scope, given = self.scopes.scope, self.call.arguments.get("attention_mask")
         if not (scope is not None and scope.generates and given is not None):  # masks of a cache of fixed size
             note_documents(reduced, self.family, given, kwargs, real)
-        reduced.masks.two_way = self.family.two_way(self.call.arguments, embeds) if length > 1 else None
+        if length > 1:
+            reduced.masks.two_way = self.scopes.of_prompt(self.family.two_way(self.call.arguments, embeds), past)
         reduced.masks.windowed = self.family.windowed
         changed = False
         if images:
@@ -185,6 +187,8 @@ class VisionLanguageHooks:
             return None
         if self.output_length == "full":
             refuse_attentions(decoder, kwargs)
+        if scope is not None and scope.generates and reduced.groups and not decoder_inputs.uses_cache(decoder, kwargs):
+            refuse_missing_cache(self.pipeline)
         kwargs = dict(kwargs)
         with self.pipeline.stopwatch(embeds.device):
             decoder_inputs.hand_over(reduced, self.family.decoder, kwargs, changed)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
 from models import IMAGE_TOKEN, TRANSFORMERS, llava, prompt, text, vision
 from transformers import LlamaConfig, LlamaForCausalLM, LlavaConfig, LlavaForConditionalGeneration
 
 import tokenreduce as tr
+from tokenreduce.eval import tiny_models
 
 
 @pytest.fixture(scope="module")
@@ -122,3 +124,44 @@ def test_an_image_cut_in_two_by_chunked_prefill(model):
     inputs = prompt(model, [1])
     with tr.wrapped(model, "hiprune", keep=4), pytest.raises(ValueError, match=r"one piece.*prefill_chunk_size"):
         model.generate(**inputs, max_new_tokens=2, prefill_chunk_size=10)
+
+
+def test_generation_without_the_cache_that_a_method_shortens(model):
+    inputs = prompt(model, [1])
+    with tr.wrapped(model, "mustdrop", keep=6, window=2), torch.no_grad():
+        with pytest.raises(ValueError, match=r"use_cache=False.*shortens the cache.*trim_cache=False"):
+            model.generate(**inputs, max_new_tokens=2, use_cache=False)
+        assert torch.equal(model(**inputs, use_cache=False).logits, model(**inputs).logits)  # nothing is written here
+    with tr.wrapped(model, "mustdrop", keep=6, window=2, trim_cache=False):
+        written = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+        assert torch.equal(model.generate(**inputs, max_new_tokens=4, do_sample=False, use_cache=False), written)
+
+
+@pytest.mark.parametrize("key", ["gemma3", "aya_vision", "paligemma2"])
+def test_layers_with_a_sliding_window_cannot_be_trimmed(key):
+    model, settings = tiny_models.build(key), {"keep": 0.75, "window": 2}
+    with pytest.raises(ValueError, match=r"stage 'cache'.* sliding windows.*trim_cache=False"):
+        tr.wrap(model, "mustdrop", trim_cache=True, **settings)
+    assert not tr.is_wrapped(model)
+    with tr.wrapped(model, "mustdrop", **settings), torch.no_grad():
+        model(**tiny_models.inputs(key, "single", model))
+        assert any("no trimming of the cache" in said for said in tr.report(model).substitutes)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_export_of_a_wrapped_model_says_what_to_do(model, strict):
+    with (
+        tr.wrapped(model, "hiprune", keep=4),
+        pytest.raises(Exception, match=r"torch\.export of a wrapped vision-language model.*tr\.unwrap\(model\)"),
+    ):
+        torch.export.export(model, (), kwargs=prompt(model, [1]), strict=strict)
+
+
+def test_a_wrapped_encoder_is_exported_as_it_runs():
+    encoder = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=3).eval()
+    first, second = torch.randn(2, 1, 3, 64, 64)
+    with tr.wrapped(encoder, "tome", keep=8), torch.no_grad():
+        with pytest.raises(Exception, match="strict=False"):
+            torch.export.export(encoder, (first,), strict=True)
+        exported = torch.export.export(encoder, (first,), strict=False).module()
+        torch.testing.assert_close(exported(second), encoder(second))

@@ -148,7 +148,7 @@ class MustDrop(Method):
         if self.merge is None and not can_merge_inside(facts):
             found += ("no merging of windows: the vision tower pools or packs patches",)
         if self.trim_cache is None and "cache" not in facts.stages:
-            found += ("no trimming of the cache: the model keeps states that have no entry per token",)
+            found += ("no trimming of the cache: the model keeps states or sliding windows, not an entry per token",)
         return found
 
     def pruning_layers(self, depth: int) -> tuple[int, ...]:
