@@ -11,7 +11,7 @@ from tokenreduce.adapters.encoders.base import EncoderFamily
 from tokenreduce.adapters.encoders.blocks import Block
 from tokenreduce.adapters.hooks.encoder_blocks import EncoderMerging
 from tokenreduce.adapters.hooks.last_done import LastDone
-from tokenreduce.adapters.hooks.method_calls import MethodCall, all_or_none
+from tokenreduce.adapters.hooks.method_calls import Shadow, all_or_none
 from tokenreduce.cost import Report
 from tokenreduce.groups import Image, group_images
 from tokenreduce.pipeline import ActivePipeline, Pipeline
@@ -78,18 +78,21 @@ class EncoderHooks:
         self.done.note(trace, report)
 
 
-class Collecting:
+class Collecting(Shadow):
     """Stands before the method ``name`` of ``owner``, which collects what blocks return: they all do so at full width."""
 
     def __init__(self, merging: EncoderMerging, owner: Any, name: str) -> None:
+        super().__init__(owner, name)
         self.merging = merging
-        self.call = MethodCall(owner, name, self.heard)
 
-    def heard(self, arguments: dict[str, Any]) -> None:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.active:
+            return self.original(*args, **kwargs)
         self.merging.collecting = True
-
-    def remove(self) -> None:
-        self.call.remove()
+        try:
+            return self.original(*args, **kwargs)
+        finally:
+            self.merging.collecting = False
 
 
 def block_flops(block: Block, before: int, after: int) -> int:

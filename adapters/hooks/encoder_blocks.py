@@ -37,7 +37,7 @@ class EncoderMerging:
     steps = PerThread[dict[int, list[tuple[Method, Step]]]](dict)
     groups = PerThread[list[Group]](list)  # where the views of this pass are not alike
     kind = PerThread[Tensor | None](nothing)  # of their rows
-    collecting = PerThread[bool](bool)  # the same as ``every_block``, for the next pass only
+    collecting = PerThread[bool](bool)  # the same as ``every_block``, for the call under way
     widen = PerThread[bool](bool)  # whether all blocks of this pass do
 
     def __init__(
@@ -83,7 +83,7 @@ class EncoderMerging:
         n = x.shape[1] - self.prefix
         layouts = self.grid.layouts(len(x), n)
         self.state, self.pending, self.groups = TowerState.start(x, layouts), [], []
-        self.widen, self.collecting = self.every_block or self.collecting, False
+        self.widen = self.every_block or self.collecting
         grid = (layouts[0].height, layouts[0].width)
         views = self.views(len(x))
         shares = {view.shares for view in views}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import timm
 import torch
@@ -298,3 +300,44 @@ def test_patches_without_a_token_never_merge():
     assert len(stands[list(visible)].unique()) == 4
     assert len(stands[hidden].unique()) == 8
     assert not set(stands[hidden].tolist()) & set(stands[list(visible)].tolist())
+
+
+@pytest.fixture
+def collected():
+    """A wrapped model, its input, and what it returned of its blocks before it was copied."""
+    model, x = small("vit_tiny_patch16_224", img_size=64), torch.randn(2, 3, 64, 64)
+    tr.wrap(model, "tome", keep=6)
+    with torch.no_grad():
+        yield model, x, model.forward_intermediates(x, intermediates_only=True)
+
+
+def test_a_copy_collects_with_hooks_of_its_own(collected):
+    model, x, expected = collected
+    copied = copy.deepcopy(model)
+    tr.unwrap(model)
+    assert "forward_intermediates" not in model.__dict__
+    assert all(map(torch.equal, copied.forward_intermediates(x, intermediates_only=True), expected))
+    tr.unwrap(copied)
+    bare = model.forward_intermediates(x, intermediates_only=True)
+    assert all(map(torch.equal, copied.forward_intermediates(x, intermediates_only=True), bare))
+    assert not torch.equal(bare[-1], expected[-1])
+
+
+def test_a_collection_that_stops_early_leaves_the_next_pass_alone(collected):
+    model, x, expected = collected
+    whole, trace = model(x), tr.trace(model)
+    some = model.forward_intermediates(x, indices=[0, 1], stop_early=True, intermediates_only=True)
+    assert all(map(torch.equal, some, expected[:2]))
+    assert tr.trace(model) is trace  # of the last pass that ran to its end
+    assert torch.equal(model(x), whole)
+
+
+def test_a_collection_that_fails_does_not_widen_the_next_pass(collected):
+    model, x, _ = collected
+    with pytest.raises(AssertionError):
+        model.forward_intermediates(x[:, :, :30])
+    widths = []
+    handle = model.blocks[2].register_forward_hook(lambda block, args, output: widths.append(output.shape[1]))
+    model(x)
+    handle.remove()
+    assert widths[0] < 17

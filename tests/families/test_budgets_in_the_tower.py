@@ -53,3 +53,16 @@ def test_fewer_tokens_than_views_are_refused_with_the_way_out():
     inputs = zoo.inputs("llava_next", "single", model)
     with pytest.raises(ValueError, match=r"keep=2 tokens of an image that the tower sees in .* at='projector'"):
         reduced.forward(model, inputs, tr.ToMe(keep=2))
+
+
+@pytest.mark.parametrize("kind", ["video", "image_and_video", "videos"])
+@pytest.mark.parametrize("key", ["llava_next_video", "llava_onevision"])
+def test_a_pooled_video_is_refused_also_beside_tiles(key, kind):
+    model = reduced.model(key)
+    inputs = zoo.inputs(key, kind, model)
+    with tr.wrapped(model, tr.ToMe(keep=0.5, at="encoder")), torch.no_grad():
+        with pytest.raises(ValueError, match=r"pools the patches of this video.*'projector'"):
+            model(**inputs)
+        tiles = model(**zoo.inputs(key, "single", model)).logits  # and nothing of it is left
+    with tr.wrapped(model, tr.ToMe(keep=0.5, at="encoder")), torch.no_grad():
+        assert torch.equal(model(**zoo.inputs(key, "single", model)).logits, tiles)
