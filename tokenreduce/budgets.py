@@ -31,7 +31,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         keep = self.keep
-        if isinstance(keep, str):
+        if isinstance(keep, str) and keep.startswith("auto"):
             low, high = self.bounds
             if low is not None and high is not None and type(low.keep) is type(high.keep) and low.keep > high.keep:  # type: ignore[operator]
                 raise ValueError(

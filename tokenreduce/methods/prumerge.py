@@ -79,6 +79,8 @@ class PruMerge(Method):
         score, keys = list(tokens.signals.values())[:2]
         rows, project = rows_of(tokens, tokens.amount)
         n = tokens.num_tokens
+        if not self.budget.adapts and self.budget.count(n) >= n:
+            return Reduction.identity(tokens, positions=self.policy)
         if self.budget.adapts:
             order, count = by_outliers(score, self.plus, self.parity)
             count = self.budget.limit(count + 1, n) - 1
