@@ -105,6 +105,9 @@ class Ragged(Method, register=False):
     stages = ("projector", "llm")
     layer: int | None = None
 
+    def most(self, n: int) -> int:
+        return n
+
     def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
         return (Step("projector" if self.layer is None else "llm", layer=self.layer, needs=(FINGERPRINT,)),)
 

@@ -56,6 +56,7 @@ _HOME = {
     "VisualTokens": "tokens",
     "Trace": "traces",
     "budget": "wrapping",
+    "check_method": "eval.method_check",
     "doctor": "eval.doctor",
     "prompt_length": "wrapping",
     "compare": "draw.comparison",

@@ -146,6 +146,13 @@ class Method:
         """Whether ``n`` tokens pass through untouched; then ``reduce`` is not called at all."""
         return (self.budget.least(n) if self.budget.adapts else self.budget.count(n)) >= n
 
+    def most(self, n: int) -> int:
+        """Rows that may be left of ``n`` tokens where this is all the method does behind the vision tower.
+
+        A plan that leaves more is refused. A method that rounds up, or whose counts follow the image, says so by overriding.
+        """
+        return self.budget.count(n)
+
     def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
         """Where this method acts on such a model; raises ``ValueError`` when the model cannot serve it."""
         raise NotImplementedError

@@ -14,7 +14,7 @@ from tokenreduce.projection import Projector
 from tokenreduce.reduction import Reduction
 from tokenreduce.schedules import largest_remainder
 from tokenreduce.signals import ProjectorInput, Signal
-from tokenreduce.step_checks import check_step
+from tokenreduce.step_checks import check_count, check_step, is_bounded
 from tokenreduce.stopwatch import Stopwatch
 from tokenreduce.tokens import STAGES, Stage, VisualTokens
 from tokenreduce.views import reduce_views, view_of
@@ -44,6 +44,7 @@ class Pipeline:
         self.facts = facts
         self._encoder_steps: dict[Any, dict[int, list[tuple[Method, Step]]]] = {}
         self.substitutes: tuple[str, ...] = ()  # what stands in for something the model lacks, as the report says it
+        self._bounded: list[Method] = []
         steps: list[tuple[Method, Step]] = []
         for method in self.methods:
             n = facts.tokens_per_image
@@ -59,9 +60,12 @@ class Pipeline:
                 )
             method.plan(facts)  # raises where the grid is known and the budget does not fit
             self.substitutes += _substitutes(method, facts)
-            for step in method.plan(dataclasses.replace(facts, tower_grid=None)):
+            planned = method.plan(dataclasses.replace(facts, tower_grid=None))
+            for step in planned:
                 check_step(method.name, step, facts)
                 steps.append((method, step))
+            if is_bounded(planned):
+                self._bounded.append(method)
         # Stages run in the order of the model; within a stage and layer, in the order the user gave.
         self.steps = sorted(steps, key=lambda item: (STAGES.index(item[1].stage), item[1].layer or 0))
 
@@ -88,6 +92,7 @@ class Pipeline:
                     method = dataclasses.replace(method, keep=share)
                 steps = [] if method.is_identity(grid[0] * grid[1]) else method.plan(facts)
                 for step in steps:
+                    check_step(method.name, step, facts)
                     if step.stage == "encoder" and step.layer is not None:
                         by_block.setdefault(step.layer, []).append((method, step))
             self._encoder_steps[grid, shares] = by_block
@@ -166,6 +171,8 @@ class Pipeline:
                     if ProjectorInput() in tokens.signals:
                         tokens.projector = source.projector(group)
                     reduction = decided[len(done)] if decided else self._ask(method, tokens, group, parted)
+                    if not decided and any(method is bounded for bounded in self._bounded):
+                        check_count(method, reduction, group.num_tokens)
                     done.append(reduction)
                     group = group.noting(number, reduction)
                     if reduction.does_nothing(group.num_tokens):

@@ -1,8 +1,11 @@
-"""Whether a model can serve a step of a method."""
+"""Whether a model can serve a step of a method, and whether a plan keeps to the budget."""
 
 from __future__ import annotations
 
-from tokenreduce.method import ModelFacts, Step
+from collections.abc import Sequence
+
+from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.reduction import Reduction
 from tokenreduce.signals import Keys, Signal, TowerPrefix
 
 WAYS_OUT = {
@@ -59,3 +62,20 @@ def check_step(name: str, step: Step, facts: ModelFacts) -> None:
 
 def _place(step: Step) -> str:
     return f"stage {step.stage!r}" if step.layer is None else f"stage {step.stage!r}, layer {step.layer}"
+
+
+def is_bounded(steps: Sequence[Step]) -> bool:
+    """Whether a method with these ``steps`` reduces once and behind the vision tower, so that its budget is said of that."""
+    return len(steps) == 1 and steps[0].stage != "encoder"
+
+
+def check_count(method: Method, plan: Reduction, n: int) -> None:
+    """Raise where ``plan`` leaves more of ``n`` tokens than the budget of a ``method`` that is bounded."""
+    most, kept = method.most(n), plan.num_kept
+    if kept > most and plan.valid is not None:
+        kept = int(plan.valid.sum(dim=1).max())
+    if kept > most:
+        raise ValueError(
+            f"method={method.name!r} left {kept} of {n} tokens; allowed: at most {most}, which is keep={method.keep!r}. Take "
+            "k = self.budget.count(tokens.num_tokens); where more is meant, say so in most(n)"
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tokenreduce.cli import bench, catalogue, demo, doctor, inspect, report, run, sweep, tune
+from tokenreduce.cli import bench, catalogue, check_method, demo, doctor, inspect, report, run, sweep, tune
 from tokenreduce.cli.app import app
 
 COMMANDS = (
@@ -16,10 +16,24 @@ COMMANDS = (
     "methods",
     "models",
     "doctor",
+    "check_method",
 )  # in the order of --help
 app.registered_commands.sort(key=lambda command: COMMANDS.index(command.callback.__name__))  # type: ignore[union-attr]
 
-__all__ = ["app", "bench", "catalogue", "demo", "doctor", "inspect", "main", "report", "run", "sweep", "tune"]
+__all__ = [
+    "app",
+    "bench",
+    "catalogue",
+    "check_method",
+    "demo",
+    "doctor",
+    "inspect",
+    "main",
+    "report",
+    "run",
+    "sweep",
+    "tune",
+]
 
 
 def main() -> None:

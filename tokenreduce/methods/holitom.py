@@ -105,6 +105,9 @@ class HoliTom(Method):
     def is_identity(self, n: int) -> bool:
         return self.budget.is_full
 
+    def most(self, n: int) -> int:
+        return super().most(n) if self.exact else n  # rounding as released keeps a little more
+
     def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
         outer = Step("projector", needs=(AttentionReceived(facts.feature_block),))
         if self.inner_keep == 1.0:

@@ -1,0 +1,90 @@
+"""``tokenreduce check-method``."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from tokenreduce.cli.app import FAILED, Debug, app, print_table, teaching
+from tokenreduce.cli.options import Keep, Parameters
+
+if TYPE_CHECKING:
+    from tokenreduce.method import Method
+
+
+@app.command("check-method")
+@teaching
+def check_method(
+    method: Annotated[str, typer.Argument(help="FILE.py:Class, package.module:Class, or the name of a known method.")],
+    keep: Keep = None,
+    parameter: Parameters = None,
+    family: Annotated[
+        list[str] | None,
+        typer.Option(help="A tiny model to try it on; may be repeated. [default: llava, llava_next, qwen2_5_vl]"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Try a method of your own against the contracts, on tiny models, in seconds and without a download.
+
+    Leaves with 1 when a contract is broken, and says which, what was seen, and what to do.
+
+    **Examples**
+
+    - `tokenreduce check-method ./mine.py:Mine --keep 0.5`
+
+    - `tokenreduce check-method fastv -p layer=1 --family llava`
+    """
+    import tokenreduce as tr
+    from tokenreduce.cli.arguments import mapping
+    from tokenreduce.eval.method_check import FAMILIES, ContractViolation
+    from tokenreduce.eval.recipe import budget
+    from tokenreduce.loading import quiet
+
+    quiet()
+    given = {} if keep is None else {"keep": budget(keep, "--keep")}
+    for text in parameter or []:
+        given |= mapping(text, "--parameter")
+    try:
+        check = tr.check_method(found(method) if ":" in method else method, families=family or FAMILIES, **given)
+    except ContractViolation as violation:
+        check = violation.check
+    if as_json:
+        typer.echo(json.dumps(check.as_dict(), indent=2))
+    else:
+        print_table(check.table(), f"Contracts of {check.name}")
+        for reason in check.reasons():
+            Console(soft_wrap=True, highlight=False).print(f"- {reason}", markup=False)
+    if check.wrong:
+        raise typer.Exit(FAILED)
+
+
+def found(place: str) -> type[Method]:
+    """The class at ``FILE.py:Class`` or ``module:Class``. Errors: ``ValueError`` where there is none."""
+    from tokenreduce.method import Method
+
+    source, _, name = place.rpartition(":")
+    if source.endswith(".py"):
+        path = Path(source)
+        if not path.is_file():
+            raise ValueError(f"method={place!r}: there is no file {source}; give FILE.py:Class")
+        spec = importlib.util.spec_from_file_location(f"checked_{path.stem}", path)
+        assert spec is not None, "a path ending in .py has a loader"
+        assert spec.loader is not None
+        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where dataclasses look for types
+        spec.loader.exec_module(module)
+    else:
+        module = importlib.import_module(source)
+    own = [
+        n for n, cls in vars(module).items() if isinstance(cls, type) and issubclass(cls, Method) and cls is not Method
+    ]
+    if name not in own:
+        raise ValueError(f"method={place!r}: {source} holds no method {name}; it holds: {', '.join(own) or 'none'}")
+    return getattr(module, name)
