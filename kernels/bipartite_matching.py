@@ -7,6 +7,7 @@ from torch import Tensor
 
 from tokenreduce.kernels import dispatch
 from tokenreduce.kernels.rows import row_blocks, unit_rows
+from tokenreduce.kernels.shapes import fits
 
 
 @dispatch.operation
@@ -26,10 +27,11 @@ def bipartite_matching(source: Tensor, destination: Tensor, *, chunk: int | None
         best (B, A) float32 in [-1, 1] up to rounding, and partner (B, A) long, a row of ``destination``. Of equal
         cosines the lowest index wins.
 
-    Errors: ``ValueError`` when there is no destination row.
+    Errors: ``ValueError`` when there is no destination row, or the two differ in batch or channels.
     """
-    batch, rows, _ = source.shape
+    batch, rows, channels = source.shape
     columns = destination.shape[1]
+    fits("bipartite_matching", "destination", destination, batch, columns, channels)
     if columns < 1:
         raise ValueError(f"destination has shape {tuple(destination.shape)}; allowed: (B, M, C) with M >= 1")
     fast = dispatch.kernel("bipartite_matching", source, destination, limit=dispatch.one_dtype(source, destination))

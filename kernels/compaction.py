@@ -6,6 +6,7 @@ from torch import Tensor
 
 from tokenreduce.kernels import dispatch
 from tokenreduce.kernels.rows import take_rows
+from tokenreduce.kernels.shapes import fits
 
 
 @dispatch.operation
@@ -19,7 +20,12 @@ def compact(x: Tensor, index: Tensor, valid: Tensor | None = None) -> Tensor:
 
     Returns:
         (B, K, D), the dtype of ``x``.
+
+    Errors: ``ValueError`` for shapes that do not fit each other.
     """
+    fits("compact", "index", index, len(x), *index.shape[1:2])
+    if valid is not None:
+        fits("compact", "valid", valid, *index.shape)
     fast = dispatch.kernel("compaction", x, graph=True)
     if fast is not None:
         return fast.compact(x, index, valid)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenreduce.kernels import dispatch
+from tokenreduce.kernels.shapes import fits
 
 
 @dispatch.operation
@@ -23,7 +24,12 @@ def group_mean(features: Tensor, assign: Tensor, k: int, weight: Tensor | None =
 
     Returns:
         (B, k, D) in the dtype of ``features``; an empty group is zero.
+
+    Errors: ``ValueError`` for shapes that do not fit each other.
     """
+    fits("group_mean", "assign", assign, *features.shape[:2])
+    if weight is not None:
+        fits("group_mean", "weight", weight, *features.shape[:2])
     fast = dispatch.kernel("group_mean", features, graph=True)
     if fast is not None:
         return fast.group_mean(features, assign, k, weight)

@@ -17,7 +17,11 @@ def take_rows(x: Tensor, index: Tensor) -> Tensor:
     """Rows ``index`` (B, K) long, each in [0, N), of ``x`` (B or 1, N, ...); any dtype, differentiable.
 
     On a CPU whole rows move, several times faster than a gather of single numbers.
+
+    Errors: ``ValueError`` for an ``index`` of another batch.
     """
+    if index.ndim != 2 or len(x) not in (1, len(index)):
+        raise ValueError(f"take_rows: index has shape {tuple(index.shape)}; allowed: ({len(x)}, K)")
     if x.device.type != "cpu":
         one_by_one = index.view(*index.shape, *[1] * (x.ndim - 2)).expand(-1, -1, *x.shape[2:])
         return x.expand(len(index), *x.shape[1:]).gather(1, one_by_one)

@@ -136,6 +136,9 @@ class Nothing(Method, register=False):
     layer: int | None = None
     every: bool = True
 
+    def most(self, n):
+        return n
+
     def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
         return (Step("projector" if self.layer is None else "llm", layer=self.layer, needs=(FINGERPRINT,)),)
 

@@ -14,7 +14,7 @@ from tokenreduce.projection import Projector
 from tokenreduce.reduction import Reduction
 from tokenreduce.schedules import largest_remainder
 from tokenreduce.signals import ProjectorInput, Signal
-from tokenreduce.step_checks import check_count, check_step, is_bounded
+from tokenreduce.step_checks import check_count, check_plan, check_step, is_bounded
 from tokenreduce.stopwatch import Stopwatch
 from tokenreduce.tokens import STAGES, Stage, VisualTokens
 from tokenreduce.views import reduce_views, view_of
@@ -61,6 +61,7 @@ class Pipeline:
             method.plan(facts)  # raises where the grid is known and the budget does not fit
             self.substitutes += _substitutes(method, facts)
             planned = method.plan(dataclasses.replace(facts, tower_grid=None))
+            check_plan(method.name, planned)
             for step in planned:
                 check_step(method.name, step, facts)
                 steps.append((method, step))

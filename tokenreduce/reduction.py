@@ -153,14 +153,18 @@ class Reduction:
                 raise TypeError(f"Reduction.{name} is a {type(x).__name__}; allowed: a tensor of shape {shape}")
             if tuple(x.shape) != shape:
                 raise ValueError(f"Reduction.{name} has shape {tuple(x.shape)}; allowed: {shape}")
-        for name, kinds in {"source": (torch.long,), "assign": (torch.long,), "valid": (torch.bool,)}.items():
+        for name, kind in {"source": torch.long, "assign": torch.long, "role": torch.long, "valid": torch.bool}.items():
             x = getattr(self, name)
-            if x is not None and x.dtype not in kinds:
-                raise TypeError(f"Reduction.{name} is {x.dtype}; allowed: {kinds[0]}, for example .to({kinds[0]})")
+            if x is not None and x.dtype != kind:
+                raise TypeError(f"Reduction.{name} is {x.dtype}; allowed: {kind}, for example .to({kind})")
         for name, x in self.notes.items():
             if not isinstance(x, Tensor) or x.ndim == 0 or len(x) != batch:
                 found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
                 raise ValueError(f"Reduction.notes[{name!r}] is {found}; allowed: a tensor of shape ({batch}, ...)")
+        for name in ("weight", "score", "features"):
+            x = getattr(self, name)
+            if x is not None and not x.is_floating_point():
+                raise TypeError(f"Reduction.{name} is {x.dtype}; allowed: a float dtype, for example .float()")
         if self.positions not in ("keep", "renumber"):
             raise ValueError(f"Reduction.positions={self.positions!r}; allowed: 'keep', 'renumber'")
         if values and self.source.numel():
@@ -183,6 +187,14 @@ class Reduction:
                 f"Reduction.source holds token {token} twice in one image; allowed: each token once. Give tokens that become "
                 "one the same row in assign, for example by Reduction.merge"
             )
+        if self.merges:
+            given = torch.zeros(len(real), self.num_kept + 1, dtype=torch.bool, device=real.device)
+            empty = real & ~given.scatter_(1, self.assign + 1, True)[:, 1:]
+            if bool(empty.any()):
+                raise ValueError(
+                    f"Reduction.assign gives row {int(empty.nonzero()[0, 1])} no token, so its mean would be zero; allowed: at "
+                    "least one token per row"
+                )
         for name in ("features", "weight"):
             x = getattr(self, name)
             if x is not None and bool(x.isnan().any()):

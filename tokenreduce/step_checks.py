@@ -17,6 +17,11 @@ def check_step(name: str, step: Step, facts: ModelFacts) -> None:
     """Raise where a model of these ``facts`` cannot serve ``step`` of the method ``name``, or would too late."""
     if not isinstance(step, Step):
         raise TypeError(f"method={name!r}: plan gave a {type(step).__name__}; allowed: a tuple of Step(...)")
+    for word, allowed in (("when", ("middle", "after")), ("decode_ids", ("continue", "cache_length"))):
+        if getattr(step, word) not in allowed:
+            raise ValueError(
+                f"method={name!r}: {word}={getattr(step, word)!r} in a Step; allowed: {', '.join(map(repr, allowed))}"
+            )
     if step.stage not in facts.stages:
         raise ValueError(
             f"method={name!r} acts at stage {step.stage!r}, which a {facts.family} model does not offer; it offers: "
@@ -62,6 +67,14 @@ def check_step(name: str, step: Step, facts: ModelFacts) -> None:
 
 def _place(step: Step) -> str:
     return f"stage {step.stage!r}" if step.layer is None else f"stage {step.stage!r}, layer {step.layer}"
+
+
+def check_plan(name: str, plan: object) -> None:
+    """Raise unless ``plan`` is a row of steps; each is looked at by ``check_step``."""
+    if not isinstance(plan, (tuple, list)):
+        raise TypeError(
+            f"method={name!r}: plan gave a {type(plan).__name__}; allowed: a tuple of steps, such as (Step('projector'),)"
+        )
 
 
 def is_bounded(steps: Sequence[Step]) -> bool:

@@ -12,6 +12,7 @@ from probe_methods import Nothing, Remembers
 import tokenreduce as tr
 from tokenreduce.layout import Layout
 from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.pipeline import Pipeline
 from tokenreduce.reduction import Reduction
 from tokenreduce.registry import registry
 from tokenreduce.signals import AttentionReceived, ClsAttention, Keys, LastQueryAttention
@@ -32,6 +33,9 @@ class Mine(Method, register=False):
 
     def reduce(self, tokens: VisualTokens) -> Reduction:
         return self.answer(tokens)
+
+
+FACTS = ModelFacts(family="none", stages=("encoder",), tower_depth=3, feature_block=2, has_cls=True)
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +61,8 @@ def model():
         (Step("projector", needs=(ClsAttention(7),)), ValueError, ["block=7", "0 to 3"]),
         (Step("llm", layer=3, needs=(AttentionReceived(9, "llm"),)), ValueError, ["layer=9", "0 to 4"]),
         (Step("projector", needs=("attention",)), TypeError, ["'attention'", "ClsAttention(22)"]),
+        (Step("encoder", layer=1, when="before"), ValueError, ["when='before'", "'middle', 'after'"]),
+        (Step("cache", layer=1, decode_ids="same"), ValueError, ["decode_ids='same'", "'continue', 'cache_length'"]),
         ("projector", TypeError, ["str", "Step(...)"]),
     ],
 )
@@ -99,6 +105,13 @@ FULL = long(0, 1, 2, 3)
             ValueError,
             ["features holds NaN"],
         ),
+        (Reduction.merge(FULL.clamp_max(1), long(0, 1, 2)), ValueError, ["assign gives row 2 no token"]),
+        (
+            Reduction.merge(FULL.clamp_max(1), long(0, 1), long(1, 1, 1, 1)),
+            TypeError,
+            ["weight is torch.int64", "float"],
+        ),
+        (Reduction.select(long(0, 1), 4, role=torch.ones(1, 4)), TypeError, ["role is torch.float32", "torch.int64"]),
         (Reduction(long(0, 1), FULL.clamp_max(1), positions="new"), ValueError, ["positions='new'"]),
     ],
 )
@@ -180,3 +193,39 @@ def test_a_class_without_a_name_is_told(model):
 def test_keeping_infinitely_many_is_taught(model):
     with pytest.raises(ValueError, match=r"keep=inf is outside \(0, 1\].*keep=1.0"):
         tr.wrap(model, "fastv", keep=float("inf"))
+
+
+def test_a_plan_that_is_no_row_of_steps_is_told(model):
+    class OneStep(Mine, register=False):
+        def plan(self, facts):
+            return Step("projector")
+
+    with pytest.raises(TypeError, match=r"'mine': plan gave a Step; allowed: a tuple of steps"):
+        tr.wrap(model, OneStep(answer=Reduction.identity))
+
+
+@pytest.mark.parametrize("step", [Step("projector"), Step("llm", layer=2)])
+def test_more_than_the_budget_is_refused(model, step):
+    inputs = prompt(model, [1])
+    everything = Mine(step=step, keep=0.25, answer=Reduction.identity)
+    words = r"method='mine' left 16 of 16 tokens; allowed: at most 4, which is keep=0.25.*most\(n\)"
+    with tr.wrapped(model, everything), pytest.raises(ValueError, match=words):
+        model(**inputs)
+
+    class Wide(Mine, register=False):
+        def most(self, n):
+            return n
+
+    with tr.wrapped(model, Wide(step=step, keep=0.25, answer=Reduction.identity)):
+        model(**inputs)
+
+
+def test_a_plan_made_again_for_the_patches_that_arrive_is_checked_too():
+    class Later(Mine, register=False):
+        def plan(self, facts):
+            layer = 1 if facts.tower_grid is None else 99
+            return (Step("encoder", layer=layer, amount=None if facts.tower_grid is None else 1),)
+
+    pipeline = Pipeline([Later(answer=Reduction.identity)], FACTS)
+    with pytest.raises(ValueError, match=r"layer=99 at stage 'encoder'; allowed: an int from 0 to 2"):
+        pipeline.encoder_steps((4, 4))

@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tokenreduce.kernels.bipartite_matching import bipartite_matching
+from tokenreduce.kernels.compaction import compact
+from tokenreduce.kernels.group_mean import group_mean
 from tokenreduce.kernels.rows import BLOCK, LOWEST, row_blocks, take_rows
 
 
@@ -32,6 +35,25 @@ def test_an_index_out_of_range_is_an_error(batch, wrong) -> None:
     index[0 if wrong > 0 else -1, 1] = wrong
     with pytest.raises((IndexError, RuntimeError)):
         take_rows(torch.zeros(batch, 4, 2), index)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda x, i, w: take_rows(x, i[:1]), r"take_rows: index has shape \(1, 4\); allowed: \(2, K\)"),
+        (lambda x, i, w: take_rows(x, i[0]), r"take_rows: index has shape \(4,\)"),
+        (lambda x, i, w: group_mean(x, i[:, :3], 2), r"group_mean: assign has shape \(2, 3\); allowed: \(2, 4\)"),
+        (lambda x, i, w: group_mean(x, i, 2, w[:1]), r"group_mean: weight has shape \(1, 4\); allowed: \(2, 4\)"),
+        (lambda x, i, w: compact(x, i[:1]), r"compact: index has shape \(1, 4\); allowed: \(2, 4\)"),
+        (lambda x, i, w: compact(x, i, w[:, :2] > 0), r"compact: valid has shape \(2, 2\); allowed: \(2, 4\)"),
+        (lambda x, i, w: bipartite_matching(x, x[:1]), r"destination has shape \(1, 4, 3\); allowed: \(2, 4, 3\)"),
+        (lambda x, i, w: bipartite_matching(x, x[..., :2]), r"destination has shape \(2, 4, 2\); allowed: \(2, 4, 3\)"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(call, words) -> None:
+    """A row of indices or weights for one image of two would be taken for both of them, without a word."""
+    with pytest.raises(ValueError, match=words):
+        call(torch.randn(2, 4, 3), torch.tensor([[0, 1, 1, 0]]).expand(2, -1), torch.ones(2, 4))
 
 
 @pytest.mark.parametrize("columns", [0, 1, 577, BLOCK, 10 * BLOCK])
