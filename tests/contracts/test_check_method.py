@@ -218,7 +218,7 @@ def test_the_command_takes_a_class_of_a_file(tmp_path: Path):
     run = CliRunner().invoke(app, ["check-method", place, "--keep", "0.5", "--family", "llava"])
     assert run.exit_code == 0, run.output
     assert SHORTER in run.output
-    run = CliRunner().invoke(app, ["check-method", place, "-p", "extra=1", "--family", "llava", "--json"])
+    run = CliRunner().invoke(app, ["check-method", place, "-p", "extra=1", "--family", "llava", "--json", "-"])
     assert run.exit_code == 1
     assert json.loads(run.stdout)["wrong"] > 0
     run = CliRunner().invoke(app, ["check-method", f"{tmp_path / 'mine.py'}:Yours"])

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from tokenreduce.cli.app import FAILED, Debug, app, print_table, teaching
 from tokenreduce.cli.options import Keep, Parameters
+from tokenreduce.cli.output import Force, JsonFile, JsonOutput
 
 if TYPE_CHECKING:
     from tokenreduce.method import Method
@@ -29,7 +28,8 @@ def check_method(
         list[str] | None,
         typer.Option(help="A tiny model to try it on; may be repeated. [default: llava, llava_next, qwen2_5_vl]"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    json: JsonFile = None,
+    force: Force = False,
     debug: Debug = False,
 ) -> None:
     """Try a method of your own against the contracts, on tiny models, in seconds and without a download.
@@ -49,6 +49,7 @@ def check_method(
     from tokenreduce.loading import quiet
 
     quiet()
+    output = JsonOutput("check-method", json, force)
     given = {} if keep is None else {"keep": budget(keep, "--keep")}
     for text in parameter or []:
         given |= mapping(text, "--parameter")
@@ -56,12 +57,10 @@ def check_method(
         check = tr.check_method(found(method) if ":" in method else method, families=family or FAMILIES, **given)
     except ContractViolation as violation:
         check = violation.check
-    if as_json:
-        typer.echo(json.dumps(check.as_dict(), indent=2))
-    else:
-        print_table(check.table(), f"Contracts of {check.name}")
-        for reason in check.reasons():
-            Console(soft_wrap=True, highlight=False).print(f"- {reason}", markup=False)
+    print_table(check.table(), f"Contracts of {check.name}", output.console)
+    for reason in check.reasons():
+        output.console.print(f"- {reason}", markup=False)
+    output.write(check.as_dict())
     if check.wrong:
         raise typer.Exit(FAILED)
 
