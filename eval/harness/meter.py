@@ -42,6 +42,7 @@ class Meter:
     @contextmanager
     def watching(self, model: Any) -> Iterator[None]:
         """Measure every ``model.generate`` of the ``with`` block; afterwards the model is as it was."""
+        own = vars(model).get("generate")  # a wrapped model has one of its own
         original, timer = model.generate, _CallTimer(next(model.parameters()).device)
 
         def generate(*args: Any, **kwargs: Any) -> Any:
@@ -69,6 +70,8 @@ class Meter:
             yield
         finally:
             del model.generate
+            if own is not None:
+                model.generate = own
 
     def _note(
         self,
