@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenreduce.adapters.upstream.attention import attention_function, borders_of, choosing, implementation, register
+from tokenreduce.per_thread import PerThread, nothing
 
 PREFIX = "tokenreduce|"
 MULTIPLE = 8  # head dims that fused kernels take
@@ -56,6 +58,9 @@ def _fronted(
     front = module._tokenreduce_front
     scale = kwargs.get("scaling")
     scale = query.shape[-1] ** -0.5 if scale is None else scale
+    if front.instead is not None:
+        front.instead(module, query, key, None, scale, None)
+        return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]), None
     name = implementation(front.config)
     bias = front.bias() if front.bias is not None else None
     seen = attention_mask
@@ -96,6 +101,9 @@ class Front:
     look for ``flash`` in it.
     """
 
+    #: who is told q and k in place of any attention
+    instead = PerThread[Listener | None](nothing)
+
     def __init__(self, module: Any) -> None:
         self.name = PREFIX + implementation(module.config)
         register(self.name, _fronted)
@@ -113,6 +121,15 @@ class Front:
     @classmethod
     def of(cls, module: Any) -> Front:
         return getattr(module, "_tokenreduce_front", None) or cls(module)
+
+    @contextmanager
+    def only_telling(self, listener: Listener) -> Iterator[None]:
+        """Inside, in this thread, the module tells ``listener`` its q and k and attends to nothing: its values are zero."""
+        self.instead = listener
+        try:
+            yield
+        finally:
+            self.instead = None
 
     def leave_if_idle(self) -> None:
         if not self.listeners and self.bias is None:

@@ -170,22 +170,35 @@ def _by_chunks(
     batch, _, num_queries, _ = query.shape
     n = key.shape[2]
     total = key.new_zeros(batch, n, dtype=torch.float32)
-    columns = torch.arange(n, device=key.device)
     for start in range(0, num_queries, chunk):
-        stop = min(start + chunk, num_queries)
-        seen = visible
-        if causal:
-            limit = torch.arange(start, stop, device=key.device)[None] + (n - num_queries)
-            limit = (limit if place is None else place[:, start:stop])[..., None]
-            allowed = columns <= limit
-            if window is not None:
-                allowed = allowed & (columns > limit - window)
-            allowed = allowed.expand(batch, -1, -1)
-            seen = allowed if visible is None else allowed & visible[:, None]
-        elif visible is not None:
-            seen = visible[:, None].expand(batch, stop - start, n)
-        weights = attention_row(query[:, :, start:stop], key, scale, visible=seen, bias=bias, softcap=softcap)
+        rows = slice(start, min(start + chunk, num_queries))
+        seen = seen_by(rows, query, key, visible, causal=causal, place=place, window=window)
+        weights = attention_row(query[:, :, rows], key, scale, visible=seen, bias=bias, softcap=softcap)
         if query_mask is not None:
-            weights = weights * query_mask[:, start:stop, None]
+            weights = weights * query_mask[:, rows, None]
         total = torch.maximum(total, weights.amax(dim=1)) if largest else total + weights.sum(dim=1)
     return total
+
+
+def seen_by(
+    rows: slice,
+    query: Tensor,
+    key: Tensor,
+    visible: Tensor | None,
+    *,
+    causal: bool,
+    place: Tensor | None,
+    window: int | None,
+) -> Tensor | None:
+    """(B, R, N) bool, the keys that each of the R queries ``rows`` sees; None: all. Arguments as of ``attention_received``."""
+    batch, num_queries, n = query.shape[0], query.shape[2], key.shape[2]
+    if not causal:
+        return None if visible is None else visible[:, None].expand(batch, rows.stop - rows.start, n)
+    limit = torch.arange(rows.start, rows.stop, device=key.device)[None] + (n - num_queries)
+    limit = (limit if place is None else place[:, rows])[..., None]
+    columns = torch.arange(n, device=key.device)
+    allowed = columns <= limit
+    if window is not None:
+        allowed = allowed & (columns > limit - window)
+    allowed = allowed.expand(batch, -1, -1)
+    return allowed if visible is None else allowed & visible[:, None]

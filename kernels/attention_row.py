@@ -37,10 +37,24 @@ def attention_row(
     Returns:
         (B, R, N) float32, each row of the mean sums to 1 over visible keys.
     """
-    batch, num_heads, rows, dim = query.shape
     fast = dispatch.kernel("attention_row", query, key, limit=obstacle(query, key, softcap), graph=True)
     if fast is not None:
         return fast.attention_row(query, key, scale, visible=visible, bias=bias, largest=heads == "max")
+    weights = attention_weights(query, key, scale, visible=visible, bias=bias, softcap=softcap)
+    return weights.mean(dim=1) if heads == "mean" else weights.amax(dim=1)
+
+
+def attention_weights(
+    query: Tensor,
+    key: Tensor,
+    scale: float,
+    *,
+    visible: Tensor | None = None,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """(B, H, R, N) float32, the softmax attention of every head; arguments as of ``attention_row``."""
+    batch, num_heads, rows, dim = query.shape
     kv_heads, n = key.shape[1], key.shape[2]
     grouped = query.float().reshape(batch, kv_heads, num_heads // kv_heads * rows, dim)
     logits = torch.matmul(grouped, key.float().transpose(-1, -2)).mul_(scale).reshape(batch, num_heads, rows, n)
@@ -51,8 +65,7 @@ def attention_row(
     if visible is not None:
         visible = visible.reshape(batch, 1, -1, n)
         logits = logits.masked_fill(~visible, torch.finfo(torch.float32).min)
-    weights = logits.softmax(dim=-1)
-    return weights.mean(dim=1) if heads == "mean" else weights.amax(dim=1)
+    return logits.softmax(dim=-1)
 
 
 def obstacle(query: Tensor, key: Tensor, softcap: float | None = None) -> str | None:

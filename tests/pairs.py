@@ -97,8 +97,9 @@ def counts(method: Method, trace: tr.Trace, report: tr.Report, depth: int) -> No
         if medium not in method.media:
             assert lengths == [n] * depth
             continue
-        if method.name == "mustdrop":  # an average over layers, in the counting of its paper
-            assert math.isclose(sum([*lengths[1:], lengths[-1]]) / depth, method.keep * n, abs_tol=0.7)
+        if method.counts_at != "kept":  # an average over layers, in the counting of its paper
+            counted = lengths if method.counts_at == "average" else [*lengths[1:], lengths[-1]]
+            assert math.isclose(sum(counted) / depth, method.budget.keep * n, abs_tol=0.7)
         elif any(
             passed.stage == "encoder" for passed in image.stages
         ):  # every view by itself; padding that is cut off afterwards may take tokens along

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from tokenreduce.methods.mustdrop import MustDrop
     from tokenreduce.methods.pitome import PiToMe
     from tokenreduce.methods.pool import Pool
+    from tokenreduce.methods.promptdistill import PromptDistill
+    from tokenreduce.methods.pyramiddrop import PyramidDrop
     from tokenreduce.methods.random import Random
     from tokenreduce.methods.tome import ToMe
     from tokenreduce.methods.uniform import Uniform

@@ -50,6 +50,7 @@ class Report:
         kv_bytes_unreduced: what an unreduced cache of the same kind would hold.
         substitutes: what a method used in place of something that this model lacks, a clause each.
         step: FLOPs of the first new token, with and without reduction; None for a vision encoder by itself.
+        signal_flops: FLOPs of the statistics that methods asked the decoder for, not part of ``flops``.
         encoding: FLOPs of ``tower`` and ``projector``, with and without reduction, worked out when asked for; empty when
             the prompt's images were encoded elsewhere.
         seconds, seconds_unreduced: per stage, where they were measured (``tokenreduce.timing``).
@@ -66,6 +67,7 @@ class Report:
     methods: tuple[str, ...] = ()
     substitutes: tuple[str, ...] = ()
     step: tuple[int, int] | None = None
+    signal_flops: int = 0
     encoding: Callable[[], Mapping[str, tuple[int, int]]] = field(default=_nothing, repr=False, compare=False)
     seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
     seconds_unreduced: Mapping[str, float] = field(default_factory=dict, compare=False)
@@ -105,15 +107,15 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers, for JSON."""
         names = ("methods", "substitutes", "tokens_in", "tokens_kept", "equivalent_tokens", "flops", "flops_unreduced")
-        found = {
-            name: getattr(self, name) for name in (*names, "kv_bytes", "kv_bytes_unreduced", "method_ms", "step_ms")
-        }
+        names += ("kv_bytes", "kv_bytes_unreduced", "signal_flops", "method_ms", "step_ms")
+        found = {name: getattr(self, name) for name in names}
         return {**found, "by_stage": {stage: asdict(cost) for stage, cost in self.by_stage.items()}}
 
     def __str__(self) -> str:
         images = sum(map(len, self.tokens_in))
         tokens_in, kept = (sum(map(sum, x)) for x in (self.tokens_in, self.tokens_kept))
         each = [n for row in self.tokens_kept for n in row]
+        heard = f", {_number(self.signal_flops / 1e9)} GFLOPs of attention statistics" if self.signal_flops else ""
         mean = sum(self.equivalent_tokens) / max(len(self.equivalent_tokens), 1)
         rows = {
             "methods": " + ".join(self.methods) or "-",
@@ -125,7 +127,7 @@ class Report:
         rows |= {f"{stage} GFLOPs": str(cost) for stage, cost in self.by_stage.items()}
         rows |= {
             "KV cache KiB": f"{_number(self.kv_bytes / 1024)} = {_share(self.kv_bytes / 1024, self.kv_bytes_unreduced / 1024)}",
-            "method itself": f"{self.method_ms:.2f} ms",
+            "method itself": f"{self.method_ms:.2f} ms{heard}",
         }
         width = max(map(len, rows))
         return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())

@@ -65,6 +65,8 @@ class Step:
         when: at the encoder, ``middle`` between attention and MLP of the block, or ``after`` the block.
         decode_ids: at the cache, position ids of tokens written after the prompt: ``continue`` the prompt's, or count the
             ``cache_length`` of each layer.
+        through, survivors_of: at the cache, the caches of layers ``layer`` to ``through`` are cut to the tokens that layer
+            ``survivors_of`` works on, without asking the method again; None: from ``layer`` on, to what it answers.
         proportional: at the encoder, whether attention from then on counts a merged token as many times as its size.
     """
 
@@ -75,7 +77,13 @@ class Step:
     when: Literal["middle", "after"] = "middle"
     proportional: bool = False
     decode_ids: Literal["continue", "cache_length"] = "continue"
+    through: int | None = None
+    survivors_of: int | None = None
 
+
+#: what ``keep`` counts: tokens ``kept`` after the last step; tokens that a decoder layer takes in, as an ``average`` over the
+#: layers; or the same of what a layer hands on, ``output_average``
+CountsAt = Literal["kept", "average", "output_average"]
 
 _REGISTERED: dict[str, type[Method]] = {}
 _LOOKED_AT: set[tuple[object, ...]] = set()
@@ -107,6 +115,7 @@ class Method:
     media: ClassVar[tuple[str, ...]] = ("image", "video")  # what it reduces; anything else passes through untouched
     sees: ClassVar[Seen] = "video"  # at the projector: each tile and the whole video, each frame, or all of an image
     adapts: ClassVar[bool] = False  # whether keep='auto' has a meaning
+    counts_at: ClassVar[CountsAt] = "kept"
     output_order = "raster"
 
     keep: float | int | str | None = 0.5
@@ -152,6 +161,10 @@ class Method:
         A plan that leaves more is refused. A method that rounds up, or whose counts follow the image, says so by overriding.
         """
         return self.budget.count(n)
+
+    def leaving(self, tokens: VisualTokens) -> int | None:
+        """How many ``tokens`` of an image a step at the projector leaves, to be shared among its views; None: by content."""
+        return None if self.keep is None else self.budget.count(tokens.num_tokens)
 
     def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
         """Where this method acts on such a model; raises ``ValueError`` when the model cannot serve it."""

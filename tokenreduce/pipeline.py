@@ -146,6 +146,8 @@ class Pipeline:
         done: list[Reduction] = []
         changed = False
         for method, step in self.at(stage, layer):
+            if step.survivors_of is not None:
+                continue
             passed: list[ImageGroup] = []
             number = next(i for i, other in enumerate(self.methods) if other is method)
             parted = stage == "projector"  # inside the language model a method sees the whole image

@@ -64,9 +64,33 @@ class AttentionReceived(Signal):
 
 @dataclass(frozen=True)
 class LastQueryAttention(Signal):
-    """Attention of the last real prompt token to every visual token in decoder layer ``layer`` (0-based), head mean: (B, N)."""
+    """Attention of the last real prompt token to every visual token in decoder layer ``layer`` (0-based), head mean: (B, N).
+
+    ``softmax=False`` gives the scaled products of query and key instead, of either sign. ``ahead`` compares what enters a
+    layer that a step at this very layer is about to shorten, by its norm, its projections and its positions before the
+    cut: these run twice, once for all tokens and once for those that are left.
+    """
 
     layer: int
+    softmax: bool = True
+    ahead: bool = False
+
+    @property
+    def part(self) -> Where:
+        return "llm"
+
+
+@dataclass(frozen=True)
+class AttentionWalk(Signal):
+    """Where mass spread evenly over the real tokens of the prompt is after ``steps`` passes along the attention of decoder
+    layer ``layer`` (0-based), its logits divided by ``temperature``; root mean square over heads: (B, N).
+
+    Tokens of earlier turns take mass and do not pass it on.
+    """
+
+    layer: int
+    steps: int = 5
+    temperature: float = 0.1
 
     @property
     def part(self) -> Where:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.reduction import Reduction
-from tokenreduce.signals import Keys, Signal, TowerPrefix
+from tokenreduce.signals import Keys, LastQueryAttention, Signal, TowerPrefix
 
 WAYS_OUT = {
     "cache": "Its layers keep states or sliding windows, not an entry per token: leave trimming out, as trim_cache=False does"
@@ -37,6 +37,14 @@ def check_step(name: str, step: Step, facts: ModelFacts) -> None:
                 f"method={name!r}: layer={step.layer!r} at stage {step.stage!r}; allowed: an int from 0 to {depth - 1}, counted "
                 f"from 0, on this {facts.family} model"
             )
+    if (step.through is None) != (step.survivors_of is None):
+        raise ValueError(f"method={name!r}: {step} has one of through and survivors_of; allowed: both, or neither")
+    if step.through is not None and step.survivors_of is not None:
+        last = facts.decoder_depth - 1
+        if step.stage != "cache" or not (step.layer or 0) <= step.through < step.survivors_of <= last or step.needs:
+            raise ValueError(
+                f"method={name!r}: {step}; allowed at stage 'cache', without needs: layer <= through < survivors_of <= {last}"
+            )
     for need in step.needs:
         if not isinstance(need, Signal):
             raise TypeError(f"method={name!r} needs {need!r}; allowed: signals, such as ClsAttention(22)")
@@ -58,7 +66,13 @@ def check_step(name: str, step: Step, facts: ModelFacts) -> None:
             raise ValueError(
                 f"method={name!r} needs {need}; allowed on this {facts.family} model: a {unit} from 0 to {depth - 1}"
             )
-        if layer is not None and need.part == "llm" and (step.stage == "projector" or (step.layer or 0) <= layer):
+        if isinstance(need, LastQueryAttention) and need.ahead:
+            if step.stage != "llm" or step.layer != layer:
+                raise ValueError(
+                    f"method={name!r} needs {need} at {_place(step)}; allowed: ahead=True of the layer that the step shortens, "
+                    f"Step('llm', layer={layer})"
+                )
+        elif layer is not None and need.part == "llm" and (step.stage == "projector" or (step.layer or 0) <= layer):
             raise ValueError(
                 f"method={name!r} needs {need} at {_place(step)}, which comes before it; allowed: signals of earlier layers. "
                 f"Act at Step('llm', layer={layer + 1}) or later"

@@ -64,6 +64,7 @@ class VisualTokens:
         projector: makes features of rows such as those of the signal ``ProjectorInput``; given to steps that ask for it.
         prefix: number of leading tokens ([CLS], registers) included in ``features``; they must survive in place. Only
             at the encoder; every (B, N) tensor includes them there.
+        share: of a view of an image, the budget that falls to it; None where the image is shown as a whole.
         entered: tokens of each image that entered the language model; in front of it, N.
         assign: (B, N0) long, current token that stands for each original one; -1 when it is gone.
         notes: what earlier steps of the same method noted (``Reduction.notes``).
@@ -80,6 +81,7 @@ class VisualTokens:
     signals: Mapping[Signal, Any] = field(default_factory=dict)
     projector: Projector = field(default_factory=Projector.none)
     prefix: int = 0
+    share: int | str | None = None
     entered: int = None  # type: ignore[assignment]
     assign: Tensor = None  # type: ignore[assignment]
     notes: Mapping[str, Tensor] = field(default_factory=dict)

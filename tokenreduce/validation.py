@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 
 def choice(argument: str, value: Any, allowed: tuple[Any, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{argument}={value!r}; allowed: {', '.join(map(repr, allowed))}")
+
+
+def ascending(argument: str, value: Any, least: int, hint: str) -> None:
+    """Layers or blocks: at least one, ints from ``least`` on, each once."""
+    whole = isinstance(value, tuple) and all(isinstance(x, int) and not isinstance(x, bool) for x in value)
+    if not whole or not value or any(b <= a for a, b in pairwise((least - 1, *value))):
+        raise ValueError(f"{argument}={value!r}; allowed: a tuple of ascending ints >= {least}. {hint}")
 
 
 def in_range(argument: str, value: float, low: float, high: float) -> None:

@@ -51,7 +51,7 @@ def reduce_views(method: Method, tokens: VisualTokens, views: Views, of: Tensor,
     The image's budget is shared among its views in proportion to their tokens, and filled exactly.
     """
     _, local = _places(views, of.device)
-    shares = _shares(method, tokens.num_tokens, sizes)
+    shares = _shares(method, tokens, sizes)
     at = of.sort(dim=1, stable=True).indices.split(list(sizes), dim=1)  # current tokens of each view, ascending
     alike: dict[tuple[Layout, int, int | str | None], list[int]] = {}
     for p, (layout, _) in enumerate(views):
@@ -64,16 +64,16 @@ def reduce_views(method: Method, tokens: VisualTokens, views: Views, of: Tensor,
     return _joined([asked[p] for p in range(len(views))], at, tokens)
 
 
-def _shares(method: Method, n: int, sizes: Sequence[int]) -> Sequence[int | str | None]:
+def _shares(method: Method, tokens: VisualTokens, sizes: Sequence[int]) -> Sequence[int | str | None]:
     """Of the image's budget, what each view is given as ``keep``; of one that adapts, its bounds are shared."""
-    if method.keep is None:
+    left, budget = method.leaving(tokens), method.budget
+    if left is None:
         return [None] * len(sizes)
-    budget = method.budget
-    most = share_budget(budget.count(n), sizes)
+    most = share_budget(left, sizes)
     if not budget.adapts:
         return most
     low, high = (bound is not None for bound in budget.bounds)
-    floors = share_budget(budget.least(n), sizes) if low else [0] * len(sizes)
+    floors = share_budget(budget.least(tokens.num_tokens), sizes) if low else [0] * len(sizes)
     return [0 if not b else f"auto:{a or ''}-{b if high else ''}" for a, b in zip(floors, most)]
 
 
@@ -125,7 +125,7 @@ def _ask(method: Method, tokens: VisualTokens, share: int | str | None) -> Reduc
         nothing = tokens.source.new_empty(len(tokens.source), 0)
         return Reduction.select(nothing, tokens.num_tokens, positions=method.positions)
     if share is not None:
-        method = replace(method, keep=share)
+        method, tokens = replace(method, keep=share), replace(tokens, share=share)
     if method.is_identity(tokens.num_tokens):
         return Reduction.identity(tokens, positions=method.positions)
     return method.checked(tokens)

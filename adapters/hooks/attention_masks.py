@@ -58,9 +58,9 @@ class LayerMasks:
         self.real[layer] = self._extended(layer, ("real", start), self.packings.by_first[start])
         return self.real[layer]
 
-    def trimmed(self, layer: int, survivors: Packing, since: int) -> None:
-        """Note that the cache of ``layer`` holds the ``survivors`` of this chunk only, as the cache step ``since`` says."""
-        self.real[layer] = self._extended(layer, ("trimmed", since), survivors)
+    def trimmed(self, layer: int, survivors: Packing) -> None:
+        """Note that the cache of ``layer`` holds the ``survivors`` of this chunk only."""
+        self.real[layer] = self._extended(layer, ("trimmed", id(survivors)), survivors)
 
     def _extended(self, layer: int, key: Any, packing: Packing) -> Tensor | None:
         """Layers of equal history share one tensor."""

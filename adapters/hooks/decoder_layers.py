@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from tokenreduce.adapters.hooks.decoder_pass import DecoderPass
+from tokenreduce.adapters.hooks.decoder_signals import DecoderSignals
 from tokenreduce.adapters.upstream.decoder import ROTARY
 from tokenreduce.per_thread import PerThread, nothing
 
@@ -19,8 +20,9 @@ class LayerHooks:
 
     current = PerThread[DecoderPass | None](nothing)
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int, signals: DecoderSignals) -> None:
         self.index = index
+        self.signals = signals
 
     def enter(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if KEY not in kwargs:
@@ -29,6 +31,7 @@ class LayerHooks:
         reduced: DecoderPass = kwargs.pop(KEY)
         hidden = args[0] if args else kwargs["hidden_states"]
         if reduced.groups and self.index in reduced.pipeline.layers("llm"):
+            self.signals.listen_ahead(reduced, self.index, layer, hidden, kwargs)
             hidden = reduced.shorten(self.index, hidden)
         if reduced.differs(self.index):
             kwargs["attention_mask"] = reduced.masks.mask(self.index, hidden)

@@ -57,6 +57,7 @@ def report_of(reduced: DecoderPass, trace: Trace, shape: DecoderShape, output: A
         methods=tuple(method.name for method in reduced.pipeline.methods),
         substitutes=reduced.pipeline.substitutes,
         step=(step, whole_step),
+        signal_flops=reduced.signal_flops,
         encoding=reduced.encoding,
         stopwatch=reduced.pipeline.stopwatch.lap(),
     )

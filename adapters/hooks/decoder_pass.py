@@ -38,6 +38,7 @@ class DecoderPass:
         passive: nothing changes in this pass; it is only reported.
         encoding: tells what encoding the images of this chunk cost.
         captured: signals heard in decoder layers so far, with the packing they were heard under.
+        signal_flops: what these cost.
         tower_values: signals of the towers, per encoded picture; ``behind``, the encoded pictures behind each image.
         project: makes features of rows that enter the projector.
         decisions: the reductions carried out so far; ``recalled``, those of an earlier pass over the same prompt.
@@ -73,6 +74,7 @@ class DecoderPass:
         self.passive = False
         self.encoding: Callable[[], Mapping[str, tuple[int, int]]] = dict
         self.captured: dict[Signal, tuple[Tensor, Packing]] = {}
+        self.signal_flops = 0
         self.tower_values: dict[Signal, list[Tensor | None]] = {}
         self.project: Projector = Projector.none()
         self.behind: list[tuple[int, ...]] = []
@@ -83,7 +85,7 @@ class DecoderPass:
         self.hidden: tuple[Tensor, Tensor | None] | None = None
         self.decisions: dict[tuple[Stage, int | None], list[Reduction]] = {}
         self.recalled: dict[tuple[Stage, int | None], list[Reduction]] = {}
-        self._trimmed: dict[int, list[int]] = {}  # by layer, tokens per sample of this chunk that its cache kept
+        self._cached: dict[int, Packing] = {}  # by layer, what is left of this chunk in a cache that was trimmed
         self._entered: dict[int, list[ImageGroup]] = {}  # the images as they came to each llm step
 
     def question_slot(self, layer: int) -> Tensor | None:
@@ -151,10 +153,18 @@ class DecoderPass:
         whole = all(rows[i] is not None for m in group.members for i in self.behind[m])
         return self.project if whole else Projector.none()
 
+    def capture(self, signal: Signal, value: Tensor, layer: int, multiply_adds: int) -> None:
+        """Note ``value`` (B, W) of the slots of ``layer``, and what it cost."""
+        self.captured[signal] = (value, self.packings.at(layer))
+        self.signal_flops += 2 * multiply_adds
+
+    def decided(self, stage: Stage, layer: int | None) -> list[Reduction] | None:
+        """What was decided at a place before, in this pass or in an earlier one over the same prompt; None: nothing."""
+        return self.decisions.get((stage, layer)) or self.recalled.get((stage, layer))
+
     def run(self, stage: Stage, layer: int | None, groups: list[ImageGroup]) -> tuple[list[ImageGroup], bool]:
         """Carry out the steps of a place, as decided before for this prompt or by asking the methods."""
-        decided = self.decisions.get((stage, layer)) or self.recalled.get((stage, layer))
-        after, done, changed = self.pipeline.run(stage, layer, groups, self, decided)
+        after, done, changed = self.pipeline.run(stage, layer, groups, self, self.decided(stage, layer))
         self.decisions[stage, layer] = done
         self.hidden = None
         return after, changed
@@ -198,32 +208,40 @@ class DecoderPass:
 
     def held(self, layer: int) -> list[int]:
         """Tokens per sample that the cache of ``layer`` holds of this chunk."""
-        return self._trimmed.get(layer, self.packings.at(layer).counts)
+        return self._cached.get(layer, self.packings.at(layer)).counts
 
     def trim_cache(self, hidden: Tensor) -> None:
         """Carry out the cache steps: from their layer on, the cache keeps the tokens that survived everything."""
         for layer in self.pipeline.layers("cache"):
             final = self.packings.at(self.depth - 1)
             self.hidden = (hidden, final.slot)
+            for _, step in self.pipeline.at("cache", layer):
+                if step.survivors_of is not None and step.through is not None:
+                    self._trim(range(layer, step.through + 1), self.packings.at(step.survivors_of))
             groups = [group.showing(hidden, final.slot) for group in self.groups]
             groups, _ = self.run("cache", layer, groups)
             if any(group.moved for group in groups):
                 raise ValueError("a cache step must select tokens in order; merging cached keys is not supported")
             survivors = repacked(final, self.groups, groups)
             self.groups = [group.settle() for group in groups]
-            if self.cache is None:
-                return
-            for i in range(layer, self.depth):
-                packing, past = self.packings.at(i), self.masks.past[i]
-                if packing.counts == survivors.counts:
-                    continue
-                slots = packing.slot.gather(1, survivors.order) + past
-                old = torch.arange(past, device=slots.device).expand(slots.shape[0], past)
-                keep_columns(self.cache, i, torch.cat([old, slots], dim=1))
-                self.masks.trimmed(i, survivors, layer)
-                self._trimmed[i] = survivors.counts
-            if any(step.decode_ids == "cache_length" for _, step in self.pipeline.at("cache", layer)):
+            if any(step.survivors_of is None for _, step in self.pipeline.at("cache", layer)):
+                self._trim(range(layer, self.depth), survivors)
+            if self.cache is not None and any(
+                step.decode_ids == "cache_length" for _, step in self.pipeline.at("cache", layer)
+            ):
                 self._count_cache_as_position()
+
+    def _trim(self, layers: range, survivors: Packing) -> None:
+        """Let the caches of ``layers`` forget what is not among the ``survivors`` of this chunk."""
+        for i in layers if self.cache is not None else ():
+            held, past = self._cached.get(i, self.packings.at(i)), self.masks.past[i]
+            if sum(held.counts) <= sum(survivors.counts):
+                continue  # survivors of a later place are among those of an earlier one
+            slots = held.slot.gather(1, survivors.order) + past
+            old = torch.arange(past, device=slots.device).expand(slots.shape[0], past)
+            keep_columns(self.cache, i, torch.cat([old, slots], dim=1))
+            self.masks.trimmed(i, survivors)
+            self._cached[i] = survivors
 
     def _count_cache_as_position(self) -> None:
         """From here on a new token's position id in a layer is the number of real tokens that layer's cache holds."""

@@ -12,7 +12,7 @@ from tokenreduce.adapters.hooks.decoder_inputs import uses_cache
 from tokenreduce.adapters.hooks.decoder_pass import DecoderPass
 from tokenreduce.adapters.upstream.attention import implementation
 from tokenreduce.pipeline import Pipeline
-from tokenreduce.signals import AttentionReceived, TextAttention
+from tokenreduce.signals import AttentionReceived, AttentionWalk, TextAttention
 
 
 def note_documents(reduced: DecoderPass, family: Family, given: Any, kwargs: dict[str, Any], real: Tensor) -> None:
@@ -83,7 +83,8 @@ def checked_mask(mask: Tensor, real: Tensor, reduced: DecoderPass) -> tuple[Tens
 def refuse_packed(family: Family, pipeline: Pipeline) -> None:
     """What cannot be done for rows that hold several documents, or come with a mask of the caller's own."""
     says = "packed rows (position_ids that start again, or a 4-D attention_mask that keeps documents apart)"
-    heard = [s for s in pipeline.listens if isinstance(s, (AttentionReceived, TextAttention)) and s.part == "llm"]
+    of_all = (AttentionReceived, AttentionWalk, TextAttention)
+    heard = [s for s in pipeline.listens if isinstance(s, of_all) and s.part == "llm"]
     if heard:
         raise ValueError(
             f"{says} and {heard[0]}: attention received inside the language model is only known for rows of one document; "

@@ -86,11 +86,12 @@ class VisionLanguageHooks:
             handles.append(decoder.register_forward_pre_hook(self.enter, with_kwargs=True))
             handles.append(decoder.register_forward_hook(self.leave, with_kwargs=True))
             if self.by_layer:
+                signals = DecoderSignals(self.family, self.pipeline, self.under_way)
                 for i, layer in enumerate(decoder.layers):
-                    hook = LayerHooks(i)
+                    hook = LayerHooks(i, signals)
                     handles.append(layer.register_forward_pre_hook(hook.enter, with_kwargs=True))
                     handles.append(layer.register_forward_hook(hook.leave))
-                DecoderSignals(self.family, self.pipeline, self.under_way).attach(handles)
+                signals.attach(handles)
             self.tower.attach(handles)
             self.pictures.attach(handles)
         return handles

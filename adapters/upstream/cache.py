@@ -13,7 +13,16 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
+from torch import Tensor
+from transformers.cache_utils import (
+    Cache,
+    CacheLayerMixin,
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    StaticLayer,
+    StaticSlidingWindowLayer,
+)
 
 from tokenreduce.adapters.upstream.seams import seam_changed
 
@@ -23,6 +32,7 @@ __all__ = [
     "DynamicCache",
     "DynamicLayer",
     "cache_argument",
+    "cached_keys",
     "given_cache",
     "held_columns",
     "returned_cache",
@@ -31,6 +41,8 @@ __all__ = [
 
 #: names under which a cache travels, the newest first
 NAMES = ("cache", "past_key_values")
+#: layers that hold keys as they are, the earliest first
+PLAIN = (DynamicLayer, DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer)
 
 
 @cache
@@ -59,6 +71,20 @@ def given_cache(arguments: Mapping[str, Any]) -> Any:
 def returned_cache(output: Any) -> Any:
     """The cache in what a decoder returned; None for none."""
     return next((found for name in NAMES if (found := getattr(output, name, None)) is not None), None)
+
+
+def cached_keys(cache: Any, layer: int, columns: int) -> Tensor:
+    """(B, H_kv, P, d) the keys that ``layer`` of ``cache`` holds of the ``columns`` that have come in, or of the latest.
+
+    Errors: ``ValueError`` for a layer that does not hold them as they are.
+    """
+    held = cache.layers[layer]
+    if type(held) not in PLAIN or held.keys is None:
+        raise ValueError(
+            f"the keys that a {type(held).__name__} holds of earlier turns cannot be read before the layer runs; allowed with a "
+            "method that looks ahead (pyramiddrop): a DynamicCache or a StaticCache, or all turns in one prompt"
+        )
+    return held.keys[:, :, :columns]
 
 
 def stray_cache(arguments: Mapping[str, Any]) -> str | None:

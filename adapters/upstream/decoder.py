@@ -7,6 +7,7 @@
 | Qwen3-VL hands its decoder `deepstack_visual_embeds`, a list, and `visual_pos_masks` | 5.17 to 5.24 |
 | `attn_logit_softcapping` of an attention module (Gemma 2) | 5.17 to 5.24 |
 | `decoder.norm` follows the last layer | 5.17 to 5.24 |
+| a layer norms what enters its attention by `input_layernorm` | 5.17 to 5.24 |
 | `decoder.rotary_emb(hidden, ids)`, with a third argument `layer_type` where layers differ (Gemma 3) | 5.17 to 5.24 |
 """
 
@@ -17,7 +18,10 @@ from typing import Any
 
 from torch import Tensor
 
+from tokenreduce.adapters.upstream.seams import seam_changed
+
 ROTARY = "position_embeddings"
+ATTENTION_NORM = "input_layernorm"
 DEEP_FEATURES, DEEP_PLACES = "deepstack_visual_embeds", "visual_pos_masks"
 
 
@@ -32,6 +36,20 @@ def layer_type(config: Any, layer: int) -> str:
 def softcap_of(attention: Any) -> float | None:
     """The soft cap of the logits of an ``attention`` module; None for none."""
     return getattr(attention, "attn_logit_softcapping", None)
+
+
+def attention_norm(layer: Any) -> Any:
+    """The norm through which a decoder ``layer`` hands its input to its attention.
+
+    Errors: ``UpstreamChanged`` for a layer without one of a known name.
+    """
+    norm = getattr(layer, ATTENTION_NORM, None)
+    if norm is None:
+        names = ", ".join(name for name, _ in layer.named_children())
+        raise seam_changed(
+            "transformers", f"the norm before the attention of a {type(layer).__name__}", ATTENTION_NORM, names
+        )
+    return norm
 
 
 def rotary_embedding(decoder: Any, hidden: Tensor, ids: Tensor, kind: str) -> tuple[Tensor, ...]:

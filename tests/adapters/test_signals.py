@@ -9,7 +9,14 @@ from models import llava, prompt
 import tokenreduce as tr
 from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.reduction import Reduction
-from tokenreduce.signals import AttentionReceived, ClsAttention, ImageFingerprint, LastQueryAttention, TextAttention
+from tokenreduce.signals import (
+    AttentionReceived,
+    AttentionWalk,
+    ClsAttention,
+    ImageFingerprint,
+    LastQueryAttention,
+    TextAttention,
+)
 
 TOLERANCE = 2e-6  # float32 softmax, two orders of summation
 
@@ -62,6 +69,42 @@ def test_tower_signals(pair, block):
         row = maps[:, :, 0, 1:]
         torch.testing.assert_close(tokens.signal(ClsAttention(block)), row.mean(1), atol=TOLERANCE, rtol=0)
         torch.testing.assert_close(tokens.signal(ClsAttention(block, "max")), row.amax(1), atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("pad", ["left", "right"])
+@pytest.mark.parametrize("layer", [1, 3])
+def test_decoder_statistics_without_a_map(pair, layer, pad):
+    """Raw products, the layer to come and the walk, against the maps and the projections of the bare model."""
+    model, eager = pair
+    inputs = prompt(model, [2, 1], pad)
+    raw, ahead = LastQueryAttention(layer - 1, softmax=False), LastQueryAttention(layer, ahead=True)
+    both, walk = LastQueryAttention(layer, softmax=False, ahead=True), AttentionWalk(layer - 1, 3, 1.0)
+    method, seen = spy("llm", (raw, ahead, both, walk), layer)
+    with tr.wrapped(model, method), torch.no_grad():
+        model(**inputs)
+        image_columns = [(i.sample, i.columns) for i in tr.trace(model).images]
+        flops = tr.report(model).signal_flops
+        maps = eager(**inputs, output_attentions=True).attentions
+    found = {s: torch.cat([tokens.signal(s) for tokens in seen]) for s in (raw, ahead, both, walk)}
+    real = inputs["attention_mask"].bool()
+    for i, (b, at) in enumerate(image_columns):
+        end = int(real[b].nonzero()[-1])
+        # logits are the log of attention but for a constant of each head: differences are theirs
+        for signal, which in ((raw, layer - 1), (both, layer)):
+            logits = maps[which][b, :, end].log()[:, at].mean(0)
+            value = found[signal][i]
+            torch.testing.assert_close(value - value[0], logits - logits[0], atol=2e-5, rtol=0)
+        torch.testing.assert_close(found[ahead][i], maps[layer][b, :, end, at].mean(0), atol=TOLERANCE, rtol=0)
+        row = real[b].float() / real[b].sum()
+        mass = row.expand(maps[0].shape[1], 1, -1)
+        for _ in range(walk.steps):
+            mass = (mass * real[b]) @ maps[layer - 1][b]
+        expected = mass[:, 0, at].square().mean(0).sqrt()
+        torch.testing.assert_close(found[walk][i], expected, atol=TOLERANCE, rtol=0)
+    width, counts = model.get_decoder().config.hidden_size, real.sum(1)
+    kv = model.get_decoder().layers[0].self_attn.k_proj.out_features
+    projections = int(counts.sum()) * width * 2 * (width + kv)
+    assert flops == 2 * (projections + 3 * int(counts.sum()) * width + 3 * int(counts.square().sum()) * width)
 
 
 @pytest.mark.parametrize("pad", ["left", "right"])

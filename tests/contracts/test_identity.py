@@ -61,7 +61,9 @@ def test_text_alone_is_untouched(name):
 
 
 @pytest.mark.parametrize("keep", [1, 2, 7, 15, 16, 0.01, 0.25, 1 / 3, 0.5, 0.999])
-@pytest.mark.parametrize("name", sorted(set(registry()) - {"mustdrop", "holitom"}))  # an average; videos: see below
+@pytest.mark.parametrize(
+    "name", [name for name, cls in registry().items() if cls.counts_at == "kept" and name != "holitom"]
+)
 def test_the_budget_is_filled_exactly_and_in_source_order(name, keep):
     model = llava()
     inputs = prompt(model, [2, 1], "left")
@@ -82,6 +84,19 @@ def test_the_budget_is_filled_exactly_and_in_source_order(name, keep):
         assert len(kept[b]) == images * count
         assert kept[b].tolist() == sorted(set(kept[b].tolist()))
         assert (inputs["input_ids"][b][kept[b]] == model.config.image_token_id).all()
+
+
+@pytest.mark.parametrize("keep", [0.25, 0.5, 54])
+@pytest.mark.parametrize("name", [name for name, cls in registry().items() if cls.counts_at == "average"])
+def test_an_average_over_layers_is_filled(name, keep):
+    model = llava(grid=12)
+    inputs = prompt(model, [2, 1], "left")
+    with tr.wrapped(model, method(name, keep)), torch.no_grad():
+        model(**inputs)
+        trace, depth = tr.trace(model), model.get_decoder().config.num_hidden_layers
+    for image in trace.images:
+        held = sum(len(image.kept(layer)) for layer in range(depth))
+        assert abs(held / depth - (keep if isinstance(keep, int) else keep * 144)) < 0.7
 
 
 @pytest.mark.parametrize("keep", [0.25, 0.5, 54])

@@ -25,6 +25,8 @@ METHODS = {
     "hiprune": lambda cls: (tr.HiPrune(keep=6, alpha=0.5),),
     "fastv": lambda cls: (tr.FastV(keep=3),),
     "fastv-all": lambda cls: (tr.FastV(keep=0.5, query="all", layer=1),),
+    "pyramiddrop": lambda cls: (tr.PyramidDrop(keep=0.4),),
+    "promptdistill": lambda cls: (tr.PromptDistill(keep=4, layers=(0, 2), pool="grid3"),),
     "random": lambda cls: (tr.Random(keep=5),),
     "uniform": lambda cls: (tr.Uniform(keep=5),),
     "pool": lambda cls: (tr.Pool(keep=5),),

@@ -11,7 +11,7 @@ from unittest import mock
 
 import torch
 from golden_cases.common import FACTS, query_and_key, visual_span
-from golden_cases.fastv import build
+from golden_cases.llama import build
 from golden_cases.vectors import Meta
 from torch import Tensor
 
@@ -230,7 +230,7 @@ def llama(inputs: Meta[Tensor], params: Meta[Any]) -> dict[str, Tensor]:
     ids = torch.arange(length)[None].clone()
     ids[:, image] = marker
     table = torch.cat([embeds[0], torch.full_like(embeds[0, :1], 7.0), follow[0]])
-    model = build(inputs, params, table, marker)
+    model = build(inputs, params, table, marker, n)
     model.model.get_image_features = lambda **_: SimpleNamespace(pooler_output=[embeds[0, image]])
 
     registry.families()  # all are registered before the table is changed for a while

@@ -55,6 +55,7 @@ def calls(dtype: torch.dtype) -> None:
     from tokenreduce.kernels.triton import density_peaks
     from tokenreduce.kernels.triton.attention_received import attention_received
     from tokenreduce.kernels.triton.attention_row import attention_row
+    from tokenreduce.kernels.triton.attention_walk import attention_walk
     from tokenreduce.kernels.triton.bipartite_matching import bipartite_matching
     from tokenreduce.kernels.triton.compaction import compact
     from tokenreduce.kernels.triton.energy_score import energy_score
@@ -86,6 +87,8 @@ def calls(dtype: torch.dtype) -> None:
     plain = {"visible": None, "bias": None, "causal": False, "place": None, "window": None, "query_mask": None}
     plain["spans"] = None
     attention_received(query, key, 0.1, **plain, largest=False)
+    mass, real = torch.ones(query.shape[0], query.shape[1], key.shape[2]), torch.ones(query.shape[0], query.shape[2])
+    attention_walk(query, key, 0.1, mass, real, steps=1, visible=None, causal=True, place=None, window=None)
     masked = {**plain, "visible": visible, "causal": True, "place": place, "window": 9, "query_mask": visible}
     for more in ({}, {"bias": bias}, {"place": None}):
         attention_received(query, key, 0.1, **{**masked, **more}, largest=True)

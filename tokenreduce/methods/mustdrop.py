@@ -18,7 +18,7 @@ from tokenreduce.signals import TextAttention
 from tokenreduce.text_attention import attended, key_set, published_thresholds, urgency
 from tokenreduce.tokens import VisualTokens
 from tokenreduce.tower_saliency import SCORES, Score, saliency, saliency_substitute
-from tokenreduce.validation import choice, in_range
+from tokenreduce.validation import ascending, choice, in_range
 from tokenreduce.window_merging import check_windows, merged_windows, windows_to_merge
 
 ROLES = ("patch", "key")
@@ -75,6 +75,7 @@ class MustDrop(Method):
     paper = "arXiv 2411.10803"
     stages = ("encoder", "projector", "llm", "cache")
     looks_at = "likeness of patches, [CLS] attention of the last block, attention of the text"
+    counts_at = "output_average"
 
     keep: float | int = 1 / 3
     mode: Literal["budget", "threshold"] = "budget"
@@ -108,8 +109,8 @@ class MustDrop(Method):
             value = getattr(self, argument)
             if value is not None and not 0.0 < value <= 1.0:
                 raise ValueError(f"{argument}={value!r} is outside (0, 1], the range of a share of attention")
-        if self.layers is not None and (not self.layers or any(b <= a for a, b in pairwise((-1, *self.layers)))):
-            raise ValueError(f"layers={self.layers!r}; allowed: ascending ints >= 0. The paper uses {LAYERS} of 32.")
+        if self.layers is not None:
+            ascending("layers", self.layers, 0, f"The paper uses {LAYERS} of 32.")
         target = self.merge_to
         counted = isinstance(target, int) and not isinstance(target, bool) and target >= 1
         if target is not None and not counted and not (isinstance(target, float) and 0.0 < target <= 1.0):
