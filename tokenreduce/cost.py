@@ -107,8 +107,8 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers, for JSON."""
         names = ("methods", "substitutes", "tokens_in", "tokens_kept", "equivalent_tokens", "flops", "flops_unreduced")
-        names += ("kv_bytes", "kv_bytes_unreduced", "signal_flops", "method_ms", "step_ms")
-        found = {name: getattr(self, name) for name in names}
+        costs = ("kv_bytes", "kv_bytes_unreduced", "signal_flops", "method_ms", "step_ms")
+        found = {name: getattr(self, name) for name in (*names, *costs)}
         return {**found, "by_stage": {stage: asdict(cost) for stage, cost in self.by_stage.items()}}
 
     def __str__(self) -> str:

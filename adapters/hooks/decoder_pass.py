@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from tokenreduce.adapters.hooks.attention_masks import LayerMasks
-from tokenreduce.adapters.hooks.kv_cache import DecodeState, keep_columns, physical_length
+from tokenreduce.adapters.hooks.kv_cache import DecodeState, physical_length
 from tokenreduce.adapters.hooks.position_ids import PositionIds
 from tokenreduce.adapters.hooks.prompt_text import PromptText
-from tokenreduce.adapters.hooks.sequence_packing import LayerPackings, Packing, carried, repacked, write
+from tokenreduce.adapters.hooks.sequence_packing import LayerPackings, Packing, carried, write
 from tokenreduce.adapters.upstream.cache import Cache
 from tokenreduce.adapters.upstream.decoder import final_norm
 from tokenreduce.groups import ImageGroup
@@ -43,6 +43,7 @@ class DecoderPass:
         project: makes features of rows that enter the projector.
         decisions: the reductions carried out so far; ``recalled``, those of an earlier pass over the same prompt.
         question_end: (B,) long, column of this chunk behind the question; None: the chunk ends with it.
+        cached: by layer, what is left of this chunk in a cache that was trimmed.
         beside: by first layer, (B, W, E) what is added to the hidden states of later layers.
         norm: the decoder's last; ``text``: what the text of this chunk is, where a method asks for it.
         hidden: what is being shortened, (B, W, D), and the slot in it of each column, (B, L); None: columns are slots.
@@ -85,7 +86,7 @@ class DecoderPass:
         self.hidden: tuple[Tensor, Tensor | None] | None = None
         self.decisions: dict[tuple[Stage, int | None], list[Reduction]] = {}
         self.recalled: dict[tuple[Stage, int | None], list[Reduction]] = {}
-        self._cached: dict[int, Packing] = {}  # by layer, what is left of this chunk in a cache that was trimmed
+        self.cached: dict[int, Packing] = {}
         self._entered: dict[int, list[ImageGroup]] = {}  # the images as they came to each llm step
 
     def question_slot(self, layer: int) -> Tensor | None:
@@ -208,50 +209,7 @@ class DecoderPass:
 
     def held(self, layer: int) -> list[int]:
         """Tokens per sample that the cache of ``layer`` holds of this chunk."""
-        return self._cached.get(layer, self.packings.at(layer)).counts
-
-    def trim_cache(self, hidden: Tensor) -> None:
-        """Carry out the cache steps: from their layer on, the cache keeps the tokens that survived everything."""
-        for layer in self.pipeline.layers("cache"):
-            final = self.packings.at(self.depth - 1)
-            self.hidden = (hidden, final.slot)
-            for _, step in self.pipeline.at("cache", layer):
-                if step.survivors_of is not None and step.through is not None:
-                    self._trim(range(layer, step.through + 1), self.packings.at(step.survivors_of))
-            groups = [group.showing(hidden, final.slot) for group in self.groups]
-            groups, _ = self.run("cache", layer, groups)
-            if any(group.moved for group in groups):
-                raise ValueError("a cache step must select tokens in order; merging cached keys is not supported")
-            survivors = repacked(final, self.groups, groups)
-            self.groups = [group.settle() for group in groups]
-            if any(step.survivors_of is None for _, step in self.pipeline.at("cache", layer)):
-                self._trim(range(layer, self.depth), survivors)
-            if self.cache is not None and any(
-                step.decode_ids == "cache_length" for _, step in self.pipeline.at("cache", layer)
-            ):
-                self._count_cache_as_position()
-
-    def _trim(self, layers: range, survivors: Packing) -> None:
-        """Let the caches of ``layers`` forget what is not among the ``survivors`` of this chunk."""
-        for i in layers if self.cache is not None else ():
-            held, past = self._cached.get(i, self.packings.at(i)), self.masks.past[i]
-            if sum(held.counts) <= sum(survivors.counts):
-                continue  # survivors of a later place are among those of an earlier one
-            slots = held.slot.gather(1, survivors.order) + past
-            old = torch.arange(past, device=slots.device).expand(slots.shape[0], past)
-            keep_columns(self.cache, i, torch.cat([old, slots], dim=1))
-            self.masks.trimmed(i, survivors)
-            self._cached[i] = survivors
-
-    def _count_cache_as_position(self) -> None:
-        """From here on a new token's position id in a layer is the number of real tokens that layer's cache holds."""
-        following = self.positions.flat[:, -1] + 1
-        shifts: dict[int, Tensor] = {}
-        for i, real in enumerate(self.masks.real):
-            length = int(physical_length(self.cache, i))
-            held = following.new_full(following.shape, length) if real is None else real.sum(dim=1)
-            key = length if real is None else id(real)
-            self.positions.continue_at(i, shifts.setdefault(key, following - held))
+        return self.cached.get(layer, self.packings.at(layer)).counts
 
     def state(self) -> DecodeState:
         """What the next chunk must know."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tokenreduce.adapters.families.base import Family
 from tokenreduce.adapters.hooks import decoder_inputs, deepstack
+from tokenreduce.adapters.hooks.cache_trimming import trim_cache
 from tokenreduce.adapters.hooks.call_scope import CallScopes, Decided, ScopedMethod
 from tokenreduce.adapters.hooks.checks import (
     check_cache,
@@ -230,7 +231,7 @@ class VisionLanguageHooks:
                 check_cache(reduced)
                 self.checked = True
             with self.pipeline.stopwatch(hidden.device):
-                reduced.trim_cache(hidden)
+                trim_cache(reduced, hidden)
             if reduced.cache is None:
                 self._remember(reduced)
             else:

@@ -23,8 +23,7 @@ from tokenreduce.window_merging import check_windows, merged_windows, windows_to
 
 ROLES = ("patch", "key")
 KEY = 1
-#: decoder layers of 32 after which tokens are dropped
-LAYERS = (2, 6, 10, 14)
+LAYERS = (2, 6, 10, 14)  # of 32, after which tokens are dropped
 
 
 class Route(NamedTuple):
