@@ -34,7 +34,9 @@ def trim_cache(reduced: DecoderPass, hidden: Tensor) -> None:
 
 def _trim(reduced: DecoderPass, layers: range, survivors: Packing) -> None:
     """Let the caches of ``layers`` forget what is not among the ``survivors`` of this chunk."""
-    for i in layers if reduced.cache is not None else ():
+    if reduced.cache is None:
+        return
+    for i in layers:
         held, past = reduced.cached.get(i, reduced.packings.at(i)), reduced.masks.past[i]
         if sum(held.counts) <= sum(survivors.counts):
             continue  # survivors of a later place are among those of an earlier one
