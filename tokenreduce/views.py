@@ -66,10 +66,10 @@ def reduce_views(method: Method, tokens: VisualTokens, views: Views, of: Tensor,
 
 def _shares(method: Method, tokens: VisualTokens, sizes: Sequence[int]) -> Sequence[int | str | None]:
     """Of the image's budget, what each view is given as ``keep``; of one that adapts, its bounds are shared."""
-    left, budget = method.leaving(tokens), method.budget
+    left = method.leaving(tokens)
     if left is None:
         return [None] * len(sizes)
-    most = share_budget(left, sizes)
+    most, budget = share_budget(left, sizes), method.budget
     if not budget.adapts:
         return most
     low, high = (bound is not None for bound in budget.bounds)

@@ -82,7 +82,7 @@ def cached_keys(cache: Any, layer: int, columns: int) -> Tensor:
     if type(held) not in PLAIN or held.keys is None:
         raise ValueError(
             f"the keys that a {type(held).__name__} holds of earlier turns cannot be read before the layer runs; allowed with a "
-            "method that looks ahead (pyramiddrop): a DynamicCache or a StaticCache, or all turns in one prompt"
+            "method that looks ahead: a DynamicCache or a StaticCache, or all turns in one prompt"
         )
     return held.keys[:, :, :columns]
 

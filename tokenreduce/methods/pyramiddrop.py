@@ -93,7 +93,7 @@ class PyramidDrop(Method):
         """Layers that run before each cut, in a model of ``depth`` layers whose images have ``n`` tokens; None: of any size."""
         if self.layers is not None:
             return self.layers
-        keep = self.budget.keep
+        keep = PUBLISHED if self.keep is None else self.keep
         share = keep if isinstance(keep, float) else 1 / 8 if n is None else keep / n
         if share > EARLY or self.ratios is not None:
             return tuple(sorted({max(b, 1) for b in scaled_layers((1, 2, 3), 4, depth)}))
@@ -108,7 +108,7 @@ class PyramidDrop(Method):
         if self.ratios is not None:
             return [n, *(int(n * ratio) for ratio in self.ratios)]
         runs = [b - a for a, b in pairwise((0, *boundaries, depth))]
-        keep = self.budget.keep
+        keep = PUBLISHED if self.keep is None else self.keep
         goal = min(keep * n if isinstance(keep, float) else keep, n)
         least = (n * runs[0] + depth - runs[0]) / depth
         if least > goal + 0.5:
