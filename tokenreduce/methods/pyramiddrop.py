@@ -74,6 +74,9 @@ class PyramidDrop(Method):
     def is_identity(self, n: int) -> bool:
         return self.ratios is None and super().is_identity(n)
 
+    def most(self, n: int) -> int:
+        return n  # an average bounds no single stage
+
     def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
         depth, n = facts.decoder_depth, facts.tokens_per_image
         boundaries = self.boundaries(depth, n)
