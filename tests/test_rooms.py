@@ -24,6 +24,8 @@ ALLOWED = {
         "streaming",
         "temporal_redundancy",
         "text_attention",
+        "text_raters",
+        "text_relevance",
         "tower_saliency",
         "validation",
         "window_merging",

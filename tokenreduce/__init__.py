@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from tokenreduce.draw import compare, draw, explore
     from tokenreduce.layout import Layout
     from tokenreduce.method import Method, ModelFacts, Step
+    from tokenreduce.methods.cdpruner import CDPruner
+    from tokenreduce.methods.dart import DART
     from tokenreduce.methods.fastervlm import FasterVLM
     from tokenreduce.methods.fastv import FastV
     from tokenreduce.methods.hiprune import HiPrune
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from tokenreduce.methods.promptdistill import PromptDistill
     from tokenreduce.methods.pyramiddrop import PyramidDrop
     from tokenreduce.methods.random import Random
+    from tokenreduce.methods.sparsevlm import SparseVLM
     from tokenreduce.methods.tome import ToMe
     from tokenreduce.methods.uniform import Uniform
     from tokenreduce.reduction import Reduction

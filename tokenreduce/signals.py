@@ -108,11 +108,14 @@ class ImageFingerprint(Signal):
 class TextAttention(Signal):
     """Head-mean attention of all real text queries to every visual token in decoder layer ``layer`` (0-based): (B, N).
 
-    Reduced over the queries by ``sum`` or ``max``. Queries before an image cannot see it and add nothing.
+    Reduced over the queries by ``sum``, ``max`` or ``mean``. Queries before an image cannot see it and add nothing.
+    ``queries='marked'``: of the text, those that the method noted for each picture as ``Reduction.notes["queries"]``, (B, Q)
+    long, their ``column`` as ``Rows`` tell it, -1 for none.
     """
 
     layer: int
-    over: Literal["sum", "max"] = "sum"
+    over: Literal["sum", "max", "mean"] = "sum"
+    queries: Literal["text", "marked"] = "text"
 
     @property
     def part(self) -> Where:
@@ -164,6 +167,28 @@ class Hidden(Signal):
 
 
 @dataclass(frozen=True)
+class DecoderKeys(Signal):
+    """Keys of decoder layer ``layer`` (0-based) as attention takes them, so after any norm and rotary embedding, all heads
+    side by side: (B, N, H * d), H key heads. Positions count from the first token, whatever padding is in front of it.
+    """
+
+    layer: int
+
+    @property
+    def part(self) -> Where:
+        return "llm"
+
+
+@dataclass(frozen=True)
+class Columns(Signal):
+    """Where each token stands in the caller's row: (B, N) long, the real columns of this call before it, in its document."""
+
+    @property
+    def part(self) -> Where:
+        return "llm"
+
+
+@dataclass(frozen=True)
 class Text(Signal):
     """The text of each picture's sample: ``Rows`` of Q tokens, with channels as ``of`` says for visual tokens.
 
@@ -175,7 +200,7 @@ class Text(Signal):
 
     axis = "text"
     span: Literal["after", "before", "all", "last"] = "all"
-    of: Hidden = field(default_factory=Hidden)
+    of: Hidden | DecoderKeys = field(default_factory=Hidden)
     special: bool = True
 
     @property

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.reduction import Reduction
-from tokenreduce.signals import Keys, LastQueryAttention, Signal, TowerPrefix
+from tokenreduce.signals import Keys, LastQueryAttention, Signal, Text, TowerPrefix
 
 WAYS_OUT = {
     "cache": "Its layers keep states or sliding windows, not an entry per token: leave trimming out, as trim_cache=False does"
@@ -60,7 +60,8 @@ def check_step(name: str, step: Step, facts: ModelFacts) -> None:
                 f"method={name!r} needs {need}, but the vision tower of a {facts.family} model has no rows in front of its "
                 "patches; choose a method, or parameters, that need none"
             )
-        layer = getattr(need, "layer", getattr(need, "block", None))
+        heard = need.of if isinstance(need, Text) else need
+        layer = getattr(heard, "layer", getattr(heard, "block", None))
         depth, unit = (facts.tower_depth, "block") if need.part == "tower" else (facts.decoder_depth, "decoder layer")
         if layer is not None and (isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < depth):
             raise ValueError(

@@ -30,7 +30,7 @@ class Rows:
     Attributes:
         features: (B, Q, D), whatever dtype the model runs in.
         valid: (B, Q) bool; rows that are not valid fill up shorter texts and hold anything. Q may be 0.
-        column: (B, Q) long, where each stands in the caller's row, counted from the first column of this call.
+        column: (B, Q) long, where each stands in the caller's row, as ``Columns`` says of visual tokens.
     """
 
     features: Tensor

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from tokenreduce.adapters.families.base import Family
+from tokenreduce.adapters.upstream.decoder import layer_type
 from tokenreduce.adapters.visual_inputs import Picture, Projection, TowerCall
 from tokenreduce.layout import Layout
 from tokenreduce.method import ModelFacts
@@ -55,3 +56,6 @@ class AyaVision(Family):
 
     def tower_tokens(self, values: Tensor) -> Tensor:
         return self.core.multi_modal_projector.pixel_shuffle(values.unsqueeze(-1)).mean(dim=-1).flatten(1)
+
+    def rotates(self, layer: int) -> bool:
+        return layer_type(self.decoder.config, layer) == "sliding_attention"

@@ -191,6 +191,10 @@ class Family:
             )
         return self.decoder.layers[layer].self_attn
 
+    def rotates(self, layer: int) -> bool:
+        """Whether decoder ``layer`` rotates its keys by their positions."""
+        return True
+
     def two_way(self, arguments: Mapping[str, Any], embeds: Tensor) -> Tensor | None:
         """(B, L) long: tokens of a block, an equal number >= 0, attend to each other both ways; None: all is causal.
 

@@ -24,7 +24,7 @@ from tokenreduce.adapters.visual_inputs import Placed
 from tokenreduce.groups import Image, ImageGroup
 from tokenreduce.kernels.rows import take_rows
 from tokenreduce.reduction import PositionPolicy
-from tokenreduce.signals import Text
+from tokenreduce.signals import Columns, Text
 
 
 def locate(
@@ -94,7 +94,7 @@ def note_text(
     Errors: ``ValueError`` where a picture is decided upon before the text that a method asks for has come.
     """
     wanted = [signal for signal in reduced.pipeline.listens if isinstance(signal, Text)]
-    if not wanted:
+    if not wanted and Columns() not in reduced.pipeline.listens:
         return
     visual, real = reduced.visual, reduced.packings.at(0).alive
     end = reduced.offset + visual.shape[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from tokenreduce.adapters.hooks.attention_masks import LayerMasks
 from tokenreduce.adapters.hooks.kv_cache import DecodeState, physical_length
 from tokenreduce.adapters.hooks.position_ids import PositionIds
-from tokenreduce.adapters.hooks.prompt_text import PromptText
+from tokenreduce.adapters.hooks.prompt_text import PromptText, normed
 from tokenreduce.adapters.hooks.sequence_packing import LayerPackings, Packing, carried, write
 from tokenreduce.adapters.upstream.cache import Cache
 from tokenreduce.adapters.upstream.decoder import final_norm
@@ -22,7 +23,7 @@ from tokenreduce.kernels.rows import take_rows
 from tokenreduce.pipeline import Pipeline
 from tokenreduce.projection import Projector
 from tokenreduce.reduction import Reduction
-from tokenreduce.signals import Hidden, ProjectorInput, Signal, Text
+from tokenreduce.signals import Columns, Hidden, ProjectorInput, Signal, Text, TextAttention
 from tokenreduce.tokens import Rows, Stage
 
 
@@ -109,10 +110,16 @@ class DecoderPass:
         if isinstance(signal, Text):
             return self._text(signal, group)
         if isinstance(signal, Hidden):
-            return self._as_asked(signal, group.features)
+            assert group.features is not None
+            return normed(group.features, signal, self.norm)
+        if isinstance(signal, Columns):
+            assert self.text is not None, "noted where a method asks for it"
+            return self.text.column[group.samples[:, None], group.seats]
         if signal.part == "llm":
             value, packing = self.captured[signal]
-            return value[group.samples[:, None], packing.slot[group.samples[:, None], group.seats]]
+            by_picture = isinstance(signal, TextAttention) and signal.queries == "marked"
+            rows = torch.tensor(group.members, device=value.device) if by_picture else group.samples
+            return value[rows[:, None], packing.slot[group.samples[:, None], group.seats]]
         if isinstance(signal, ProjectorInput) and not self.projector(group).exact:
             assert group.features is not None
             return group.features
@@ -129,20 +136,14 @@ class DecoderPass:
         mean = group_mean(channels, group.assign, group.num_tokens)
         return torch.where((group.source < 0)[..., None], mean, own).view(*own.shape[:2], *value.shape[2:])
 
-    @torch.no_grad()
     def _text(self, signal: Text, group: ImageGroup) -> Rows:
-        assert self.text is not None
-        assert self.hidden is not None
-        columns, valid = self.text.find(signal, group)
-        hidden, slot = self.hidden
-        samples = group.samples[:, None]
-        rows = hidden[samples, columns if slot is None else slot[samples, columns]]
-        return Rows(self._as_asked(signal.of, rows), valid, self.text.column[samples, columns])
-
-    @torch.no_grad()
-    def _as_asked(self, signal: Hidden, rows: Tensor | None) -> Tensor:
-        assert rows is not None
-        return self.norm(rows) if signal.norm == "final" else rows.detach()
+        assert self.text is not None, "noted where a method asks for it"
+        if isinstance(signal.of, Hidden):
+            assert self.hidden is not None, "what is being shortened"
+            rows = self.text.rows(signal, group, *self.hidden)
+            return replace(rows, features=normed(rows.features, signal.of, self.norm))
+        value, packing = self.captured[signal.of]
+        return self.text.rows(signal, group, value, packing.slot)
 
     def _tower_value(self, signal: Signal, picture: int) -> Tensor:
         value = self.tower_values[signal][picture]

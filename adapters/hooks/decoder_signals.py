@@ -13,10 +13,10 @@ from tokenreduce.adapters.families.base import Family
 from tokenreduce.adapters.hooks.decoder_pass import DecoderPass
 from tokenreduce.adapters.hooks.decoder_statistics import Heard, Statistic, multiply_adds, statistic
 from tokenreduce.adapters.upstream.cache import NAMES, cache_argument, cached_keys
-from tokenreduce.adapters.upstream.decoder import ROTARY, attention_norm
+from tokenreduce.adapters.upstream.decoder import ROTARY, attention_norm, layer_type, rotated_back
 from tokenreduce.flops import products
 from tokenreduce.pipeline import Pipeline
-from tokenreduce.signals import LastQueryAttention
+from tokenreduce.signals import DecoderKeys, LastQueryAttention, Text
 
 
 class DecoderSignals:
@@ -26,14 +26,20 @@ class DecoderSignals:
         """``current`` tells the pass that is under way."""
         self.family = family
         self.current = current
-        self.wanted: dict[int, list[Statistic]] = {}
+        self.wanted: dict[int, list[Statistic | DecoderKeys]] = {}
         self.ahead: dict[int, list[LastQueryAttention]] = {}
         for signal in pipeline.listens:
             if isinstance(signal, LastQueryAttention) and signal.ahead:
                 self.ahead.setdefault(signal.layer, []).append(signal)
                 attention_norm(family.decoder.layers[signal.layer])  # known, or refused before anything is attached
-            elif isinstance(signal, Statistic) and signal.part == "llm":
-                self.wanted.setdefault(signal.layer, []).append(signal)
+                continue
+            heard = signal.of if isinstance(signal, Text) else signal
+            if (
+                isinstance(heard, (Statistic, DecoderKeys))
+                and heard.part == "llm"
+                and heard not in self.wanted.get(heard.layer, ())
+            ):
+                self.wanted.setdefault(heard.layer, []).append(heard)
         self.probes: dict[int, Probe] = {}
 
     def attach(self, handles: list[Any]) -> None:
@@ -52,7 +58,26 @@ class DecoderSignals:
         with reduced.pipeline.stopwatch(query.device):
             heard = Heard(reduced, layer, module, query, key, scale)
             for signal in self.wanted.get(layer, ()):
-                reduced.capture(signal, statistic(signal, heard), layer, multiply_adds(signal, heard))
+                if isinstance(signal, DecoderKeys):
+                    keys = self._since_the_beginning(module, heard.key, reduced, layer)[:, :, heard.past :]
+                    reduced.capture(signal, keys.transpose(1, 2).flatten(2), layer, 0)
+                else:
+                    reduced.capture(signal, statistic(signal, heard), layer, multiply_adds(signal, heard))
+
+    def _since_the_beginning(self, module: nn.Module, key: Tensor, reduced: DecoderPass, layer: int) -> Tensor:
+        """``key`` (B, H, past + W, d) with positions that count from the first token of the text, whatever padding precedes it.
+
+        Attention only knows distances, and the models count padding in ``forward`` and not in ``generate``.
+        """
+        first = reduced.positions.first(layer)
+        if first is None or not self.family.rotates(layer):
+            return key
+        masks, renumbered = reduced.masks, reduced.positions.shift[layer] is not None
+        before = torch.full_like(first, masks.past[layer] if renumbered else reduced.offset)
+        past = masks.past_real[layer]
+        if past is not None:
+            before = before - (~past).sum(dim=1, keepdim=True)
+        return rotated_back(module, self.family.decoder, key, first - before, layer_type(masks.config, layer))
 
     @torch.no_grad()
     def listen_ahead(

@@ -67,6 +67,8 @@ def statistic(signal: Statistic, heard: Heard) -> Tensor:
         more |= {"steps": signal.steps, "temperature": signal.temperature, "place": place, "query_mask": asked}
         return attention_walk(rows, heard.key, heard.scale, **more)[:, heard.past :]
     over: Over = "mean"
+    if isinstance(signal, TextAttention) and signal.queries == "marked":
+        return _by_marked(heard, signal.over, place)[:, heard.past :]
     if isinstance(signal, TextAttention):
         rows, slots, asked = _text_rows(heard)
         place = slots + heard.past if place is None else place.gather(1, slots)
@@ -104,6 +106,33 @@ def _text_rows(heard: Heard) -> tuple[Tensor, Tensor, Tensor]:
     slots = text.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :longest]
     index = slots[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3])
     return query.gather(2, index), slots, text.gather(1, slots)
+
+
+def _by_marked(heard: Heard, over: Over, upto: Tensor | None) -> Tensor:
+    """(M, past + W) attention that the marked tokens of text of each of M pictures pay; 0 where none is marked."""
+    reduced, query, key = heard.reduced, heard.query, heard.key
+    value = query.new_zeros(sum(len(group.members) for group in reduced.groups), key.shape[2], dtype=torch.float32)
+    for group in reduced.groups:
+        marked = next((notes["queries"] for notes in group.notes.values() if "queries" in notes), None)
+        if marked is None or not marked.shape[1]:
+            continue
+        assert reduced.text is not None, "a column is known from text"
+        samples, there = group.samples, marked >= 0
+        slots = heard.packing.slot[samples[:, None], reduced.text.at(samples, marked.clamp_min(0))]
+        paid = attention_received(
+            query[samples].gather(2, slots[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3])),
+            key[samples],
+            heard.scale,
+            visible=None if heard.visible is None else heard.visible[samples],
+            softcap=heard.softcap,
+            causal=True,
+            place=slots + heard.past if upto is None else upto[samples].gather(1, slots),
+            window=heard.window,
+            query_mask=there,
+            over=over,
+        )
+        value[group.members] = paid.masked_fill(~there.any(dim=1, keepdim=True), 0)
+    return value
 
 
 def _rows(heard: Heard, last: Tensor | None, seen: Tensor | None, *, softmax: bool) -> Tensor:

@@ -71,6 +71,16 @@ class PositionIds:
             return self._ids[start]
         return None if shift is None else (self.flat - shift[:, None]).clamp_min(0)
 
+    def first(self, layer: int) -> Tensor | None:
+        """(B, 1) position id of the first real token of this chunk in ``layer``; None for rotary ids of several axes."""
+        assert self.given is not None
+        if self.given.ndim == 3:
+            return None
+        own = self.ids(layer)
+        packing = self.packings.by_first[0] if own is None else self.packings.at(layer)
+        ids = (self.flat if own is None else own).expand(len(packing.alive), -1)
+        return ids[:, :1] if packing.valid is None else ids.gather(1, packing.valid.long().argmax(dim=1, keepdim=True))
+
     def embeddings(self, layer: int, table: tuple[Tensor, Tensor], hidden: Tensor) -> tuple[Tensor, ...]:
         """The rows of the rotary ``table`` of layer 0 for ``layer``, or a table of its own where ids are renumbered."""
         start, shift = self.packings.start(layer), self.shift[layer]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from tokenreduce.groups import Image, ImageGroup
-from tokenreduce.signals import Text
+from tokenreduce.signals import Hidden, Text
+from tokenreduce.tokens import Rows
 
 
 @dataclass
@@ -36,8 +37,16 @@ class PromptText:
 
     @cached_property
     def column(self) -> Tensor:
-        """(B, L) long, number of real columns before each."""
-        return self.real.cumsum(dim=1) - self.real.long()
+        """(B, L) long, number of real columns of its document before each."""
+        before = self.real.cumsum(dim=1) - self.real.long()
+        if self.documents is None:
+            return before
+        begins = self.documents.diff(dim=1, prepend=self.documents[:, :1] - 1) != 0
+        return before - torch.where(begins, before, 0).cummax(dim=1).values
+
+    def at(self, samples: Tensor, column: Tensor) -> Tensor:
+        """(B, Q) long, the columns of rows ``samples`` (B,) that have ``column`` (B, Q) real ones before them."""
+        return torch.searchsorted(self.real.cumsum(dim=1)[samples], column + 1).clamp_max(self.real.shape[1] - 1)
 
     @cached_property
     def text(self) -> Tensor:
@@ -73,9 +82,22 @@ class PromptText:
         order = own.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :longest]
         return order, own.gather(1, order)
 
+    def rows(self, signal: Text, group: ImageGroup, held: Tensor, slot: Tensor | None) -> Rows:
+        """What ``held`` (B, W, C) holds for the text that ``signal`` asks for; ``slot`` (B, L) finds columns in it."""
+        columns, valid = self.find(signal, group)
+        samples = group.samples[:, None]
+        features = held[samples, columns if slot is None else slot[samples, columns]]
+        return Rows(features.detach(), valid, self.column[samples, columns])
+
     def _room(self, span: str, member: int) -> int:
         """Columns without a placeholder where the text of picture ``member`` can be."""
         image = self.images[member]
         first, last = int(image.columns.min()), int(image.columns.max())
         start, stop = {"after": (last + 1, None), "before": (0, first)}.get(span, (0, None))
         return int((~self.visual[image.sample, slice(start, stop)]).sum())
+
+
+@torch.no_grad()
+def normed(rows: Tensor, signal: Hidden, norm: Callable[[Tensor], Tensor]) -> Tensor:
+    """``rows`` as ``signal`` asks for them, ``norm`` being the decoder's last."""
+    return norm(rows) if signal.norm == "final" else rows.detach()

@@ -6,6 +6,7 @@
 | rows of the rotary table reach every layer as `position_embeddings` | 5.17 to 5.24 |
 | Qwen3-VL hands its decoder `deepstack_visual_embeds`, a list, and `visual_pos_masks` | 5.17 to 5.24 |
 | `attn_logit_softcapping` of an attention module (Gemma 2) | 5.17 to 5.24 |
+| `apply_rotary_pos_emb(q, k, cos, sin)` of a decoder's own file, where ids have one axis | 5.17 to 5.24 |
 | `decoder.norm` follows the last layer | 5.17 to 5.24 |
 | a layer norms what enters its attention by `input_layernorm` | 5.17 to 5.24 |
 | `decoder.rotary_emb(hidden, ids)`, with a third argument `layer_type` where layers differ (Gemma 3) | 5.17 to 5.24 |
@@ -14,6 +15,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from typing import Any
 
 from torch import Tensor
@@ -62,3 +64,10 @@ def rotary_embedding(decoder: Any, hidden: Tensor, ids: Tensor, kind: str) -> tu
 def final_norm(decoder: Any) -> Any:
     """The norm that follows the last layer of ``decoder``."""
     return decoder.norm
+
+
+def rotated_back(attention: Any, decoder: Any, keys: Tensor, ids: Tensor, kind: str) -> Tensor:
+    """``keys`` (B, H, N, d) of a layer of type ``kind`` as they were, had every token come ``ids`` (B, 1) places sooner."""
+    rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
+    cos, sin = rotary_embedding(decoder, keys, ids, kind)
+    return rotate(keys, keys, cos, -sin)[1]

@@ -1,0 +1,145 @@
+"""SparseVLM: words that look at the image rank its tokens, layer by layer; part of what is dropped lives on in means."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+
+from tokenreduce.kernels.rows import take_rows
+from tokenreduce.kernels.top_k import top_k
+from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.reduction import DROPPED, Reduction
+from tokenreduce.schedules import scaled_layers
+from tokenreduce.signals import Hidden, Text, TextAttention
+from tokenreduce.text_raters import PUBLISHED, PUBLISHED_PLUS, average, clusters, raters, recycled, schedule, text_score
+from tokenreduce.tokens import VisualTokens
+from tokenreduce.validation import choice
+
+ROLES = ("dropped", "kept", "recycled")
+#: decoder layers of 32 after which tokens are dropped
+LAYERS = (2, 6, 15)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseVLM(Method):
+    """Once, choose the words of the text whose embeddings are close to the image's (raters); after three decoder layers keep
+    the visual tokens that the raters attend to most, and put the best of the others together in a few means.
+
+    Attributes:
+        keep: visual tokens in a decoder layer, averaged over the layers as the paper counts them (a pruning layer by its
+            shorter output): a fraction of N, or a count per image.
+        layers: decoder layers (0-based) after which tokens are dropped; None scales 2, 6, 15 of 32 to the depth.
+        counts: tokens kept after each of them, means not counted, in place of ``keep``; None: published for 192, 128, 96 and
+            64 of 576, otherwise those for 192, scaled.
+        raters: words that may rate: ``after`` the image, as released (template words often do), or ``all`` of the prompt.
+        recycle: whether dropped tokens are put together.
+        output_order: ``raster``, each mean where its cluster's centre was; or the released ``reference`` order, means behind
+            all others, by falling score, renumbered.
+        positions: the release renumbers (``renumber``); the default keeps position ids.
+
+    Source: Zhang et al., "SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model Inference", ICML 2025,
+        arXiv 2410.04417, section 3; counts and clusters as in the authors' code (its first version).
+    Departures from the release: any batch, several images, each with raters of its own; layers scale to any depth; of equal
+        densities the lower index is denser (the release draws); position ids are kept.
+    """
+
+    name = "sparsevlm"
+    title = "what the raters among the words attend to, the rest recycled"
+    paper = "arXiv 2410.04417"
+    stages = ("projector", "llm")
+    looks_at = "embeddings of text and image, attention of the raters"
+    sees = "image"
+    counts_at = "output_average"
+
+    keep: float | int = 1 / 3
+    layers: tuple[int, ...] | None = None
+    counts: tuple[int, ...] | None = None
+    raters: Literal["after", "all"] = "after"
+    recycle: bool = True
+    output_order: Literal["raster", "reference"] = "raster"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choice("raters", self.raters, ("after", "all"))
+        choice("output_order", self.output_order, ("raster", "reference"))
+        if self.layers is not None and (not self.layers or any(b <= a for a, b in pairwise((-1, *self.layers)))):
+            raise ValueError(f"layers={self.layers!r}; allowed: ascending ints >= 0. The paper uses {LAYERS} of 32.")
+        if self.counts is not None and any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in self.counts):
+            raise ValueError(
+                f"counts={self.counts!r}; allowed: ints >= 1, one per layer. The paper uses (300, 200, 110)."
+            )
+
+    def is_identity(self, n: int) -> bool:
+        return self.counts is None and super().is_identity(n)
+
+    def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
+        depth = facts.decoder_depth
+        layers = self.layers or scaled_layers(LAYERS, 32, depth, last=depth - 2)
+        if depth < 2 or layers[-1] > depth - 2:
+            raise ValueError(
+                f"layers={layers} of a language model of {depth} layers; allowed: 0 to {depth - 2}, layers that another follows"
+            )
+        if self.counts is not None and len(self.counts) != len(layers):
+            raise ValueError(f"counts={self.counts!r}; allowed: {len(layers)} numbers, one for each of layers={layers}")
+        runs = tuple(b - a for a, b in pairwise((0, *layers, depth)))
+        n = facts.tokens_per_image
+        if n is not None and not self.is_identity(n):
+            self.kept(n, runs)
+        rate = Step("projector", needs=(Hidden(), Text(self.raters)), amount=runs)
+        cut = (
+            Step("llm", i + 1, (TextAttention(i, "mean", "marked"),), (stage, runs)) for stage, i in enumerate(layers)
+        )
+        return (rate, *cut)
+
+    def kept(self, n: int, runs: tuple[int, ...]) -> tuple[int, ...]:
+        """Tokens of an image of ``n`` to keep after each pruning layer; stretches of ``runs`` layers lie between them."""
+        if self.counts is not None:
+            return self.counts
+        published = PUBLISHED if self.recycle else PUBLISHED_PLUS
+        if n == 576 and runs == (2, 4, 9, 17) and self.keep in published:
+            return published[int(self.keep)]
+        keep = self.budget.keep
+        goal = float(keep * n if isinstance(keep, float) else keep)
+        least = average(n, (1,) * (len(runs) - 1), runs, recycle=self.recycle)
+        if least > goal + 0.5:
+            raise ValueError(
+                f"keep={keep} of {n} tokens cannot be reached: all of them pass the first {runs[0]} of {sum(runs)} layers; "
+                f"allowed: an average of {math.ceil(least)} or more. Drop earlier (layers=...), or shorten in front of the "
+                "language model, for example with tr.wrap(model, tr.Pool(keep=0.5), tr.SparseVLM())"
+            )
+        return schedule(n, goal, runs, recycle=self.recycle)
+
+    def reduce(self, tokens: VisualTokens) -> Reduction:
+        if tokens.stage == "projector":
+            visual, text = tokens.signals.values()
+            chosen = raters(text_score(visual, text), text.valid)
+            return Reduction.identity(tokens, notes={"queries": torch.where(chosen, text.column, -1)})
+        (score,) = tokens.signals.values()
+        stage, runs = tokens.amount
+        n = tokens.num_tokens
+        k = min(self.kept(tokens.layout.num_tokens, runs)[stage], max(n - 1, 1))
+        return self.cut(tokens.features, score, k) if k < n else Reduction.identity(tokens)
+
+    def cut(self, x: torch.Tensor, score: torch.Tensor, k: int) -> Reduction:
+        """Keep the ``k`` best of ``x`` (B, N, C) by ``score`` (B, N), and means of the best of the others."""
+        n = x.shape[1]
+        if not self.recycle:
+            return Reduction.top(score, k, positions=self.policy)
+        best, count = recycled(n - k)
+        order = top_k(score, k + best)
+        kept, again = order[:, :k].sort(dim=1).values, order[:, k:].sort(dim=1).values
+        centre, place = clusters(take_rows(x, again), count)
+        source = torch.cat([kept, again.gather(1, centre)], dim=1)
+        row = torch.arange(k, device=x.device).expand_as(kept)
+        assign = torch.full_like(score, DROPPED, dtype=torch.long).scatter(1, kept, row).scatter(1, again, k + place)
+        role = torch.zeros_like(assign).scatter(1, again, 2).scatter(1, kept, 1)
+        if self.output_order == "raster":
+            source, old = source.sort(dim=1)
+            new = old.argsort(dim=1)
+            assign = torch.where(assign < 0, assign, new.gather(1, assign.clamp_min(0)))
+        more: dict[str, Any] = {"score": score, "role": role, "role_names": ROLES, "positions": self.policy}
+        return Reduction.merge(assign, source, **more)
