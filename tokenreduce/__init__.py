@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tokenreduce.draw import compare, draw, explore
     from tokenreduce.layout import Layout
     from tokenreduce.method import Method, ModelFacts, Step
+    from tokenreduce.methods.aim import AIM
     from tokenreduce.methods.cdpruner import CDPruner
     from tokenreduce.methods.dart import DART
     from tokenreduce.methods.fastervlm import FasterVLM

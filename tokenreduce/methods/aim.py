@@ -1,0 +1,150 @@
+"""AIM: merge look-alikes of each frame before the language model, then drop layer by layer what its attention does not reach."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from tokenreduce.budgets import Budget
+from tokenreduce.matching import in_rounds, match, ordered
+from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.reduction import Reduction
+from tokenreduce.signals import AttentionWalk
+from tokenreduce.tokens import VisualTokens
+from tokenreduce.validation import choice, in_range
+
+STARTS = {28: 14, 32: 13}  # published, by depth: Qwen2-7B and Vicuna-7B
+SPAN = 8 / 28  # of the depth, over which all visual tokens go
+MERGED = 0.25  # published for videos: two halvings
+
+
+class Schedule(NamedTuple):
+    """Of ``depth`` layers, those after ``start`` on drop ``slope`` of the tokens that entered, each."""
+
+    depth: int
+    start: int
+    slope: float
+
+    def left(self, layer: int) -> float:
+        """Share of the tokens that are there after ``layer``."""
+        return max(0.0, 1 - self.slope * max(0, layer - self.start + 1))
+
+    def total(self, n: int) -> int:
+        """Tokens that all layers take in together, of ``n`` that enter."""
+        return sum(rounded(n, self.left(layer - 1)) for layer in range(self.depth))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AIM(Method):
+    """Merge the tokens of each frame by similarity, half of them at a time; then, after each decoder layer from a middle one on,
+    drop an equal share of them, those that a short walk along the attention of that layer reaches least, down to none.
+
+    Attributes:
+        keep: visual tokens that a decoder layer takes in, averaged over the layers: a fraction of the projected tokens, or a
+            count per image. Tokens merge as far as the schedule leaves to do; averages above its own start it later. None:
+            merging to a quarter. With ``prune=False``, what merging leaves.
+        prune: whether tokens are dropped inside the language model.
+        start: first decoder layer (0-based, l1) after which tokens are dropped; None: as published for 28 and 32 layers,
+            elsewhere half of the depth.
+        slope: share of the tokens dropped after each layer, in (0, 1]; None: all within 8 of 28 layers.
+        temperature, steps: of the walk, tau > 0 and at least 1.
+        output_order: merged tokens in ``raster`` order, or in the ``reference`` order of the release.
+
+    Source: Zhong et al., "AIM: Adaptive Inference of Multi-Modal LLMs via Token Merging and Pruning", ICCV 2025,
+        arXiv 2412.03248, sections 3.2 and 3.3; metric, order and rounding as in the authors' code.
+    Departures from the release: tokens are really dropped, where it hides them; single images merge as frames do. See its page.
+    """
+
+    name = "aim"
+    title = "merge within frames, then drop layer by layer what attention does not reach"
+    paper = "arXiv 2412.03248"
+    stages = ("projector", "llm")
+    looks_at = "features of each frame, attention of decoder layers from the middle on"
+    sees = "frame"
+    counts_at = "average"
+
+    keep: float | int | None = None
+    prune: bool = True
+    start: int | None = None
+    slope: float | None = None
+    temperature: float = 0.1
+    steps: int = 5
+    output_order: Literal["raster", "reference"] = "raster"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choice("output_order", self.output_order, ("raster", "reference"))
+        in_range("temperature", self.temperature, 1e-3, 1e3)
+        for argument, least, hint in (("start", 0, "14 of 28"), ("steps", 1, "5")):
+            value = getattr(self, argument)
+            counted = isinstance(value, int) and not isinstance(value, bool) and value >= least
+            if not counted and not (value is None and argument == "start"):
+                raise ValueError(f"{argument}={value!r}; allowed: an int >= {least}. The paper uses {hint}.")
+        if self.slope is not None and not (isinstance(self.slope, float) and 0.0 < self.slope <= 1.0):
+            raise ValueError(f"slope={self.slope!r}; allowed: a float in (0, 1]. The paper uses 0.125, of 28 layers.")
+
+    @property
+    def budget(self) -> Budget:
+        return Budget(MERGED if self.keep is None else self.keep)
+
+    def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
+        depth = facts.decoder_depth
+        if self.prune and depth < 2:
+            raise ValueError(f"prune=True in a model of {depth} decoder layers; allowed: 2 or more, or prune=False")
+        if self.start is not None and self.prune and self.start > depth - 2:
+            raise ValueError(f"start={self.start}; allowed in a language model of {depth} layers: 0 to {depth - 2}")
+        schedule = self.schedule(depth, facts.tokens_per_image) if self.prune else Schedule(1, 1, 1.0)
+        steps = [Step("projector", amount=schedule)]
+        for layer in range(schedule.start, schedule.depth - 1):
+            if schedule.left(layer - 1) > 0:
+                walk = AttentionWalk(layer, self.steps, self.temperature)
+                steps.append(Step("llm", layer=layer + 1, needs=(walk,), amount=schedule.left(layer)))
+        return tuple(steps)
+
+    def schedule(self, depth: int, n: int | None) -> Schedule:
+        """The schedule of a model of ``depth`` layers whose images have ``n`` tokens, None: of any size."""
+        slope = self.slope or 1 / max(1, round(SPAN * depth))
+        first = STARTS.get(depth, round(depth / 2)) if self.start is None else self.start
+        keep = self.keep if not isinstance(self.keep, int) or n is None else min(1.0, self.keep / n)
+        if not isinstance(keep, float) or self.start is not None:
+            return Schedule(depth, first, slope)
+        later = (Schedule(depth, start, slope) for start in range(first, depth))
+        return next(s for s in later if sum(s.left(layer - 1) for layer in range(depth)) >= keep * depth - 1e-9)
+
+    def leaving(self, tokens: VisualTokens) -> int:
+        """Tokens of an image that merging leaves, so that the layers take in ``keep`` on average."""
+        n, schedule = tokens.num_tokens, tokens.amount
+        goal = self.budget.count(n)
+        if self.keep is None:
+            return goal
+        target = goal * schedule.depth
+        if schedule.total(n) < target - schedule.depth / 2:
+            raise ValueError(
+                f"keep={self.keep} of {n} tokens: with start={schedule.start} and slope={schedule.slope:.3g} the layers take in "
+                f"{schedule.total(n) / schedule.depth:.1f} on average unmerged; allowed: fewer, or drop later (start=...)"
+            )
+        share = schedule.total(10**6) / 10**6
+        near = range(max(1, math.floor(target / share) - 1), math.ceil(target / share) + 2)
+        return min((min(k, n) for k in near), key=lambda k: abs(schedule.total(k) - target))
+
+    def reduce(self, tokens: VisualTokens) -> Reduction:
+        if tokens.stage == "llm":
+            (score,) = tokens.signals.values()
+            k = min(rounded(tokens.entered, tokens.amount), tokens.num_tokens)
+            return Reduction.top(score, k, positions=self.positions)
+        n, counts = tokens.num_tokens, []
+        k = tokens.share if isinstance(tokens.share, int) else self.leaving(tokens)
+        while n > k:
+            counts.append(min(n // 2, n - k))
+            n -= counts[-1]
+        if not counts:
+            return Reduction.identity(tokens, positions=self.positions)
+        plan = in_rounds(tokens, counts, lambda x, r, _: match(x, r), weighted=False)
+        plan.positions = self.policy
+        return ordered(plan, self.output_order)
+
+
+def rounded(n: int, share: float) -> int:
+    """``n * share`` rounded down, of a product that may fall just short of a whole number."""
+    return math.floor(n * share + 1e-6)
