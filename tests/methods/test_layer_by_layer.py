@@ -146,10 +146,12 @@ def test_caches_before_a_selection_follow_it(truncate, held):
     text = prompt(model, [1])["input_ids"].shape[1] - 16
     with tr.wrapped(model, method), torch.no_grad():
         cache = model(**prompt(model, [1]), use_cache=True).past_key_values
-        alone = [layer.keys.shape[2] - text for layer in cache.layers]
-        assert alone == held
+        lengths = [layer.keys.shape[2] - text for layer in cache.layers]
+        assert lengths == held
         together = model.generate(**inputs, max_new_tokens=4, do_sample=False)[:, -4:].tolist()
-        one = model.generate(**prompt(model, [1]), max_new_tokens=4, do_sample=False)[0, -4:].tolist()
+        real = inputs["attention_mask"][:1].bool()
+        alone = {"input_ids": inputs["input_ids"][:1][real][None], "pixel_values": inputs["pixel_values"][:1]}
+        one = model.generate(**alone, max_new_tokens=4, do_sample=False)[0, -4:].tolist()
     assert together[0] == one
 
 

@@ -88,6 +88,9 @@ class AIM(Method):
     def budget(self) -> Budget:
         return Budget(MERGED if self.keep is None else self.keep)
 
+    def is_identity(self, n: int) -> bool:
+        return self.budget.is_full  # a count is of what entered, not of what is left
+
     def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
         depth = facts.decoder_depth
         if self.prune and depth < 2:
@@ -116,7 +119,7 @@ class AIM(Method):
         """Tokens of an image that merging leaves, so that the layers take in ``keep`` on average."""
         n, schedule = tokens.num_tokens, tokens.amount
         goal = self.budget.count(n)
-        if self.keep is None:
+        if self.keep is None or goal >= n:
             return goal
         target = goal * schedule.depth
         if schedule.total(n) < target - schedule.depth / 2:
@@ -129,6 +132,8 @@ class AIM(Method):
         return min((min(k, n) for k in near), key=lambda k: abs(schedule.total(k) - target))
 
     def reduce(self, tokens: VisualTokens) -> Reduction:
+        if tokens.share is None and self.budget.count(tokens.layout.num_tokens) >= tokens.layout.num_tokens:
+            return Reduction.identity(tokens)
         if tokens.stage == "llm":
             (score,) = tokens.signals.values()
             k = min(rounded(tokens.entered, tokens.amount), tokens.num_tokens)

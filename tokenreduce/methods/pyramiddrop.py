@@ -72,7 +72,7 @@ class PyramidDrop(Method):
         return Budget(PUBLISHED if self.keep is None else self.keep)
 
     def is_identity(self, n: int) -> bool:
-        return self.ratios is None and super().is_identity(n)
+        return self.ratios is None and self.budget.is_full  # a count is of what entered, not of what is left
 
     def most(self, n: int) -> int:
         return n  # an average bounds no single stage
@@ -85,7 +85,7 @@ class PyramidDrop(Method):
                 f"layers={boundaries} of a language model of {depth} layers; allowed: boundaries from 1 to {depth - 1}, each "
                 "followed by a layer, as many as ratios"
             )
-        if n is not None and not self.is_identity(n):
+        if n is not None:
             self.lengths(n, boundaries, depth)
         return tuple(
             Step("llm", layer=b, needs=(LastQueryAttention(b, ahead=True),), amount=(boundaries, depth))
@@ -108,6 +108,8 @@ class PyramidDrop(Method):
 
         Errors: ``ValueError`` when the first stage alone takes more than the average leaves.
         """
+        if self.ratios is None and self.budget.count(n) >= n:
+            return [n] * (len(boundaries) + 1)
         if self.ratios is not None:
             return [n, *(int(n * ratio) for ratio in self.ratios)]
         runs = [b - a for a, b in pairwise((0, *boundaries, depth))]
@@ -126,4 +128,6 @@ class PyramidDrop(Method):
         (score,) = tokens.signals.values()
         boundaries, depth = tokens.amount
         planned = self.lengths(tokens.entered, boundaries, depth)[1 + boundaries.index(tokens.layer)]
+        if planned >= tokens.num_tokens:
+            return Reduction.identity(tokens)
         return Reduction.top(score, min(planned, tokens.num_tokens), positions=self.positions)
