@@ -54,18 +54,18 @@ def accuracy(row: dict[str, Any]) -> str:
 
 def methods_table() -> str:
     import tokenreduce as tr
-    from tokenreduce.registry import registry
+    from tokenreduce.registry import catalogue
 
     lines = ["| name | stage | looks at | paper | file |", "| --- | --- | --- | --- | --- |"]
     for row in tr.methods():
-        file = registry()[row["name"]].__module__.rpartition(".")[2] + ".py"
-        page = row["name"] if registry()[row["name"]].paper else "baselines"
+        file = catalogue()[row["name"]].__module__.replace(".", "/") + ".py"
+        page = row["name"] if catalogue()[row["name"]].paper else "baselines"
         cells = (
             f"[`{row['name']}`](docs/methods/{page}.md)",
             row["stages"],
             row["looks_at"],
             row["paper"],
-            f"[{file}](tokenreduce/methods/{file})",
+            f"[{Path(file).name}]({file})",
         )
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

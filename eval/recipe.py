@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tokenreduce.downscale import Downscale
     from tokenreduce.method import Method
 
 UNREDUCED = "unreduced"
@@ -54,10 +55,30 @@ def literal(text: str) -> Any:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Methods in the order a token meets them, none for the unreduced model; ``images_as_video`` as in ``tr.wrap``."""
+    """Methods in the order a token meets them, none for the unreduced model; ``images_as_video`` as in ``tr.wrap``.
+
+    ``downscale`` stands alone: it acts on pictures, and the model runs as it is.
+    """
 
     methods: tuple[Method, ...] = ()
     images_as_video: bool = False
+
+    def __post_init__(self) -> None:
+        if self.downscale is not None and (len(self.methods) > 1 or self.images_as_video):
+            beside = "images_as_video" if self.images_as_video else " + ".join(m.name for m in self.methods)
+            raise ValueError(f"downscale cannot be combined ({beside}); allowed: downscale alone, picture by picture")
+
+    @property
+    def downscale(self) -> Downscale | None:
+        """The baseline that scales pictures, where it is the recipe."""
+        from tokenreduce.downscale import Downscale
+
+        return next((m for m in self.methods if isinstance(m, Downscale)), None)
+
+    @property
+    def on_model(self) -> tuple[Method, ...]:
+        """What the model is wrapped with: ``methods``, none for ``downscale``."""
+        return () if self.downscale is not None else self.methods
 
     @classmethod
     def of(

@@ -102,11 +102,25 @@ def test_evaluation_uses_the_public_interface_only():
             }
         # where libraries are entered, and what is said when one does not fit
         inner -= {
-            f"tokenreduce.adapters.upstream.{name}" for name in ("attention", "lmms_eval", "lmms_eval_run", "seams")
+            f"tokenreduce.adapters.upstream.{name}"
+            for name in ("attention", "lmms_eval", "lmms_eval_run", "processors", "seams")
         }
         assert inner <= {
             f"tokenreduce.{public}"
-            for public in ("cost", "draw", "files", "pictures", "registry", "tables", "timing", "unreduced", *NOUNS)
+            for public in (
+                "cost",
+                "downscale",
+                "draw",
+                "files",
+                "picture_tokens",
+                "pictures",
+                "registry",
+                "scaling",
+                "tables",
+                "timing",
+                "unreduced",
+                *NOUNS,
+            )
         }, path
 
 

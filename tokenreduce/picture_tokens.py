@@ -16,15 +16,18 @@ SHAPES = (1, 2)  # their width, of their height
 
 
 class PictureTokens:
-    """Counts for one processor, each size once: do not change its settings in between."""
+    """Counts for one processor, each size once: do not change its settings in between.
 
-    def __init__(self, processor: Any) -> None:
+    ``settings``: what it is called with beside text and pictures, such as ``max_patches``.
+    """
+
+    def __init__(self, processor: Any, **settings: Any) -> None:
         if not callable(processor) or not hasattr(processor, "tokenizer"):
             raise TypeError(
                 f"processor is a {type(processor).__name__}; allowed: what AutoProcessor.from_pretrained gives for the model, "
                 "which makes tokens of text and pictures"
             )
-        self.processor = processor
+        self.processor, self._settings = processor, settings
         self._text = prompt_text(processor, ["image"], "")
         self._counts: dict[Size, int] = {}
 
@@ -32,7 +35,8 @@ class PictureTokens:
         """Visual tokens of a picture of ``size`` that is alone in its prompt, newline tokens included where a family has
         them. Errors: those of the processor."""
         if size not in self._counts:
-            made = self.processor(text=[self._text], images=[Image.new("RGB", size, "gray")], return_tensors="pt")
+            given = {"text": [self._text], "images": [Image.new("RGB", size, "gray")], "return_tensors": "pt"}
+            made = self.processor(**given, **self._settings)
             self._counts[size] = placeholders(self.processor, made["input_ids"][0].tolist())
         return self._counts[size]
 

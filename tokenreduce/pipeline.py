@@ -53,7 +53,7 @@ class Pipeline:
                     f"keep={method.keep} exceeds the {n} visual tokens of an image of this {facts.family} model; "
                     f"allowed: an int from 1 to {n}, or a float in (0, 1]"
                 )
-            if not set(method.stages) & set(facts.stages):
+            if method.stages and not set(method.stages) & set(facts.stages):
                 raise ValueError(
                     f"method={method.name!r} acts at stage {' and '.join(map(repr, method.stages))}, which a {facts.family} "
                     f"model does not offer; it offers: {', '.join(facts.stages)}"

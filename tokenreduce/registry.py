@@ -8,6 +8,7 @@ import inspect
 from typing import Any
 
 import tokenreduce.methods  # noqa: F401  (defining a method registers it)
+from tokenreduce.downscale import Downscale
 from tokenreduce.method import Method, registered
 
 
@@ -16,10 +17,15 @@ def registry() -> dict[str, type[Method]]:
     return registered()
 
 
+def catalogue() -> dict[str, type[Method]]:
+    """``registry()``, and the baseline that acts on pictures and cannot be put on a model."""
+    return {**registry(), Downscale.name: Downscale}
+
+
 def make(method: str | Method | type[Method], **parameters: Any) -> Method:
     """An instance from a name, a class or an instance, with ``parameters`` set; unknown words are errors that teach."""
     if isinstance(method, str):
-        known = registry()
+        known = catalogue()
         if method.lower() not in known:
             near = difflib.get_close_matches(method.lower(), known, n=1, cutoff=0.5)
             hint = f" Did you mean {near[0]!r}?" if near else ""

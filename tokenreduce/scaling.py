@@ -55,26 +55,35 @@ def scaled_down(picture: Image.Image, keep: float | int, processor: Any) -> Scal
 
     Example: ``inputs = processor(text=text, images=tr.scaled_down(photo, 0.25, processor).picture, return_tensors="pt")``
     """
-    return Scaling(processor, keep).scale(picture)
+    return Scaling(processor, Budget(keep)).scale(picture)
 
 
 class Scaling:
-    """``scaled_down`` for many pictures: what a size makes, and becomes, is asked once."""
+    """``scaled_down`` for many pictures: what a size makes, and becomes, is asked once.
 
-    def __init__(self, processor: Any, keep: float | int) -> None:
-        self.budget, self.tokens = Budget(keep), PictureTokens(processor)
-        self._found: dict[Size, Size] = {}
+    ``settings``: see ``PictureTokens``.
+    """
 
-    def scale(self, picture: Image.Image) -> ScaledDown:
+    def __init__(self, processor: Any, budget: Budget, **settings: Any) -> None:
+        if isinstance(budget.keep, str):
+            raise ValueError(
+                f"keep={budget.keep!r}; a picture does not choose; allowed: a fraction or a count, such as 0.25"
+            )
+        self.budget, self.tokens = budget, PictureTokens(processor, **settings)
+        self._found: dict[tuple[Size, int], Size] = {}
+
+    def scale(self, picture: Image.Image, whole: int | None = None) -> ScaledDown:
+        """``scaled_down``; ``whole``: visual tokens of the unscaled picture, where a caller has sized it by other settings."""
         if not isinstance(picture, Image.Image):
             raise TypeError(
                 f"picture is a {type(picture).__name__}; allowed: a PIL image, such as Image.open('cat.jpg')"
             )
-        whole = self.tokens.count(picture.size)
+        whole = self.tokens.count(picture.size) if whole is None else whole
         budget = self.budget.count(whole)
-        if picture.size not in self._found:
-            self._found[picture.size] = picture.size if whole <= budget else self._largest(picture.size, budget)
-        size = self._found[picture.size]
+        if (picture.size, budget) not in self._found:
+            fits = self.tokens.count(picture.size) <= budget
+            self._found[picture.size, budget] = picture.size if fits else self._largest(picture.size, budget)
+        size = self._found[picture.size, budget]
         if size != picture.size:
             picture = picture if picture.mode == "RGB" else picture.convert("RGB")
             picture = picture.resize(size, Image.Resampling.LANCZOS)

@@ -45,12 +45,13 @@ def time_prefill(
     arms: Mapping[str, Callable[[], AbstractContextManager[Any]]],
     repeats: int = REPEATS,
     by_stage: bool = False,
+    instead: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
 ) -> dict[str, list[Lap]]:
     """Time one forward pass over ``inputs`` under each context of ``arms``, taking turns, after a round of warm-up.
 
     Returns ``repeats`` laps per arm; lap i of all arms was measured in the same round, so their ratios are paired.
     ``by_stage`` measures ``tower``, ``projector`` and ``prefill``, too, which on a GPU waits for the device in between; what
-    a method does on the way into the decoder is part of the prefill.
+    a method does on the way into the decoder is part of the prefill. ``instead``: other inputs of single arms.
     """
     import torch
 
@@ -67,7 +68,7 @@ def time_prefill(
                         if stages is not None:
                             stages.seconds.clear()
                         begin = moment(device)
-                        model(**inputs, use_cache=True, logits_to_keep=1)
+                        model(**(instead or {}).get(name, inputs), use_cache=True, logits_to_keep=1)
                         total = moment(device) - begin
                         seconds = {} if stages is None else dict(stages.seconds)
                         cost = dataclasses.replace(report(model), seconds=seconds) if is_wrapped(model) else None

@@ -19,6 +19,7 @@ def prefill_flops(model: nn.Module, lengths: Sequence[int]) -> list[int]:
     return [shape.prefill([length] * shape.depth, [0] * shape.depth) for length in lengths]
 
 
-def cache_bytes(output: Any) -> int:
-    """Bytes of keys and values in the cache that a model returned with ``output``; 0 without one."""
-    return num_bytes(returned_cache(output))
+def cache_bytes(output: Any, columns: int | None = None) -> int:
+    """Bytes of keys and values in the cache that a model returned with ``output``, or that it would hold of ``columns``;
+    0 without one."""
+    return num_bytes(returned_cache(output), columns)

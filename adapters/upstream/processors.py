@@ -7,6 +7,7 @@
 | LLaVA-NeXT, LLaVA-OneVision: `image_grid_pinpoints`; `select_best_resolution` and `get_patch_output_size` | 5.17 to 5.24 |
 | InternVL: `crop_to_patches`; Aya Vision: a processor with `tile_token`, `min_patches`, `max_patches` | 5.17 to 5.24 |
 | Idefics3, SmolVLM: `do_image_splitting`, `max_image_size`, a longest edge of 4096 at most | 5.17 to 5.24 |
+| `do_resize` beside `images_kwargs` and `videos_kwargs`: for both, and for one of them | 5.17 to 5.24 |
 | `image_token_id`, `image_token_ids`: what is written for a picture; in some families with the markers around it | 5.17 to 5.24 |
 | Gemma 3: `do_pan_and_scan`, `pan_and_scan_min_crop_size`, `_max_num_crops`, `_min_ratio_to_activate` | 5.17 to 5.24 |
 """
@@ -14,7 +15,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,3 +75,17 @@ def placeholders(processor: Any, ids: Sequence[int]) -> int:
     named = {getattr(processor, "image_token_id", None), *(getattr(processor, "image_token_ids", None) or ())}
     counts = Counter(token for token in ids if token in named)
     return max(counts.values(), default=0)
+
+
+def sized_before(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Of ``arguments`` of a processor, that which says that pictures have their size already; nothing where they do not."""
+    return {} if arguments.get("do_resize", True) else {"do_resize": False}
+
+
+def scaled_call(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """``arguments`` of a processor for pictures of a new size: sized by the processor where the caller had done it before."""
+    if not sized_before(arguments):
+        return dict(arguments)
+    given = {name: value for name, value in arguments.items() if name != "do_resize"}
+    own = {"images_kwargs": True, "videos_kwargs": False}
+    return given | {name: {**given.get(name, {}), "do_resize": resize} for name, resize in own.items()}

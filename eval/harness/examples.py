@@ -25,7 +25,8 @@ class Examples:
 
     ``pictures``: task, doc_id, question, a JPEG in base64 of the images side by side, or of frames of a video, and the ``key`` to
     it; of the images themselves where nothing is reduced. ``problems``: what could not be drawn, and why; a picture is never a
-    reason to fail. ``prompts``: the inputs of these questions' batches, for ``first_token``.
+    reason to fail. ``prompts``: the inputs of these questions' batches, for ``first_token``; ``unscaled``: the same before their
+    pictures were scaled down, where they are.
     """
 
     def __init__(self, requests: Sequence[Any], processor: Any) -> None:
@@ -33,6 +34,7 @@ class Examples:
         self.pictures: list[dict[str, Any]] = []
         self.failed: list[str] = []
         self.prompts: list[dict[str, Any]] = []
+        self.unscaled: list[dict[str, Any]] = []
         self.tasks = {r.task_name: t for r in requests if (t := task_of(r)) is not None}
         documents = [(r.task_name, r.doc_id) for r in requests]
         self.wanted: set[tuple[str, int]] = set()
@@ -45,10 +47,17 @@ class Examples:
         unknown = "lmms-eval's model does not tell which question it answered"
         return [*self.failed, *(f"{task} {doc_id}: {unknown}" for task, doc_id in sorted(self.wanted))]
 
-    def observe(self, model: Any, documents: Sequence[tuple[str, int]], arguments: dict[str, Any]) -> None:
-        """Called after ``model.generate(**arguments)`` answered ``documents``, one per row of its batch."""
+    def observe(
+        self, model: Any, documents: Sequence[tuple[str, int]], arguments: dict[str, Any], whole: Any = None
+    ) -> None:
+        """Called after ``model.generate(**arguments)`` answered ``documents``, one per row of its batch.
+
+        ``whole``: the inputs before pictures were scaled down, where they were.
+        """
         if not self.wanted.isdisjoint(documents):
             self.prompts.append(prompt_of(model, arguments))
+            if whole is not None:
+                self.unscaled.append(prompt_of(model, arguments | dict(whole.to(model.device, model.dtype))))
         for row, (task, doc_id) in enumerate(documents):
             if (task, doc_id) not in self.wanted:
                 continue

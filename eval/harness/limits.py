@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tokenreduce.budgets import Budget
+
 #: models of lmms-eval that answer one prompt at a time
 ONE_AT_A_TIME = ("llava_hf", "internvl_hf")
 
@@ -45,3 +47,13 @@ def check_measured(outlines: Mapping[str, Mapping[str, Any]], base: str) -> None
                 f"task {task} does not generate once per question (output_type: {about['output_type']}), and only that is "
                 f"measured; allowed: output_type: {MEASURED}. lmms_eval --model tokenreduce evaluates it without costs"
             )
+
+
+def check_fixed(number: int | None, processor: str, budget: Budget) -> None:
+    """Raise ``ValueError`` for pictures to be scaled down where ``processor`` makes one ``number`` of tokens of all."""
+    if number is not None and budget.count(number) < number:
+        raise ValueError(
+            f"downscale keep={budget.keep}: {processor} makes {number} visual tokens of every picture, whatever its size, so "
+            "scaling it down saves nothing; allowed: models of dynamic resolution, such as Qwen-VL, LLaVA-NeXT and InternVL. "
+            "pool averages tokens to any count inside the model"
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,14 +29,16 @@ class Meter:
     the batch's. A prompt that is answered by several beams or several times over costs what all of them do; new_tokens are
     those of its answers, up to where each ends.
 
-    ``observe`` is called after each batch with the model, its documents, where these are known, and what ``generate`` was given.
+    ``observe`` is called after each batch with the model, its documents, where these are known, what ``generate`` was given,
+    and the inputs of unscaled pictures, which ``unscaled`` tells of the prompts; None where pictures are not scaled.
     """
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
         self.errors: list[tuple[str, list[tuple[str, int]]]] = []
         self.seen: list[tuple[str, int]] = []
-        self.observe: Callable[[Any, list[Any], dict[str, Any]], None] = lambda model, documents, arguments: None
+        self.observe: Callable[[Any, list[Any], dict[str, Any], Any], None] = lambda *given: None
+        self.unscaled: Callable[[Any], Mapping[str, Any] | None] = lambda ids: None
         self._last: Any = None
 
     @contextmanager
@@ -48,10 +50,12 @@ class Meter:
         def generate(*args: Any, **kwargs: Any) -> Any:
             ids = kwargs.get("input_ids", args[0] if args else None)
             documents, self.seen[:] = list(dict.fromkeys(self.seen)), []
-            bare = FirstPass()
-            handles = [model.register_forward_hook(timer.first), *bare.attach(model)]
-            timer.start()
+            handles: list[Any] = []
             try:
+                whole = self.unscaled(ids)
+                bare = FirstPass(None if whole is None else whole["input_ids"].shape[1])
+                handles += [model.register_forward_hook(timer.first), *bare.attach(model)]
+                timer.start()
                 out = original(*args, **kwargs)
             except Exception as error:
                 self.errors.append((f"{type(error).__name__}: {' '.join(str(error).split())[:500]}", documents))
@@ -60,9 +64,9 @@ class Meter:
                 for handle in handles:
                     handle.remove()
             timer.stop()
-            self._note(model, ids, kwargs, getattr(out, "sequences", out), documents, timer, bare)
+            self._note(model, ids, kwargs, getattr(out, "sequences", out), documents, timer, bare, whole)
             if ids is not None and len(documents) == len(ids):
-                self.observe(model, documents, kwargs)
+                self.observe(model, documents, kwargs, whole)
             return out
 
         model.generate = generate
@@ -82,11 +86,12 @@ class Meter:
         documents: list[Any],
         timer: _CallTimer,
         bare: FirstPass,
+        whole: Mapping[str, Any] | None,
     ) -> None:
         batch = out.shape[0] if ids is None else ids.shape[0]
         prompt = 0 if ids is None else ids.shape[1]
         cost = self._reduced(model) if tr.is_wrapped(model) else []
-        cost = cost or unreduced(model, ids, arguments.get("attention_mask"), bare)  # a prompt of text alone, too
+        cost = cost or unreduced(model, ids, arguments.get("attention_mask"), bare, whole)  # text alone, too
         written = new_tokens(out[:, prompt:], batch, *ends(model, arguments))
         shared = {
             "ttft_ms": timer.ttft_ms,

@@ -36,9 +36,8 @@ from ..sweep.identity import code_identity, combined, model_hash
 from .examples import Examples
 from .failures import EvaluationFailed, exit_on_error, expect_results
 from .meter import Meter, summary, without_padding
+from .scaled import ScalingProcessor, processor_name, scale_pictures
 from .settings import Settings
-
-PROCESSORS = ("processor", "_image_processor")  # what base models call theirs
 
 
 class Reduced:
@@ -60,6 +59,7 @@ class Reduced:
     model: Any
     rank: int
     task_dict: Any
+    scaling: ScalingProcessor | None
 
     def __init__(self, settings: Settings, base: str, arguments: dict[str, Any]) -> None:
         super().__init__(**arguments)
@@ -99,8 +99,9 @@ class Reduced:
         """Put ``recipe`` on the model instead of what is there. Errors: those of ``tr.wrap``; then nothing is on it."""
         if tr.is_wrapped(self.model):
             tr.unwrap(self.model)
-        if recipe.methods:
-            tr.wrap(self.model, *recipe.methods, images_as_video=recipe.images_as_video)
+        self.scaling = scale_pictures(self, recipe.downscale)
+        if recipe.on_model:
+            tr.wrap(self.model, *recipe.on_model, images_as_video=recipe.images_as_video)
         self.recipe = recipe
 
     def clean(self) -> None:
@@ -123,10 +124,10 @@ class Reduced:
             self._check_prompts()
             meter, documents = Meter(), self.task_dict
             if self.with_examples:
-                self.examples = Examples(
-                    requests, next((getattr(self, name) for name in PROCESSORS if hasattr(self, name)), None)
-                )
+                self.examples = Examples(requests, getattr(self, processor_name(self) or "", None))
                 meter.observe = self.examples.observe
+            if self.scaling is not None:
+                meter.unscaled, self.scaling.problem = self.scaling.unscaled, None
             self.task_dict = DocumentRecorder(documents, meter.seen)
             try:
                 with meter.watching(self.model), self._without_pictures():
@@ -137,6 +138,8 @@ class Reduced:
                 raise EvaluationFailed(f"{type(error).__name__}: {error}{_documents(meter.seen)}") from error
             finally:
                 self.task_dict = documents
+            if self.scaling is not None and self.scaling.problem is not None:  # the base model went on
+                raise EvaluationFailed(str(self.scaling.problem)) from self.scaling.problem
             self._conclude(requests, answers_of(answers), meter)
         return answers
 
@@ -159,7 +162,7 @@ class Reduced:
     @contextmanager
     def _without_pictures(self) -> Iterator[None]:
         """Let the base model's processor take prompts without pictures."""
-        name = next((name for name in PROCESSORS if hasattr(self, name)), None)
+        name = processor_name(self)
         if name is None:
             yield
             return

@@ -10,6 +10,7 @@ from typing import Any
 
 from tokenreduce.adapters.upstream.lmms_eval import run_task, silence
 from tokenreduce.adapters.upstream.seams import UpstreamChanged, misfit
+from tokenreduce.scaling import BudgetUnreachable
 
 from ..recipe import Recipe
 from ..results import environment
@@ -88,8 +89,8 @@ class Evaluator:
             **scores(results, cell.task, measured["samples"], self.lm.tasks),
             "measured": measured["summary"],
             "empty_answers": measured["empty_answers"],
-            "first_token": first_token(self.lm.model, cell.recipe, examples.prompts),
-            "whole_prefill": whole_prefill(self.lm.model, cell.recipe, examples.prompts),
+            "first_token": first_token(self.lm.model, cell.recipe, examples.prompts, examples.unscaled),
+            "whole_prefill": whole_prefill(self.lm.model, cell.recipe, examples.prompts, examples.unscaled),
             "pictures": examples.pictures,
             "not_drawn": examples.problems,
             "environment": environment(self.lm.model),
@@ -97,6 +98,8 @@ class Evaluator:
 
 
 def _kind(error: Exception) -> str:
+    if isinstance(error, BudgetUnreachable) or isinstance(error.__cause__, BudgetUnreachable):
+        return "refused"
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, (ImportError, UpstreamChanged)) or UpstreamChanged.__name__ in text:
         return MISFIT

@@ -30,9 +30,13 @@ KEEP = (0.5, 0.25, 0.11)
 
 @dataclass(frozen=True)
 class Grid:
-    """``cells`` in the order they run: per model and task the unreduced model, ``random`` at every budget, the methods."""
+    """``cells`` in the order they run: per model and task the unreduced model, ``random`` at every budget, the methods.
+
+    ``by_default``: the methods are all that there are, because none were named.
+    """
 
     cells: tuple[Cell, ...]
+    by_default: bool = False
 
     @classmethod
     def read(cls, file: Path, **changes: Any) -> Grid:
@@ -81,9 +85,8 @@ class Grid:
             (model, task, recipe, seed if drawn[task] else None)
             for model, task, (recipe, seed) in itertools.product(models, tasks, recipes)
         )
-        return cls(
-            tuple(Cell(model, task, recipe, seed=seed, **shared) for model, task, recipe, seed in dict.fromkeys(found))
-        )
+        cells = (Cell(model, task, recipe, seed=seed, **shared) for model, task, recipe, seed in dict.fromkeys(found))
+        return cls(tuple(cells), by_default=not _several(content.get("methods")))
 
     @property
     def tasks(self) -> list[str]:

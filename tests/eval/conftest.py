@@ -5,7 +5,15 @@ from __future__ import annotations
 import os
 
 import pytest
+import test_zoo_processors as processors
 
+from tokenreduce.eval import tiny_models as zoo
+
+TEMPLATE = (
+    "{% for m in messages %}{% if m.content is string %}{{ m.content }} {% else %}{% for p in m.content %}"
+    "{% if p.type == 'image' %}{{ ' <image> ' }}{% elif p.type == 'text' %}{{ p.text }}{% endif %}{% endfor %}{% endif %}"
+    "{% endfor %} word"
+)
 NEEDS = "lmms-eval is not installed; pip install 'tokenreduce[eval]'"
 
 
@@ -55,3 +63,15 @@ def lm(own_folders):
     made = get_model("tokenreduce").create_from_arg_string("pretrained=demo,device=cpu")
     made.reused = True
     return made
+
+
+@pytest.fixture
+def folder(request, tmp_path):
+    """A tiny model of a family with a processor that has a word for every token it may say."""
+    model = zoo.build(request.param)
+    made = processors.processor(request.param)
+    made.tokenizer.add_tokens([f"w{i}" for i in range(model.config.get_text_config().vocab_size)])
+    made.chat_template = TEMPLATE
+    made.save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path)
+    return request.param, tmp_path

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import pytest
-import test_zoo_processors as processors
 
 import tokenreduce as tr
-from tokenreduce.eval import tiny_models as zoo
 from tokenreduce.eval.recipe import Recipe
 
 pytest.importorskip("lmms_eval", reason="lmms-eval is not installed; pip install 'tokenreduce[eval]'")
@@ -21,23 +19,6 @@ FAMILIES = {  # model_type: (batch, arguments of the base model)
     "qwen3_vl": (2, SMALL),
     "internvl": (1, {}),
 }
-TEMPLATE = (
-    "{% for m in messages %}{% if m.content is string %}{{ m.content }} {% else %}{% for p in m.content %}"
-    "{% if p.type == 'image' %}{{ ' <image> ' }}{% elif p.type == 'text' %}{{ p.text }}{% endif %}{% endfor %}{% endif %}"
-    "{% endfor %} word"
-)
-
-
-@pytest.fixture
-def folder(request, tmp_path):
-    """A tiny model of a family with a processor that has a word for every token it may say."""
-    model = zoo.build(request.param)
-    made = processors.processor(request.param)
-    made.tokenizer.add_tokens([f"w{i}" for i in range(model.config.get_text_config().vocab_size)])
-    made.chat_template = TEMPLATE
-    made.save_pretrained(tmp_path)
-    model.save_pretrained(tmp_path)
-    return request.param, tmp_path
 
 
 @pytest.mark.parametrize("folder", FAMILIES, indirect=True)

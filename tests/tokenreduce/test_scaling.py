@@ -78,7 +78,7 @@ def test_figures_by_hand(processor):
 @pytest.mark.parametrize("processor", ["qwen2_5_vl"], indirect=True)
 def test_a_size_is_asked_once_and_few_are(processor):
     calls = []
-    asked = Scaling(processor, 0.25)
+    asked = Scaling(processor, Budget(0.25))
     asked.tokens.processor = type("Counted", (), {
         "__call__": lambda self, **given: calls.append(given["images"][0].size) or processor(**given),
         "__getattr__": lambda self, name: getattr(processor, name),

@@ -75,7 +75,7 @@ def sweep(
     from tokenreduce.eval.harness import require, told
     from tokenreduce.eval.recipe import literal
     from tokenreduce.eval.sweep import Grid, Store, SweepFailed, run
-    from tokenreduce.eval.sweep.checks import check
+    from tokenreduce.eval.sweep.checks import check, served
 
     require()
     flags = _given(
@@ -96,7 +96,10 @@ def sweep(
         )
     made = Grid.of(flags) if grid is None else Grid.read(grid, **flags)
     check(made)
+    made, left_out = served(made)
     store = Store(out)
+    for why in left_out:
+        Console(soft_wrap=True, highlight=False).print(f"left out: {why}", markup=False)
     if dry_run:
         _preview(made, store)
         return

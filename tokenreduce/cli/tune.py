@@ -88,6 +88,7 @@ def tune(
 
 def reasons(found: Choice, questions: int) -> list[str]:
     """What was picked and why, in sentences."""
+    from tokenreduce.downscale import Downscale
     from tokenreduce.eval.recipe import UNREDUCED
 
     wish, best = found.wish, found.best
@@ -98,7 +99,10 @@ def reasons(found: Choice, questions: int) -> list[str]:
             near = min(found.points, key=lambda p: -p.gain if wish.target is not None else p.flops)
             said.append(f"Nearest: {near.method} keep={near.keep} with {_kept(near)} at {near.flops:.0%} of the FLOPs.")
         return said
-    said.append(f"Pick: {best.method} keep={best.keep}, that is tr.wrap(model, {best.method!r}, keep={best.keep})")
+    call = f"tr.wrap(model, {best.method!r}, keep={best.keep})"
+    if best.method == Downscale.name:
+        call = f"tr.scaled_down(picture, {best.keep}, processor)"
+    said.append(f"Pick: {best.method} keep={best.keep}, that is {call}")
     said.append(
         f"Why: {_kept(best)} on {questions} questions with {best.tokens:.0%} of the visual tokens and "
         f"{best.flops:.0%} of the prefill FLOPs; "

@@ -9,7 +9,6 @@ from importlib import import_module
 from pkgutil import iter_modules
 from types import ModuleType
 
-from tokenreduce.method import registered
 from tokenreduce.tables import Table
 
 for _module in iter_modules(__path__):
@@ -18,18 +17,18 @@ for _module in iter_modules(__path__):
 
 class _Folder(ModuleType):
     def __call__(self) -> Table:
-        """One row per method: name, title, stages, what it looks at, parameters with defaults, paper."""
+        """One row per method, baselines last: name, title, stages, what it looks at, parameters with defaults, paper."""
         return Table(
             {
                 "name": name,
                 "title": cls.title,
-                "stages": " + ".join(cls.stages),
+                "stages": " + ".join(cls.stages) or "the picture",
                 "media": ", ".join(cls.media),
                 "looks_at": cls.looks_at,
                 "parameters": ", ".join(f"{f.name}={f.default!r}" for f in dataclasses.fields(cls)),
                 "paper": cls.paper or "baseline",
             }
-            for name, cls in registered().items()
+            for name, cls in import_module("tokenreduce.registry").catalogue().items()
         )
 
 
