@@ -26,6 +26,7 @@ from tokenreduce.loading import model_inputs, quiet
 HERE = Path(__file__).resolve().parent
 PICTURES = HERE / "images/gallery"
 KEEP = 0.25
+PAGE_KEEPS = (0.5, 0.25, 0.11)
 WIDE = 280  # pixels of one picture
 
 
@@ -65,11 +66,28 @@ def every_method(model, processor, photo: Image.Image) -> list[str]:
         "## Every method\n",
         f"A photograph at {KEEP:.0%} of the tokens: kept patches in their pixels, dropped ones dark, merged groups in their mean "
         f"colour, outlines by role. Methods for video leave a single picture alone. In this order: {', '.join(names)}.\n",
-        save("every_method", sheet(*map(list, zip(*kept)), 4, tile=WIDE)),
+        save("every_method", sheet(*map(list, zip(*kept)), 6, tile=190)),
         "## What they rank by\n",
         f"The score each token was last ranked by, from dark (low) to bright (high): {', '.join(n for _, n in ranked)}.\n",
-        save("scores", sheet(*map(list, zip(*ranked)), 4, tile=WIDE)),
+        save("scores", sheet(*map(list, zip(*ranked)), 6, tile=190)),
     ]
+
+
+def one_by_one(model, processor, scene) -> None:
+    """What each method keeps of one scene at three budgets, as a picture for its page."""
+    folder = HERE / "images/methods"
+    folder.mkdir(parents=True, exist_ok=True)
+    for row in tr.methods():
+        if row["paper"] == "baseline" or "image" not in row["media"]:
+            continue
+        drawn = [
+            draw(traced(model, processor, scene.image, row["name"], question=scene.question, keep=keep), scene.image,
+                 processor, caption=False, side=420)
+            for keep in PAGE_KEEPS
+        ]  # fmt: skip
+        made = sheet(drawn, [f"keep={keep}" for keep in PAGE_KEEPS], len(drawn), tile=WIDE)
+        small = made.quantize(220, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        small.save(folder / f"{row['name']}.png", optimize=True)
 
 
 def stages(model, processor, cat: Image.Image, scene) -> list[str]:
@@ -166,6 +184,7 @@ def main() -> None:
         "slider through stages and layers, and for the token under the pointer what stands for it, its role and its score. In a "
         "notebook, `tr.explore(model, processor, images, question)` is a panel with method, budget, stage and picture.\n",
     ]
+    one_by_one(model, processor, scene)
     (HERE / "gallery.md").write_text("\n".join(lines))
 
 

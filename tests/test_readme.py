@@ -32,3 +32,4 @@ def test_every_method_has_a_page_that_names_its_paper():
     for name, cls in registry().items():
         page = (ROOT / "docs/methods" / f"{name if cls.paper else 'baselines'}.md").read_text()
         assert (cls.paper.removeprefix("arXiv ") if cls.paper else f"`{name}`") in page, name
+        assert not cls.paper or "](../images/" in page, f"{name}: no picture, see docs/make_gallery.py"
