@@ -50,7 +50,7 @@ def answered(bench: Bench, *methods: Any) -> tuple[list[bool], float]:
 def jobs(model: Any, only: list[str] | None) -> tuple[dict[str, Any], dict[str, str]]:
     """Methods to run by their key, and why others cannot be."""
     names = [row["name"] for row in tr.methods()]
-    refused = servable(model, names, 0.25)
+    refused = servable(model, names, KEEPS)
     found: dict[str, Any] = {"unreduced": ()}
     for count in LADDER:
         found |= {f"{CONTROL}|{count}|{seed}": (tr.Random(keep=count, seed=seed),) for seed in SEEDS}

@@ -20,8 +20,10 @@ from PIL import Image
 import tokenreduce as tr
 from tokenreduce.draw import animate, draw, sheet, step_names, strip
 from tokenreduce.eval import demo
+from tokenreduce.eval.demo.measure import servable
 from tokenreduce.eval.demo.video import video_prompt, video_questions
 from tokenreduce.loading import model_inputs, quiet
+from tokenreduce.registry import registry
 
 HERE = Path(__file__).resolve().parent
 PICTURES = HERE / "images/gallery"
@@ -55,7 +57,9 @@ def save(name: str, picture: Image.Image) -> str:
 
 def every_method(model, processor, photo: Image.Image) -> list[str]:
     """All methods on one photograph, and what those that rank were ranking by."""
-    names = [row["name"] for row in tr.methods()]
+    names = [row["name"] for row in tr.methods() if row["name"] in registry()]
+    refused = servable(model, [name for name in names if "image" in registry()[name].media], [KEEP])
+    names = [name for name in names if name not in refused]
     kept, ranked = [], []
     for name in names:
         trace = traced(model, processor, photo, name, keep=KEEP)
@@ -65,7 +69,9 @@ def every_method(model, processor, photo: Image.Image) -> list[str]:
     return [
         "## Every method\n",
         f"A photograph at {KEEP:.0%} of the tokens: kept patches in their pixels, dropped ones dark, merged groups in their mean "
-        f"colour, outlines by role. Methods for video leave a single picture alone. In this order: {', '.join(names)}.\n",
+        f"colour, outlines by role. Methods for video leave a single picture alone. In this order: {', '.join(names)}."
+        + "".join(f" Not here: {name} ({why.partition(';')[0]})." for name, why in refused.items())
+        + "\n",
         save("every_method", sheet(*map(list, zip(*kept)), 6, tile=190)),
         "## What they rank by\n",
         f"The score each token was last ranked by, from dark (low) to bright (high): {', '.join(n for _, n in ranked)}.\n",
@@ -80,12 +86,13 @@ def one_by_one(model, processor, scene) -> None:
     for row in tr.methods():
         if row["paper"] == "baseline" or "image" not in row["media"]:
             continue
+        keeps = [keep for keep in PAGE_KEEPS if not servable(model, [row["name"]], [keep])]
         drawn = [
             draw(traced(model, processor, scene.image, row["name"], question=scene.question, keep=keep), scene.image,
                  processor, caption=False, side=420)
-            for keep in PAGE_KEEPS
+            for keep in keeps
         ]  # fmt: skip
-        made = sheet(drawn, [f"keep={keep}" for keep in PAGE_KEEPS], len(drawn), tile=WIDE)
+        made = sheet(drawn, [f"keep={keep}" for keep in keeps], len(drawn), tile=WIDE)
         small = made.quantize(220, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
         small.save(folder / f"{row['name']}.png", optimize=True)
 

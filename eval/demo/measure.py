@@ -131,8 +131,8 @@ class Bench:
         return found
 
 
-def servable(model: nn.Module, names: Sequence[str], keep: float | int) -> dict[str, str]:
-    """Why the methods ``names`` that this model cannot serve cannot be served; empty when it serves all."""
+def servable(model: nn.Module, names: Sequence[str], keeps: Sequence[float | int]) -> dict[str, str]:
+    """Why the methods ``names`` that this model cannot serve at all of ``keeps`` cannot be served; empty when it serves all."""
     import tokenreduce as tr
 
     reasons = {}
@@ -142,8 +142,9 @@ def servable(model: nn.Module, names: Sequence[str], keep: float | int) -> dict[
             reasons[name] = f"it reduces {media[name]} only; see the table of videos"
             continue
         try:
-            with tr.wrapped(model, name, keep=keep):
-                pass
+            for keep in keeps:
+                with tr.wrapped(model, name, keep=keep):
+                    pass
         except (TypeError, ValueError) as error:
             reasons[name] = str(error)
     return reasons

@@ -112,7 +112,7 @@ def run(
         raise ValueError(f"methods={','.join(unknown)!r} unknown; allowed: {', '.join(known)}")
     model, processor = load() if loaded is None else loaded
     wanted = [name for name in known if name in shown]
-    skipped = servable(model, wanted, keeps[0])
+    skipped = servable(model, wanted, [*keeps, HARD_KEEP])
     if methods not in (None, "all") and skipped:
         raise ValueError("; ".join(f"{name}: {reason}" for name, reason in skipped.items()))
     wanted = [name for name in wanted if name not in skipped]

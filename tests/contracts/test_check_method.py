@@ -11,6 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 import tokenreduce as tr
+from tokenreduce import method
 from tokenreduce.cli import app
 from tokenreduce.eval import tiny_models
 from tokenreduce.eval.method_check import ContractViolation
@@ -212,7 +213,8 @@ class Mine(tr.Method):
 """
 
 
-def test_the_command_takes_a_class_of_a_file(tmp_path: Path):
+def test_the_command_takes_a_class_of_a_file(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(method, "_REGISTERED", dict(method._REGISTERED))  # the file's class is forgotten afterwards
     (tmp_path / "mine.py").write_text(OWN)
     place = f"{tmp_path / 'mine.py'}:Mine"
     run = CliRunner().invoke(app, ["check-method", place, "--keep", "0.5", "--family", "llava"])

@@ -31,6 +31,9 @@ def watcher(change=None, needs=(ROWS,)):
         def is_identity(self, n: int) -> bool:
             return False
 
+        def most(self, n: int) -> int:
+            return n
+
         def reduce(self, tokens):
             seen.append(tokens)
             return Reduction.identity(tokens) if change is None else change(tokens)
