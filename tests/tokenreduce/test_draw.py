@@ -17,6 +17,7 @@ from tokenreduce.draw import ROLE_COLORS, cell_boxes, describe, draw, figure, im
 from tokenreduce.draw.caption import font_of, one_size, wrapped
 from tokenreduce.layout import Layout
 from tokenreduce.provenance import ImageTrace, StageTrace
+from tokenreduce.registry import registry
 
 GRID = Layout(12, 12)
 
@@ -134,7 +135,7 @@ def test_caption_counts():
     assert describe(image_trace(Layout(2, 2))) == "all 4 tokens kept"
 
 
-@pytest.mark.parametrize("method", [row["name"] for row in tr.methods()])
+@pytest.mark.parametrize("method", list(registry()))
 def test_every_method_can_be_drawn(method):
     model = models.llava(grid=6)
     inputs = models.prompt(model, [2])

@@ -19,6 +19,7 @@ from tokenreduce.draw.token_map import token_map
 from tokenreduce.eval import demo
 from tokenreduce.layout import Layout
 from tokenreduce.provenance import ImageTrace, StageTrace
+from tokenreduce.registry import registry
 
 PLAIN = Image.new("RGB", (100, 100), (90, 90, 90))
 
@@ -190,7 +191,7 @@ def test_frames_given_as_images_make_a_strip_too():
     assert strip(trace, [PLAIN] * 3, heat=True, side=100).height > 100
 
 
-@pytest.mark.parametrize("method", [row["name"] for row in tr.methods()])
+@pytest.mark.parametrize("method", list(registry()))
 def test_a_trace_shows_itself(method):
     model = models.llava(grid=6)
     inputs = models.prompt(model, [2])
