@@ -11,6 +11,14 @@ def choice(argument: str, value: Any, allowed: tuple[Any, ...]) -> None:
         raise ValueError(f"{argument}={value!r}; allowed: {', '.join(map(repr, allowed))}")
 
 
+def whole(argument: str, value: Any, least: int, more: str = "", *, none: bool = False) -> None:
+    """An int from ``least`` on, or None where ``none``; ``more``: what it counts, and what the paper uses."""
+    if none and value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{argument}={value!r}; allowed: an int >= {least}{', or None' * none}{more}")
+
+
 def ascending(argument: str, value: Any, least: int, hint: str) -> None:
     """Layers or blocks: at least one, ints from ``least`` on, each once."""
     whole = isinstance(value, tuple) and all(isinstance(x, int) and not isinstance(x, bool) for x in value)

@@ -250,3 +250,26 @@ def test_quotas_are_met_and_suppressed_tokens_come_back():
         assert sum(got) == k - cls
         assert all(0 <= g <= n for g, n in zip(got, size))
         assert all(g >= 1 for g, n in zip(got, size) if n)
+
+
+def one_after_the_other(similar, rank, group, limit):
+    taken = torch.zeros_like(rank, dtype=torch.bool)
+    for b in range(len(rank)):
+        waits = rank[b] > 0
+        for i in rank[b].sort(descending=True, stable=True).indices.tolist():
+            if waits[i]:
+                taken[b, i] = True
+                waits &= ~((similar[b, i] > limit[b]) & (group[b] == group[b, i]))
+    return taken
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_groups_suppressed_side_by_side_equal_one_token_after_the_other(seed) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    n = int(torch.randint(1, 60, (1,), generator=generator))
+    unit = torch.nn.functional.normalize(torch.randn(3, n, 4, generator=generator), dim=2)
+    rank = (torch.rand(3, n, generator=generator) * 6).round() / 6 - 0.2 * (seed % 2)  # ties, and some below 0
+    group = torch.randint(0, min(5, n), (3, n), generator=generator)
+    limit = torch.rand(3, generator=generator) * 1.5  # above 1: nothing is set aside
+    given = (unit @ unit.mT, rank, group, limit)
+    assert torch.equal(prunesid.suppressed(*given), one_after_the_other(*given))

@@ -12,7 +12,7 @@ from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.reduction import Reduction
 from tokenreduce.signals import AttentionWalk
 from tokenreduce.tokens import VisualTokens
-from tokenreduce.validation import choice, in_range
+from tokenreduce.validation import choice, in_range, whole
 
 STARTS = {28: 14, 32: 13}  # published, by depth: Qwen2-7B and Vicuna-7B
 SPAN = 8 / 28  # of the depth, over which all visual tokens go
@@ -77,10 +77,7 @@ class AIM(Method):
         choice("output_order", self.output_order, ("raster", "reference"))
         in_range("temperature", self.temperature, 1e-3, 1e3)
         for argument, least, hint in (("start", 0, "14 of 28"), ("steps", 1, "5")):
-            value = getattr(self, argument)
-            counted = isinstance(value, int) and not isinstance(value, bool) and value >= least
-            if not counted and not (value is None and argument == "start"):
-                raise ValueError(f"{argument}={value!r}; allowed: an int >= {least}. The paper uses {hint}.")
+            whole(argument, getattr(self, argument), least, f". The paper uses {hint}.", none=argument == "start")
         if self.slope is not None and not (isinstance(self.slope, float) and 0.0 < self.slope <= 1.0):
             raise ValueError(f"slope={self.slope!r}; allowed: a float in (0, 1]. The paper uses 0.125, of 28 layers.")
 

@@ -14,7 +14,7 @@ from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.reduction import Reduction
 from tokenreduce.signals import Columns, DecoderKeys, Hidden, Text
 from tokenreduce.tokens import VisualTokens
-from tokenreduce.validation import choice
+from tokenreduce.validation import choice, whole
 
 ROLES = ("dropped", "pivot", "claimed")
 
@@ -60,10 +60,7 @@ class DART(Method):
         choice("pivot_order", self.pivot_order, ("reference", "norm"))
         for argument, least in (("layer", 1), ("image_pivots", 0), ("text_pivots", 0)):
             value = getattr(self, argument)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(
-                    f"{argument}={value!r}; allowed: an int >= {least}. The paper uses 2 layers, 4 and 4 pivots."
-                )
+            whole(argument, value, least, ". The paper uses 2 layers, 4 and 4 pivots.")
         if not self.image_pivots:
             raise ValueError("image_pivots=0; allowed: an int >= 1, since an image may come without text behind it")
 

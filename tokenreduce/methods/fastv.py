@@ -9,7 +9,7 @@ from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.reduction import Reduction
 from tokenreduce.signals import AttentionReceived, LastQueryAttention, Signal
 from tokenreduce.tokens import VisualTokens
-from tokenreduce.validation import choice
+from tokenreduce.validation import choice, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +40,7 @@ class FastV(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         choice("query", self.query, ("last", "all"))
-        if isinstance(self.layer, bool) or not isinstance(self.layer, int) or self.layer < 1:
-            raise ValueError(
-                f"layer={self.layer!r}; allowed: an int >= 1, the number of decoder layers that still see every token. "
-                "The paper uses 2."
-            )
+        whole("layer", self.layer, 1, ", the number of decoder layers that still see every token. The paper uses 2.")
 
     def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
         if self.layer >= facts.decoder_depth:

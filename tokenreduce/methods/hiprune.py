@@ -14,7 +14,7 @@ from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.reduction import PositionPolicy, Reduction
 from tokenreduce.signals import AttentionReceived
 from tokenreduce.tokens import VisualTokens
-from tokenreduce.validation import choice, in_range
+from tokenreduce.validation import choice, in_range, whole
 
 ROLES = ("dropped", "anchor", "buffer", "register")
 
@@ -58,12 +58,8 @@ class HiPrune(Method):
         in_range("alpha", self.alpha, 0.0, 1.0)
         choice("border", self.border, ("clamp", "drop"))
         choice("parity", self.parity, ("paper", "release"))
-        layer = self.object_layer
-        if layer is not None and (isinstance(layer, bool) or not isinstance(layer, int) or layer < 1):
-            raise ValueError(
-                f"object_layer={layer!r}; allowed: an int >= 1, a vision block counted from 1, or None. "
-                "The paper uses 9 of 24."
-            )
+        more = ": a vision block counted from 1. The paper uses 9 of 24."
+        whole("object_layer", self.object_layer, 1, more, none=True)
 
     def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
         layer = self.object_layer

@@ -22,7 +22,7 @@ from tokenreduce.signals import AttentionReceived, LastQueryAttention
 from tokenreduce.streaming import SegmentStream
 from tokenreduce.temporal_redundancy import allot, stands
 from tokenreduce.tokens import VisualTokens
-from tokenreduce.validation import choice, in_range
+from tokenreduce.validation import choice, in_range, whole
 
 #: 18 of 28 layers in the paper's 7B setting
 INNER_DEPTH = 0.643
@@ -86,11 +86,7 @@ class HoliTom(Method):
         choice("ratio", self.ratio, ("video", "segment"))
         choice("output_order", self.output_order, ("raster", "reference"))
         for argument, low, advice in (("neighbours", 1, 7), ("max_window", 1, MAX_WINDOW), ("layer", 1, 18)):
-            value = getattr(self, argument)
-            if argument == "layer" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise ValueError(f"{argument}={value!r}; allowed: an int >= {low}. The paper uses {advice}.")
+            whole(argument, getattr(self, argument), low, f". The paper uses {advice}.", none=argument == "layer")
         if not 0.0 < self.inner_keep <= 1.0:
             raise ValueError(
                 f"inner_keep={self.inner_keep!r} is outside (0, 1], the range of a fraction kept; 1.0 leaves the inner "

@@ -15,7 +15,7 @@ from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.reduction import Reduction
 from tokenreduce.tokens import VisualTokens
 from tokenreduce.tower_saliency import SCORES, Score, saliency, saliency_substitute
-from tokenreduce.validation import choice, in_range
+from tokenreduce.validation import choice, in_range, whole
 
 SCALE = 1000  # of attention, against the spread of similarities
 
@@ -57,10 +57,7 @@ class HoloV(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.crops is not None and (
-            isinstance(self.crops, bool) or not isinstance(self.crops, int) or self.crops < 1
-        ):
-            raise ValueError(f"crops={self.crops!r}; allowed: an int >= 1, or None. The paper uses 16 for 576 tokens.")
+        whole("crops", self.crops, 1, ". The paper uses 16 for 576 tokens.", none=True)
         in_range("alpha", self.alpha, 0.0, math.inf)
         choice("score", self.score, SCORES)
         choice("overflow", self.overflow, ("share", "zeros"))

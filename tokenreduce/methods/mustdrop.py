@@ -18,7 +18,7 @@ from tokenreduce.signals import TextAttention
 from tokenreduce.text_attention import attended, key_set, published_thresholds, urgency
 from tokenreduce.tokens import VisualTokens
 from tokenreduce.tower_saliency import SCORES, Score, saliency, saliency_substitute
-from tokenreduce.validation import ascending, choice, in_range
+from tokenreduce.validation import ascending, choice, in_range, whole
 from tokenreduce.window_merging import check_windows, merged_windows, windows_to_merge
 
 ROLES = ("patch", "key")
@@ -102,8 +102,7 @@ class MustDrop(Method):
             raise ValueError(
                 f"key_rate={self.key_rate!r} is outside (0, 1], the range of a share. The paper uses 0.08."
             )
-        if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 2:
-            raise ValueError(f"window={self.window!r}; allowed: an int >= 2, the side of a window. The paper uses 3.")
+        whole("window", self.window, 2, ", the side of a window. The paper uses 3.")
         for argument in ("global_threshold", "individual_threshold"):
             value = getattr(self, argument)
             if value is not None and not 0.0 < value <= 1.0:

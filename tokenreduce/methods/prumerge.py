@@ -15,7 +15,7 @@ from tokenreduce.projector_rows import in_front, rows_of, rows_substitute
 from tokenreduce.reduction import DROPPED, Reduction
 from tokenreduce.signals import AttentionReceived, ClsAttention, Keys, ProjectorInput, Signal
 from tokenreduce.tokens import VisualTokens
-from tokenreduce.validation import choice
+from tokenreduce.validation import choice, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +61,7 @@ class PruMerge(Method):
         super().__post_init__()
         choice("parity", self.parity, ("paper", "release"))
         choice("output_order", self.output_order, ("raster", "reference"))
-        if isinstance(self.neighbours, bool) or not isinstance(self.neighbours, int) or self.neighbours < 1:
-            raise ValueError(f"neighbours={self.neighbours!r}; allowed: an int >= 1. The paper uses 32.")
+        whole("neighbours", self.neighbours, 1, ". The paper uses 32.")
 
     def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
         block = facts.tower_depth - 1 if self.attention_block is None else self.attention_block

@@ -175,12 +175,17 @@ def threshold(similar: Tensor, k: int, clip: bool) -> Tensor:
 def suppressed(similar: Tensor, rank: Tensor, group: Tensor, limit: Tensor) -> Tensor:
     """(B, N) bool: tokens that are taken where in each group the highest ``rank`` (B, N) above 0 is taken, those more than
     ``limit`` similar to it are set aside, and so on."""
-    image = torch.arange(len(rank), device=rank.device)
+    n = rank.shape[1]
+    order = rank.sort(dim=1, descending=True, stable=True).indices
+    place = order.argsort(dim=1)
     waits, taken = rank > 0, torch.zeros_like(rank, dtype=torch.bool)
-    for token in rank.sort(dim=1, descending=True, stable=True).indices.T:
-        taken[image, token] = now = waits[image, token]
-        near = (similar[image, token] > limit[:, None]) & (group == group[image, token][:, None])
-        waits &= ~(near & now[:, None])
+    while bool(waits.any()):  # one token of every group in each round
+        first = torch.full_like(place, n).scatter_reduce(1, group, place.masked_fill(~waits, n), "amin")
+        best = first.gather(1, group)  # of every token, the place of the best one that waits in its group; n: none
+        now = waits & (place == best)
+        near = similar.gather(1, order.gather(1, best.clamp_max(n - 1))[:, None])[:, 0] > limit[:, None]
+        taken |= now
+        waits &= ~(now | near)
     return taken
 
 

@@ -17,7 +17,7 @@ from tokenreduce.schedules import scaled_layers
 from tokenreduce.signals import Hidden, Text, TextAttention
 from tokenreduce.text_raters import PUBLISHED, PUBLISHED_PLUS, average, clusters, raters, recycled, schedule, text_score
 from tokenreduce.tokens import VisualTokens
-from tokenreduce.validation import choice
+from tokenreduce.validation import ascending, choice
 
 ROLES = ("dropped", "kept", "recycled")
 #: decoder layers of 32 after which tokens are dropped
@@ -66,8 +66,8 @@ class SparseVLM(Method):
         super().__post_init__()
         choice("raters", self.raters, ("after", "all"))
         choice("output_order", self.output_order, ("raster", "reference"))
-        if self.layers is not None and (not self.layers or any(b <= a for a, b in pairwise((-1, *self.layers)))):
-            raise ValueError(f"layers={self.layers!r}; allowed: ascending ints >= 0. The paper uses {LAYERS} of 32.")
+        if self.layers is not None:
+            ascending("layers", self.layers, 0, f"The paper uses {LAYERS} of 32.")
         if self.counts is not None and any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in self.counts):
             raise ValueError(
                 f"counts={self.counts!r}; allowed: ints >= 1, one per layer. The paper uses (300, 200, 110)."

@@ -15,7 +15,7 @@ from tokenreduce.reduction import Reduction
 from tokenreduce.signals import ProjectorInput
 from tokenreduce.tokens import VisualTokens
 from tokenreduce.tower_saliency import SCORES, Score, saliency, saliency_substitute
-from tokenreduce.validation import choice, in_range
+from tokenreduce.validation import choice, in_range, whole
 
 ROLES = ("dropped", "important", "diverse")
 TABLE = 4096  # tokens up to which all similarities are computed at once
@@ -54,8 +54,7 @@ class VisPruner(Method):
         super().__post_init__()
         in_range("important_ratio", self.important_ratio, 0.0, 1.0)
         choice("score", self.score, SCORES)
-        if isinstance(self.step, bool) or not isinstance(self.step, int) or self.step < 1:
-            raise ValueError(f"step={self.step!r}; allowed: an int >= 1, tokens dropped in a round. The paper uses 8.")
+        whole("step", self.step, 1, ", tokens dropped in a round. The paper uses 8.")
 
     def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
         needs = (saliency(self.name, facts, facts.feature_block, self.score), ProjectorInput())

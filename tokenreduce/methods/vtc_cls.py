@@ -13,7 +13,7 @@ from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.reduction import Reduction
 from tokenreduce.tokens import VisualTokens
 from tokenreduce.tower_saliency import SCORES, Score, saliency, saliency_substitute
-from tokenreduce.validation import choice
+from tokenreduce.validation import choice, whole
 
 ENSEMBLES: dict[str, Callable[..., Tensor]] = {
     "sum": torch.sum,
@@ -59,12 +59,7 @@ class VTCCLS(Method):
         choice("ensemble", self.ensemble, tuple(ENSEMBLES))
         choice("heads", self.heads, ("mean", "max"))
         choice("score", self.score, SCORES)
-        if self.start is not None and (
-            isinstance(self.start, bool) or not isinstance(self.start, int) or self.start < 0
-        ):
-            raise ValueError(
-                f"start={self.start!r}; allowed: an int >= 0, a vision block counted from 0, or None. The paper uses 16 of 24."
-            )
+        whole("start", self.start, 0, ": a vision block counted from 0. The paper uses 16 of 24.", none=True)
 
     def blocks(self, facts: ModelFacts) -> list[int]:
         """The blocks that count, up to the one that yields the features."""

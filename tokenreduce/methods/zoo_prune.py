@@ -16,6 +16,7 @@ from tokenreduce.projector_rows import rows_substitute
 from tokenreduce.reduction import Reduction
 from tokenreduce.signals import ProjectorInput
 from tokenreduce.tokens import VisualTokens
+from tokenreduce.validation import whole
 
 CHUNK = 2**22  # numbers of a layer that are held at once
 
@@ -54,13 +55,8 @@ class ZOOPrune(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         for argument, low in (("directions", 1), ("rank", 1), ("seed", 0)):
-            value = getattr(self, argument)
-            if value is None and argument == "rank":
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise ValueError(
-                    f"{argument}={value!r}; allowed: an int >= {low}. The paper uses 64 directions, rank 128."
-                )
+            more = ". The paper uses 64 directions, rank 128."
+            whole(argument, getattr(self, argument), low, more, none=argument == "rank")
         if isinstance(self.h, bool) or not isinstance(self.h, (int, float)) or not self.h > 0:
             raise ValueError(f"h={self.h!r}; allowed: a number > 0, the length of a push. The paper uses 0.01.")
 
