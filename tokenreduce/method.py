@@ -23,8 +23,9 @@ class ModelFacts:
     Attributes:
         family: name of the family, for messages only.
         stages: stages this model can serve.
-        tower_depth: number of vision blocks.
-        feature_block: 0-based block whose output is used: fed to the projector, or the last one of an encoder alone.
+        tower_depth: number of vision blocks; 0 where the tower has none, or none that can be listened to.
+        feature_block: 0-based block whose output is used: fed to the projector, or the last one of an encoder alone; -1
+            where there is none.
         has_cls: whether the tower has a [CLS] token, its first row.
         tower_prefix: rows of the tower before the first patch ([CLS], distillation, registers).
         has_distillation: whether row 1 is a distillation token.

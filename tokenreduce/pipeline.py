@@ -14,7 +14,7 @@ from tokenreduce.projection import Projector
 from tokenreduce.reduction import Reduction
 from tokenreduce.schedules import largest_remainder
 from tokenreduce.signals import ProjectorInput, Signal
-from tokenreduce.step_checks import check_count, check_plan, check_step, is_bounded
+from tokenreduce.step_checks import check_count, check_plan, check_step, check_tower, is_bounded
 from tokenreduce.stopwatch import Stopwatch
 from tokenreduce.tokens import STAGES, Stage, VisualTokens
 from tokenreduce.views import reduce_views, view_of
@@ -58,6 +58,7 @@ class Pipeline:
                     f"method={method.name!r} acts at stage {' and '.join(map(repr, method.stages))}, which a {facts.family} "
                     f"model does not offer; it offers: {', '.join(facts.stages)}"
                 )
+            check_tower(method, facts)
             method.plan(facts)  # raises where the grid is known and the budget does not fit
             self.substitutes += _substitutes(method, facts)
             planned = method.plan(dataclasses.replace(facts, tower_grid=None))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.reduction import Reduction
@@ -11,6 +12,29 @@ from tokenreduce.signals import Keys, LastQueryAttention, Signal, Text, TowerPre
 WAYS_OUT = {
     "cache": "Its layers keep states or sliding windows, not an entry per token: leave trimming out, as trim_cache=False does"
 }
+
+
+DEEP = 1024  # blocks, more than any tower has, so that every block a user names is one of them
+
+
+def check_tower(method: Method, facts: ModelFacts) -> None:
+    """Raise where ``method`` looks into blocks of the tower, or spreads what it does over them, and there are none."""
+    if facts.tower_depth:
+        return
+    deep, deeper = (method.plan(replace(facts, tower_depth=n, feature_block=n - 1)) for n in (DEEP, 2 * DEEP))
+    if deep != deeper or any(block_of(need) is not None for step in deep for need in step.needs):
+        raise ValueError(
+            f"method={method.name!r} listens to blocks of the vision tower, or spreads its schedule over them, and the tower of "
+            f"this {facts.family} model has none that can be listened to; use a method that looks at features, text or the "
+            "language model (`tokenreduce methods` says what each looks at)"
+        )
+
+
+def block_of(need: Signal) -> int | None:
+    """The block of the tower that ``need`` names, if any."""
+    if need.part != "tower":
+        return None
+    return getattr(need, "layer", getattr(need, "block", None))
 
 
 def check_step(name: str, step: Step, facts: ModelFacts) -> None:

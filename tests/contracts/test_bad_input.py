@@ -10,6 +10,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlavaConfig, LlavaForCon
 
 import tokenreduce as tr
 from tokenreduce.eval import tiny_models
+from tokenreduce.method import ModelFacts
+from tokenreduce.pipeline import Pipeline
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +79,42 @@ def test_what_stands_in_for_cls_is_named_and_strict_refuses_it():
         assert [clause.split(":  ")[0].rsplit(":", 1)[0] for clause in said.substitutes] == list(words)
         assert all(word in str(said) for word in words)
         assert said.as_dict()["substitutes"] == said.substitutes
+
+
+WITHOUT_TOWER = ModelFacts(
+    family="kin",
+    stages=("projector", "llm"),
+    tower_depth=0,
+    feature_block=-1,
+    has_cls=False,
+    patches_per_token=4,
+    decoder_depth=12,
+)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        tr.HiPrune(),
+        tr.HiPrune(object_layer=3),
+        tr.FasterVLM(),
+        tr.PruMerge(attention_block=2),
+        tr.VTCCLS(start=0),
+        tr.MustDrop(),
+        tr.ToMe(),
+        tr.ToMe(r=[3, 2]),
+        tr.PiToMe(),
+    ],
+    ids=str,
+)
+def test_a_model_whose_tower_has_no_blocks_to_listen_to(method):
+    with pytest.raises(ValueError, match=f"{method.name!r} listens .* of this kin model has none .* use a method that"):
+        Pipeline([method], WITHOUT_TOWER)
+
+
+@pytest.mark.parametrize("method", [tr.Uniform(), tr.DivPrune(), tr.PruneSID(), tr.FastV(), tr.CDPruner()], ids=str)
+def test_methods_that_need_no_tower_run_on_a_model_without(method):
+    assert Pipeline([method], WITHOUT_TOWER).steps
 
 
 def test_a_model_that_is_no_vlm():
