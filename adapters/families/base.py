@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tokenreduce.adapters.encoders.blocks import Block, TransformersBlock
 from tokenreduce.adapters.encoders.patch_grid import PatchGrid
 from tokenreduce.adapters.registry import register
-from tokenreduce.adapters.upstream.decoder import layer_type
+from tokenreduce.adapters.upstream.decoder import RECURRENT, TOKENWISE, attention_of, layer_type, layers_holder
 from tokenreduce.adapters.upstream.model import special_ids
 from tokenreduce.adapters.visual_inputs import Medium, NotedCall, Picture, Projection, TowerCall
 from tokenreduce.method import ModelFacts
@@ -47,7 +47,7 @@ class Family:
     def __init__(self, model: Any) -> None:
         self.model = model
         self.core: Any = model.base_model
-        self.decoder = model.get_decoder()
+        self.decoder = layers_holder(model)
         self.towers: list[Any] = [self.core.get_encoder(modality="image")]
         kinds = set(getattr(self.decoder.config, "layer_types", None) or ("full_attention",))
         if not hasattr(self.decoder, "layers") or not kinds <= set(self.decoder_layers):
@@ -65,9 +65,10 @@ class Family:
         raise NotImplementedError
 
     def offers(self) -> ModelFacts:
-        """``facts`` of this very model: layers with a sliding window hold columns of their own choice, which no stage drops."""
+        """``facts`` of this very model: layers with a window or a state hold what they choose, which no stage drops."""
         facts = self.facts()
-        if any(layer_type(self.decoder.config, i) == "sliding_attention" for i in range(facts.decoder_depth)):
+        kinds = {layer_type(self.decoder.config, i) for i in range(facts.decoder_depth)}
+        if not kinds <= {"full_attention", *TOKENWISE}:
             return replace(facts, stages=tuple(stage for stage in facts.stages if stage != "cache"))
         return facts
 
@@ -181,15 +182,19 @@ class Family:
         return type(self).two_way is not Family.two_way
 
     def decoder_attention(self, layer: int) -> nn.Module:
-        kinds = getattr(self.decoder.config, "layer_types", None) or ["full_attention"] * (layer + 1)
-        if kinds[layer] == "linear_attention":
-            there = [i for i, kind in enumerate(kinds) if kind != "linear_attention"]
+        """The attention module of decoder ``layer``.
+
+        Errors: ``ValueError`` for a layer without one.
+        """
+        kinds = [layer_type(self.decoder.config, i) for i in range(len(self.decoder.layers))]
+        if kinds[layer] in (*RECURRENT, *TOKENWISE):
+            there = [i for i, kind in enumerate(kinds) if kind not in (*RECURRENT, *TOKENWISE)]
             raise ValueError(
-                f"decoder layer {layer} of this {self.model.config.model_type} model is recurrent and has no attention to "
-                f"listen to; allowed: layers {', '.join(map(str, there))}. A method that drops tokens before layer K listens "
-                "to layer K - 1."
+                f"decoder layer {layer} of this {self.model.config.model_type} model "
+                f"{'is recurrent' if kinds[layer] in RECURRENT else 'mixes no tokens'} and has no attention to listen to; "
+                f"allowed: layers {', '.join(map(str, there))}. A method that drops tokens before layer K listens to layer K - 1."
             )
-        return self.decoder.layers[layer].self_attn
+        return attention_of(self.decoder.layers[layer])
 
     def rotates(self, layer: int) -> bool:
         """Whether decoder ``layer`` rotates its keys by their positions."""

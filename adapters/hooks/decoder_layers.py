@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from tokenreduce.adapters.hooks.decoder_pass import DecoderPass
 from tokenreduce.adapters.hooks.decoder_signals import DecoderSignals
-from tokenreduce.adapters.upstream.decoder import ROTARY
+from tokenreduce.adapters.upstream.decoder import ROTARY, positional_names
 from tokenreduce.per_thread import PerThread, nothing
 
 #: name under which the pass rides in the decoder's keyword arguments, down to every layer and back through re-runs
@@ -27,21 +27,24 @@ class LayerHooks:
     def enter(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if KEY not in kwargs:
             return None
-        kwargs = dict(kwargs)
+        names = positional_names(type(layer).forward)
+        kwargs = {**kwargs, **dict(zip(names, args, strict=False))}
         reduced: DecoderPass = kwargs.pop(KEY)
-        hidden = args[0] if args else kwargs["hidden_states"]
+        hidden = kwargs[names[0]]
         if reduced.groups and self.index in reduced.pipeline.layers("llm"):
             self.signals.listen_ahead(reduced, self.index, layer, hidden, kwargs)
             hidden = reduced.shorten(self.index, hidden)
         if reduced.differs(self.index):
-            kwargs["attention_mask"] = reduced.masks.mask(self.index, hidden)
-            table = kwargs[ROTARY]
-            kwargs[ROTARY] = reduced.positions.embeddings(self.index, table, hidden)
-            kwargs["position_ids"] = None
+            own = {"attention_mask": reduced.masks.mask(self.index, hidden), "position_ids": None}
+            if ROTARY in kwargs:
+                own[ROTARY] = reduced.positions.embeddings(self.index, kwargs[ROTARY], hidden)
+            for name, value in kwargs.items():
+                if isinstance(value, Tensor) and name not in (names[0], *own):
+                    own[name] = reduced.positions.carried(self.index, value)
+            kwargs |= own
+        kwargs[names[0]] = hidden
         self.current = reduced if reduced.beside else None
-        if args:
-            return (hidden, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": hidden}
+        return (*(kwargs.pop(name) for name in names[: len(args)]), *args[len(names) :]), kwargs
 
     def leave(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Add what the decoder itself would have added after this layer, had its tokens not become fewer."""

@@ -13,7 +13,7 @@ from tokenreduce.adapters.families.base import Family
 from tokenreduce.adapters.hooks.decoder_pass import DecoderPass
 from tokenreduce.adapters.hooks.decoder_statistics import Heard, Statistic, multiply_adds, statistic
 from tokenreduce.adapters.upstream.cache import NAMES, cache_argument, cached_keys
-from tokenreduce.adapters.upstream.decoder import ROTARY, attention_norm, layer_type, rotated_back
+from tokenreduce.adapters.upstream.decoder import HIDDEN, ROTARY, attention_norm, layer_type, rotated_back
 from tokenreduce.flops import products
 from tokenreduce.pipeline import Pipeline
 from tokenreduce.signals import DecoderKeys, LastQueryAttention, Text
@@ -100,9 +100,10 @@ class DecoderSignals:
                 reduced.capture(signal, statistic(signal, heard), layer, made + multiply_adds(signal, heard))
                 made = 0  # once for all signals
 
-        kwargs = {name: x for name, x in kwargs.items() if name not in (*NAMES, "hidden_states", "use_cache")}
+        kwargs = {name: x for name, x in kwargs.items() if name not in (*NAMES, HIDDEN, "use_cache")}
         kwargs["attention_mask"] = None
-        kwargs[ROTARY] = reduced.positions.embeddings(layer, kwargs[ROTARY], hidden)
+        if ROTARY in kwargs:
+            kwargs[ROTARY] = reduced.positions.embeddings(layer, kwargs[ROTARY], hidden)
         with reduced.pipeline.stopwatch(hidden.device), probe.front.only_telling(told):
             attention = probe.front.module
             kwargs[cache_argument(type(attention).forward)] = None

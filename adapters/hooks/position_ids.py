@@ -10,6 +10,8 @@ from tokenreduce.adapters.hooks.sequence_packing import LayerPackings
 from tokenreduce.adapters.upstream.decoder import layer_type, rotary_embedding
 from tokenreduce.kernels.rows import take_rows
 
+Table = Tensor | tuple[Tensor, ...]  #: cosines and sines, or both as one complex tensor
+
 
 class PositionIds:
     """The ids of one decoder pass.
@@ -26,7 +28,7 @@ class PositionIds:
         self.given: Tensor | None = None
         self._slots: dict[int, Tensor] = {}  # by first layer, slot of layer 0 whose position each slot carries
         self._ids: dict[int, Tensor] = {}  # by first layer, renumbered ids
-        self._tables: dict[Any, tuple[Tensor, ...]] = {}
+        self._tables: dict[Any, Table] = {}
 
     @property
     def flat(self) -> Tensor:
@@ -81,7 +83,14 @@ class PositionIds:
         ids = (self.flat if own is None else own).expand(len(packing.alive), -1)
         return ids[:, :1] if packing.valid is None else ids.gather(1, packing.valid.long().argmax(dim=1, keepdim=True))
 
-    def embeddings(self, layer: int, table: tuple[Tensor, Tensor], hidden: Tensor) -> tuple[Tensor, ...]:
+    def carried(self, layer: int, rows: Tensor) -> Tensor:
+        """``rows`` (B, W, ...), one for each slot of layer 0, of the slots of ``layer``; anything else as it is."""
+        slots = self._slots.get(self.packings.start(layer))
+        if slots is None or rows.shape[:2] != (len(slots), self.packings.by_first[0].width):
+            return rows
+        return take_rows(rows, slots)
+
+    def embeddings(self, layer: int, table: Table, hidden: Tensor) -> Table:
         """The rows of the rotary ``table`` of layer 0 for ``layer``, or a table of its own where ids are renumbered."""
         start, shift = self.packings.start(layer), self.shift[layer]
         if shift is not self.shift[0]:
@@ -92,13 +101,15 @@ class PositionIds:
             return self._tables[key]
         if start not in self._slots:
             return table
-        key = ("rows", id(table[0]), start)
+        axes = table if isinstance(table, tuple) else (table,)
+        key = ("rows", id(axes[0]), start)
         if key not in self._tables:
-            slots = self._slots[start].to(table[0].device)
-            self._tables[key] = tuple(take_rows(axis, slots) for axis in table)
+            slots = self._slots[start].to(axes[0].device)
+            rows = tuple(take_rows(axis, slots) for axis in axes)
+            self._tables[key] = rows if isinstance(table, tuple) else rows[0]
         return self._tables[key]
 
-    def _rotary(self, layer: int, kind: str, hidden: Tensor) -> tuple[Tensor, ...]:
+    def _rotary(self, layer: int, kind: str, hidden: Tensor) -> Table:
         ids = self.ids(layer)
         assert ids is not None, "a shift gives ids of their own"
         assert self.given is not None

@@ -3,7 +3,10 @@
 | seam | seen |
 | --- | --- |
 | `config.layer_types[i]` names the mask of layer i; without it, `config.sliding_window` tells | 5.17 to 5.24 |
-| rows of the rotary table reach every layer as `position_embeddings` | 5.17 to 5.24 |
+| rows of the rotary table reach every layer as `position_embeddings`: a pair, or one complex tensor (Llama 4) | 5.17 to 5.24 |
+| `get_decoder()` is what holds the layers, or a causal language model whose `model` does (Llama 4) | 5.17 to 5.24 |
+| a layer takes its hidden states first; Gemma 3n and 4 hand it more by position | 5.17 to 5.24 |
+| a layer calls its attention `self_attn`, or, where it is a single mixer, `mixer` (Nemotron-H) | 5.17 to 5.24 |
 | Qwen3-VL hands its decoder `deepstack_visual_embeds`, a list, and `visual_pos_masks` | 5.17 to 5.24 |
 | `attn_logit_softcapping` of an attention module (Gemma 2) | 5.17 to 5.24 |
 | `apply_rotary_pos_emb(q, k, cos, sin)` of a decoder's own file, where ids have one axis | 5.17 to 5.24 |
@@ -16,6 +19,8 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from torch import Tensor
@@ -23,6 +28,10 @@ from torch import Tensor
 from tokenreduce.adapters.upstream.seams import seam_changed
 
 ROTARY = "position_embeddings"
+HIDDEN = "hidden_states"
+ATTENTION = ("self_attn", "mixer")
+RECURRENT = ("linear_attention", "conv")  # kinds of layers that keep a state instead of keys
+TOKENWISE = ("moe", "mlp")  # kinds of layers that mix no tokens, and keep nothing
 ATTENTION_NORM = "input_layernorm"
 DEEP_FEATURES, DEEP_PLACES = "deepstack_visual_embeds", "visual_pos_masks"
 
@@ -33,6 +42,24 @@ def layer_type(config: Any, layer: int) -> str:
     if kinds is not None:
         return kinds[layer]
     return "full_attention" if getattr(config, "sliding_window", None) is None else "sliding_attention"
+
+
+def layers_holder(model: Any) -> Any:
+    """The module that holds the decoder layers of ``model``; where there is none, what it says is its decoder."""
+    decoder = model.get_decoder()
+    return decoder if hasattr(decoder, "layers") else getattr(decoder, "model", decoder)
+
+
+def attention_of(layer: Any) -> Any:
+    """The attention of a decoder ``layer``; None where it has none of a known name."""
+    return next((found for name in ATTENTION if (found := getattr(layer, name, None)) is not None), None)
+
+
+@cache
+def positional_names(forward: Callable[..., Any]) -> tuple[str, ...]:
+    """What the ``forward`` of a class of layers takes by position, hidden states first."""
+    parameters = list(inspect.signature(forward).parameters.values())[1:]
+    return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD) or (HIDDEN,)
 
 
 def softcap_of(attention: Any) -> float | None:
@@ -54,8 +81,8 @@ def attention_norm(layer: Any) -> Any:
     return norm
 
 
-def rotary_embedding(decoder: Any, hidden: Tensor, ids: Tensor, kind: str) -> tuple[Tensor, ...]:
-    """The rotary table of ``ids`` for layers of type ``kind``."""
+def rotary_embedding(decoder: Any, hidden: Tensor, ids: Tensor, kind: str) -> Tensor | tuple[Tensor, ...]:
+    """The rotary table of ``ids`` for layers of type ``kind``: cosines and sines, or one complex tensor."""
     embed = decoder.rotary_emb
     by_kind = "layer_type" in inspect.signature(embed.forward).parameters
     return embed(hidden, ids, kind) if by_kind else embed(hidden, ids)

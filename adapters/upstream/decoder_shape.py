@@ -2,7 +2,7 @@
 
 | seam | seen |
 | --- | --- |
-| a layer calls its attention `self_attn` or `mixer`; the output projection is its last matrix | 5.17 to 5.24 |
+| the output projection of an attention is its last matrix | 5.17 to 5.24 |
 | names for experts per token, how far a layer looks back, the state of a linear-attention layer | 5.17 to 5.24 |
 | `config.qk_head_dim`: latent attention, whose keys are wider than its values | 5.17 to 5.24 |
 """
@@ -11,10 +11,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tokenreduce.adapters.upstream.decoder import layer_type
+from tokenreduce.adapters.upstream.decoder import attention_of, layer_type
 from tokenreduce.flops import DecoderShape, LayerShape, products, values_width
 
-ATTENTION = ("self_attn", "mixer")
 EXPERTS_PER_TOKEN = ("num_experts_per_tok", "top_k_experts", "moe_topk", "moe_top_k", "moe_k")
 WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
 
@@ -36,7 +35,7 @@ def _layer_shape(layer: Any, config: Any, index: int) -> LayerShape:
     if kind == "linear_attention" and hasattr(config, "linear_num_value_heads"):
         state = (config.linear_key_head_dim, config.linear_value_head_dim, config.linear_num_value_heads)
         return LayerShape(matrices, state=state)
-    attention = next((m for name in ATTENTION if (m := getattr(layer, name, None)) is not None), None)
+    attention = attention_of(layer)
     if attention is None or not kind.endswith("attention"):
         return LayerShape(matrices)
     values = values_width(attention)

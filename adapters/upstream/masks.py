@@ -19,6 +19,7 @@ from transformers.masking_utils import (
 )
 
 from tokenreduce.adapters.upstream.cache import Cache, cache_argument
+from tokenreduce.adapters.upstream.decoder import TOKENWISE
 
 MASK_FUNCTIONS: Mapping[str, Any] = LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING
 
@@ -37,6 +38,8 @@ def layer_mask(
 ) -> Any:
     """The mask that transformers makes for a layer of type ``kind``, in the form its attention backend takes.
 
+    None where all is causal without padding, and for layers that mix no tokens.
+
     Args:
         cache: the cache that, with ``layer``, sizes the mask.
         hidden: (B, W, D) what the layer is given; ``visible``: (B, past + W) bool of real columns, None: all.
@@ -44,6 +47,8 @@ def layer_mask(
         windowed: whether a sliding window cuts those pairs, too.
         only: mask function of the pairs that may see each other at all.
     """
+    if kind in TOKENWISE:
+        return None
     given: dict[str, Any] = {
         "config": config,
         "inputs_embeds": hidden,
