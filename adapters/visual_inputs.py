@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from tokenreduce.groups import Image
@@ -19,12 +19,16 @@ class TowerCall:
     Attributes:
         tower: which of the family's towers.
         rows: images in its batch; 0 in a tower that packs pictures.
-        arguments: what it was called with, pixels left out, and what the family noted of the way there and on.
+        arguments: what it was called with, by name, pixels left out, and what the family noted of the way there and on.
+        shape: of the pixels.
+        asked: arguments of the model's own call whose prompt shows the pictures; empty until then.
     """
 
     tower: int
     rows: int
     arguments: dict[str, Any]
+    shape: tuple[int, ...] = ()
+    asked: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

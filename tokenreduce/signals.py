@@ -206,3 +206,10 @@ class Text(Signal):
     @property
     def part(self) -> Where:
         return "llm"
+
+
+def block_of(signal: Signal) -> int | None:
+    """The block of the tower that ``signal`` names, if any."""
+    if signal.part != "tower":
+        return None
+    return getattr(signal, "layer", getattr(signal, "block", None))

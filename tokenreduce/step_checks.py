@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.reduction import Reduction
-from tokenreduce.signals import Keys, LastQueryAttention, Signal, Text, TowerPrefix
+from tokenreduce.signals import Keys, LastQueryAttention, Signal, Text, TowerPrefix, block_of
 
 WAYS_OUT = {
     "cache": "Its layers keep states or sliding windows, not an entry per token: leave trimming out, as trim_cache=False does"
@@ -28,13 +28,6 @@ def check_tower(method: Method, facts: ModelFacts) -> None:
             f"this {facts.family} model has none that can be listened to; use a method that looks at features, text or the "
             "language model (`tokenreduce methods` says what each looks at)"
         )
-
-
-def block_of(need: Signal) -> int | None:
-    """The block of the tower that ``need`` names, if any."""
-    if need.part != "tower":
-        return None
-    return getattr(need, "layer", getattr(need, "block", None))
 
 
 def check_step(name: str, step: Step, facts: ModelFacts) -> None:

@@ -15,6 +15,12 @@ from torch import Tensor
 from tokenreduce.adapters.attention_functions import Bias, KeyBias, masked
 
 Handle = Any
+ATTENTION = ("self_attn", "attention", "attn")  # names of a block's attention module in transformers
+NORM_BEFORE_MLP = (
+    "layer_norm2",
+    "norm2",
+    "layernorm_after",
+)  # of the one whose input is the residual stream in between
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -63,9 +69,11 @@ class TransformersBlock(Block):
 
     def __init__(self, module: Any) -> None:
         super().__init__(module)
-        names = dict(module.named_children())
-        self.norm2_name = next(n for n in ("layer_norm2", "norm2", "layernorm_after") if n in names)  # type: ignore[misc]
-        self.attention_name = next(n for n in ("self_attn", "attention") if n in names)  # type: ignore[misc]
+        self.attention_name = _name_of(module, ATTENTION)  # type: ignore[misc]
+
+    @property
+    def norm2(self) -> Any:
+        return getattr(self.module, _name_of(self.module, NORM_BEFORE_MLP))
 
     @property
     def heads(self) -> int:
@@ -86,6 +94,25 @@ class TransformersBlock(Block):
 
     def bias_keys(self, bias: Bias) -> Handle:
         return KeyBias(self.core, bias)
+
+
+def attention_of(module: Any) -> Any:
+    """The attention module of a block of transformers.
+
+    Errors: ``ValueError`` where it is under no known name.
+    """
+    return getattr(module, _name_of(module, ATTENTION))
+
+
+def _name_of(module: Any, known: tuple[str, ...]) -> str:
+    names = dict(module.named_children())
+    found = next((name for name in known if name in names), None)
+    if found is None:
+        raise ValueError(
+            f"a {type(module).__name__} has no {' or '.join(known)} among its modules {', '.join(names)}: this kind of block "
+            "is not known; tokenreduce does not look into it"
+        )
+    return found
 
 
 class TimmBlock(Block):

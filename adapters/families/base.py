@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from tokenreduce.adapters.encoders.blocks import Block, TransformersBlock
-from tokenreduce.adapters.encoders.patch_grid import PatchGrid
+from tokenreduce.adapters.families.tower_facts import TowerFacts
 from tokenreduce.adapters.registry import register
 from tokenreduce.adapters.upstream.decoder import RECURRENT, TOKENWISE, attention_of, layer_type, layers_holder
 from tokenreduce.adapters.upstream.model import special_ids
-from tokenreduce.adapters.visual_inputs import Medium, NotedCall, Picture, Projection, TowerCall
+from tokenreduce.adapters.visual_inputs import Medium
 from tokenreduce.method import ModelFacts
 
 DECODER_LAYERS = ("full_attention", "sliding_attention")
 
 
-class Family:
+class Family(TowerFacts):
     """Facts of one family of vision-language models, read off one model. Knows no method.
 
     A subclass names the ``model_types`` it serves, a one-line ``remarks`` for the table of families, and implements
@@ -31,8 +30,6 @@ class Family:
     model_types: ClassVar[tuple[str, ...]]
     remarks: ClassVar[str] = ""
     decoder_layers: ClassVar[tuple[str, ...]] = DECODER_LAYERS
-    packs = False  #: whether the tower runs all pictures as one sequence instead of a batch
-    tiled = False  #: whether pictures whose tokens follow one another are the tiles of one
     windowed = True  #: whether sliding windows of the decoder cut blocks of tokens that attend both ways
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -61,9 +58,6 @@ class Family:
         """The modules that hooks sit on, each once: no two wrapped models may share one."""
         return list(dict.fromkeys([self.core, self.decoder, *self.towers]))
 
-    def facts(self) -> ModelFacts:
-        raise NotImplementedError
-
     def offers(self) -> ModelFacts:
         """``facts`` of this very model: layers with a window or a state hold what they choose, which no stage drops."""
         facts = self.facts()
@@ -71,108 +65,6 @@ class Family:
         if not kinds <= {"full_attention", *TOKENWISE}:
             return replace(facts, stages=tuple(stage for stage in facts.stages if stage != "cache"))
         return facts
-
-    # ------------------------------------------------------------------ the way from the tower to the prompt
-
-    def pictures(self, call: TowerCall) -> list[Picture]:
-        """The images and videos that one pass of a tower encoded, in order."""
-        raise NotImplementedError
-
-    def arriving(self, call: TowerCall) -> list[Picture]:
-        """The same, before the tower runs, where it can merge; none: not known, every row is an image."""
-        return self.pictures(call)
-
-    def only_picture(self) -> Picture:
-        """What every image of this model is like, for a prompt whose encoding was not seen."""
-        raise ValueError(
-            f"the images of this prompt were not encoded by the wrapped model, and in a {self.model.config.model_type} model "
-            "the placeholder tokens alone do not tell where one image ends; pass pixel_values to the wrapped model itself"
-        )
-
-    def tower_tokens(self, values: Tensor) -> Tensor:
-        """Per-row values of the tower (M, rows) as values per cell of its output grid (M, cells)."""
-        return values[:, self.tower_prefix :]
-
-    def per_picture(self, call: TowerCall, values: Tensor, pictures: list[Picture]) -> list[Tensor]:
-        """Values of the tower's rows (M, rows), or (rows,) where it packs, as values (N,) of each picture's tokens."""
-        return self.placed(call, self.tower_tokens(values), pictures)
-
-    def placed(self, call: TowerCall, values: Tensor, pictures: list[Picture]) -> list[Tensor]:
-        """``values`` of the output grids' cells (M, cells), or (cells,) where the tower packs, of each picture's tokens (N,)."""
-        found = []
-        for picture, own in zip(pictures, values.split([picture.rows for picture in pictures])):
-            flat = own.flatten()
-            cells = picture.layout.patches
-            whole = len(cells) == len(flat) and cells == tuple(range(len(flat)))
-            found.append(flat if whole else flat[torch.tensor(cells, device=flat.device)])
-        return found
-
-    def rows_per_picture(self, call: TowerCall, values: Tensor, pictures: list[Picture]) -> list[Tensor]:
-        """``per_picture`` of values with channels: of rows (M, rows, C) or (rows, C), each picture's tokens (N, C)."""
-        if values.ndim == (1 if self.packs else 2):
-            return self.per_picture(call, values, pictures)
-        return by_channel(lambda x: self.per_picture(call, x, pictures), values)
-
-    def projected_per_picture(self, call: TowerCall, rows: Tensor, pictures: list[Picture]) -> Sequence[Tensor | None]:
-        """Rows that enter the projector (M, R, C), or (R, C) where the tower packs, of each picture's tokens (N, C).
-
-        None for a picture whose tokens are interpolated behind the projector.
-        """
-        cells = self.projected_cells(rows)
-        return by_channel(lambda x: self.placed(call, x, pictures), cells)
-
-    def projected_cells(self, rows: Tensor) -> Tensor:
-        """Of the rows that enter the projector (M, R, C), those of the output grids' cells (M, cells, C)."""
-        return rows
-
-    def patch_counts(self, call: TowerCall) -> list[int]:
-        """Patches of each picture, where the tower packs."""
-        raise NotImplementedError
-
-    def noted_calls(self) -> list[NotedCall]:
-        """Methods of the model whose arguments have to be noted for ``pictures`` to tell."""
-        return []
-
-    # ------------------------------------------------------------------ the towers
-
-    def layers(self, tower: int = 0) -> Any:
-        """The blocks of a tower."""
-        return self.towers[tower].encoder.layers
-
-    def blocks(self, tower: int = 0) -> list[Block]:
-        """The same, for methods that merge inside it; none where merged patches would have no place."""
-        return [self.block(i, tower) for i in range(len(self.layers(tower)))]
-
-    def patch_grid(self, tower: int = 0) -> PatchGrid:
-        """Where the patches of a pass are, for the same."""
-        embeddings = getattr(self.towers[tower], "embeddings", nn.Module())
-        convolution = next((m for m in embeddings.modules() if isinstance(m, nn.Conv2d)), None)
-        return PatchGrid(convolution, self.facts().tower_grid)
-
-    def block(self, block: int, tower: int = 0) -> Block:
-        """Vision block ``block`` (0-based)."""
-        return TransformersBlock(self.layers(tower)[block])
-
-    def tower_attention(self, block: int, tower: int = 0) -> nn.Module:
-        """The attention module of vision block ``block`` (0-based)."""
-        return self.block(block, tower).attention
-
-    @property
-    def projectors(self) -> list[nn.Module]:
-        """The modules on the way from a tower's blocks to the prompt."""
-        others = [*self.towers, self.decoder, self.core.get_input_embeddings(), self.model.get_output_embeddings()]
-        audio = self.core.get_encoder(modality="audio")
-        return [m for m in self.core.children() if m is not audio and not any(x in m.modules() for x in others)]
-
-    def projection(self) -> Projection:
-        """Where on the way through them one row is one token."""
-        projector = self.core.multi_modal_projector
-        return Projection(projector, projector, projector)
-
-    @property
-    def tower_prefix(self) -> int:
-        """Rows of the tower before the first patch ([CLS], registers)."""
-        return 0
 
     # ------------------------------------------------------------------ the language model
 
@@ -241,8 +133,3 @@ class Family:
         assert inputs_embeds is not None, "a model is called with one of the two"
         mark = self.model.get_input_embeddings()(torch.tensor([token], device=inputs_embeds.device))
         return (inputs_embeds == mark.to(inputs_embeds.dtype)).all(-1)
-
-
-def by_channel(placed: Callable[[Tensor], Sequence[Tensor]], values: Tensor) -> list[Tensor]:
-    """What ``placed`` makes of ``values`` (..., C), of every channel alike."""
-    return list(torch.func.vmap(lambda x: tuple(placed(x)), in_dims=-1, out_dims=-1)(values))

@@ -21,9 +21,9 @@ class LlavaNextVideo(AnyresTower):
         layout = Layout(side, side, frames=frames)
         return [Picture(layout, layout.num_tokens, rows=frames, medium="video", pooled=True)] * (call.rows // frames)
 
-    def per_picture(self, call: TowerCall, values: Tensor, pictures: list[Picture]) -> list[Tensor]:
+    def per_picture(self, call: TowerCall, values: Tensor, pictures: list[Picture], block: int) -> list[Tensor]:
         if "pack" in call.arguments:
-            return super().per_picture(call, values, pictures)
+            return super().per_picture(call, values, pictures, block)
         stride = self.model.config.spatial_pool_stride
         pooled = F.avg_pool2d(self.tower_tokens(values).unflatten(1, (self.grid, self.grid)), stride)
         return self.placed(call, pooled.flatten(1), pictures)

@@ -27,9 +27,9 @@ class LlavaOnevision(AnyresTower):
         video = Picture(layout, n + 1, tuple(range(n)), rows=frames, medium="video", pooled=True)
         return [video] * (call.rows // frames)
 
-    def per_picture(self, call: TowerCall, values: Tensor, pictures: list[Picture]) -> list[Tensor]:
+    def per_picture(self, call: TowerCall, values: Tensor, pictures: list[Picture], block: int) -> list[Tensor]:
         if "pack" in call.arguments:
-            return super().per_picture(call, values, pictures)
+            return super().per_picture(call, values, pictures, block)
         pooled = self.core.apply_pooling(self.tower_tokens(values).unsqueeze(-1))
         return self.placed(call, pooled.flatten(1), pictures)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenreduce.adapters.families.base import Family
+from tokenreduce.adapters.upstream.attention import borders_of
 from tokenreduce.flops import matrices, products, values_width
 
 #: FLOPs with and without reduction
@@ -123,7 +124,7 @@ class EncodingHooks:
         if cost is not None and not torch.compiler.is_compiling():
             hidden = args[0] if args else next(iter(kwargs.values()))
             batch, rows = hidden.shape[:2] if hidden.ndim == 3 else (1, len(hidden))
-            cost.rows[index] = (batch, rows, kwargs.get("cu_seqlens"))
+            cost.rows[index] = (batch, rows, kwargs.get("cu_seqlens", borders_of(kwargs)))
 
     def matrix(self, stage: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         cost = self.latest()

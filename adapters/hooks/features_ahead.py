@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tokenreduce.adapters.hooks.call_scope import CallScopes, Scope
 from tokenreduce.adapters.hooks.method_calls import Shadow
-from tokenreduce.adapters.hooks.tower_passes import Finished, Pick
+from tokenreduce.adapters.hooks.tower_passes import Pick
 from tokenreduce.kernels.fingerprint import fingerprint
 
 LATEST = 64  # calls that are known; a prompt is made of features encoded shortly before
@@ -44,18 +44,17 @@ class EncodingMethod(Shadow):
 
 
 class EncodedAhead(NamedTuple):
-    """What one call encoded: its passes, and a hash (R,) of each row of the features that it returned."""
+    """What one call encoded, in the order of the features that it returned, and a hash (R,) of each row of these."""
 
-    passes: list[Finished]
+    picks: list[Pick]
     hashes: Tensor
 
     def pictures(self) -> Iterator[tuple[list[int], Pick]]:
         """The hashes of each picture's rows."""
         hashes, start = self.hashes.tolist(), 0
-        for passed in self.passes:
-            for i, picture in enumerate(passed.pictures):
-                yield hashes[start : start + picture.columns], Pick(passed, i)
-                start += picture.columns
+        for pick in self.picks:
+            yield hashes[start : start + pick.picture.columns], pick
+            start += pick.picture.columns
 
 
 class FoundAhead(NamedTuple):
@@ -72,10 +71,10 @@ class FeaturesAhead:
     def __init__(self) -> None:
         self.calls: deque[EncodedAhead] = deque(maxlen=LATEST)
 
-    def note(self, passes: list[Finished], rows: Tensor) -> None:
-        """``rows`` (R, D), the features of the pictures of ``passes``, in the type in which they join a prompt."""
-        if sum(picture.columns for passed in passes for picture in passed.pictures) == len(rows):
-            self.calls.append(EncodedAhead(passes, row_hashes(rows)))
+    def note(self, picks: list[Pick], rows: Tensor) -> None:
+        """``rows`` (R, D), the features of the pictures ``picks``, in the type in which they join a prompt."""
+        if sum(pick.picture.columns for pick in picks) == len(rows):
+            self.calls.append(EncodedAhead(picks, row_hashes(rows)))
 
     def find(self, embeds: Tensor, visual: Tensor | None, repeat: int = 1) -> FoundAhead | None:
         """The pictures in ``embeds`` (B, L, D), of several with the same features the one encoded last; None for none.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from tokenreduce.adapters.hooks.visual_token_positions import share_of
 from tokenreduce.adapters.upstream.model import ENCODING_METHODS, feature_rows
 from tokenreduce.kernels.fingerprint import combine
 from tokenreduce.pipeline import ActivePipeline
-from tokenreduce.signals import AttentionReceived, ImageFingerprint, ProjectorInput, Signal
+from tokenreduce.signals import AttentionReceived, ImageFingerprint, ProjectorInput, Signal, block_of
 
 
 class Call(NamedTuple):
@@ -71,24 +71,29 @@ class PromptPictures:
             if found is not None:
                 return Shown(found.visual, found.video, self._encoded(found.picks, repeat))
         count = int(visual.sum())
-        return Shown(visual, video, self._of_this_call(count, len(embeds), continues) if count else None)
+        return Shown(visual, video, self._of_this_call(count, call, len(embeds), continues) if count else None)
 
     def _note_ahead(self, scope: Scope, output: Any) -> None:
         rows = feature_rows(output)
         if rows is not None:
-            self.ahead.note(self._finished(scope), rows.to(self.family.core.get_input_embeddings().weight.dtype))
+            self.ahead.note(self._picks(scope, {}), rows.to(self.family.core.get_input_embeddings().weight.dtype))
 
-    def _finished(self, scope: Scope) -> list[Finished]:
+    def _picks(self, scope: Scope, asked: Mapping[str, Any]) -> list[Pick]:
+        """The pictures that ``scope`` encoded, in the order in which a prompt shows them; ``asked``: the model's arguments."""
         heard = [s for s in self.wanted if not isinstance(s, ImageFingerprint)]
         calls = [call for call in scope.encoded.passes if all(s in call.values for s in heard)]  # others were cut short
-        return [Finished(call, self.family.pictures(call)) for call in calls]
+        for call in calls:
+            call.asked = asked
+        passes = [Finished(call, self.family.pictures(call)) for call in calls]
+        picks = [Pick(passed, i) for passed in passes for i in range(len(passed.pictures))]
+        order = self.family.arranged(calls, [len(passed.pictures) for passed in passes])
+        return picks if order is None else [picks[i] for i in order]
 
-    def _of_this_call(self, visual: int, batch: int, continues: bool) -> Encoded | None:
+    def _of_this_call(self, visual: int, call: Call, batch: int, continues: bool) -> Encoded | None:
         """What is known of the pictures behind ``visual`` placeholders in ``batch`` rows; None: nothing was encoded here."""
         encoded = self.scopes.encoded
         encoded.taken = True
-        passes = [] if self.scopes.scope is None else self._finished(self.scopes.scope)
-        picks = [Pick(passed, i) for passed in passes for i in range(len(passed.pictures))]
+        picks = [] if self.scopes.scope is None else self._picks(self.scopes.scope, call.arguments)
         pictures = [pick.picture for pick in picks]
         if not continues or encoded.seen == len(pictures):
             encoded.seen = 0
@@ -120,9 +125,11 @@ class PromptPictures:
             return self.family.projected_per_picture(call, values, pictures)
         if signal.axis == "view":
             return values.split([picture.rows for picture in pictures])
-        found = self.family.rows_per_picture(call, values, pictures)
+        block = block_of(signal)
+        assert block is not None, "a block's rows"
+        found = self.family.rows_per_picture(call, values, pictures, block)
         if call.rows or not isinstance(signal, AttentionReceived):
             return found
         # sums over the queries of a frame become means
-        counts = self.family.patch_counts(call)
+        counts = self.family.row_counts(call, block)
         return [x * (picture.layout.frames / n) for x, picture, n in zip(found, pictures, counts, strict=True)]

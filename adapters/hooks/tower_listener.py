@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import accumulate
 from typing import Any
 
@@ -19,24 +19,29 @@ from tokenreduce.signals import AttentionReceived, ClsAttention, Signal
 class TowerListener:
     """Tells ``listen`` the query, key, mask, scale and borders of every call of the attention.
 
-    Without flash attention a tower that ``packs`` pictures calls its attention once per segment; the segments wait until
-    the module is done, and are listened to together.
+    ``rows`` gives how many rows each picture has, where the tower packs them; None where it does not. Without flash attention
+    such a tower calls its attention once per segment, and the segments wait until the module is done, to be listened to
+    together; or once for all pictures, which a mask (1, 1, N, N) keeps apart.
     """
 
     segments = PerThread[list[tuple[Tensor, Tensor, float]]](list)
 
-    def __init__(self, listen: Callable[..., None], pipeline: ActivePipeline, packs: bool) -> None:
+    def __init__(
+        self, listen: Callable[..., None], pipeline: ActivePipeline, rows: Callable[[], list[int] | None] | None = None
+    ) -> None:
         self.listen = listen
         self.pipeline = pipeline
-        self.packs = packs
+        self.rows = rows
 
     def __call__(
         self, module: nn.Module, query: Tensor, key: Tensor, mask: Any, scale: float, cuts: Tensor | None
     ) -> None:
-        if self.packs and cuts is None:
-            self.segments.append((query, key, scale))
-        else:
+        if self.rows is None or cuts is not None:
             self.listen(query, key, mask, scale, cuts)
+        elif not (isinstance(mask, Tensor) and mask.ndim == 4):
+            self.segments.append((query, key, scale))
+        elif (rows := self.rows()) is not None:
+            self.listen(query, key, None, scale, borders(rows, query.device))
 
     @torch.no_grad()
     def whole(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -46,10 +51,14 @@ class TowerListener:
             return
         queries, keys, scales = zip(*segments)
         with self.pipeline.now.stopwatch(queries[0].device):
-            borders = torch.tensor([0, *accumulate(query.shape[2] for query in queries)])
-            cuts = borders.to(queries[0].device, non_blocking=True)
+            cuts = borders([query.shape[2] for query in queries], queries[0].device)
             query, key = torch.cat(queries, dim=2), torch.cat(keys, dim=2)
         self.listen(query, key, None, scales[0], cuts)
+
+
+def borders(rows: Iterable[int], device: torch.device) -> Tensor:
+    """(S + 1,) of S segments of so many ``rows``."""
+    return torch.tensor([0, *accumulate(rows)]).to(device, non_blocking=True)
 
 
 def attention_statistic(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -25,6 +26,8 @@ from tokenreduce.kernels.fingerprint import fingerprint
 from tokenreduce.per_thread import PerThread, nothing
 from tokenreduce.pipeline import ActivePipeline
 from tokenreduce.signals import AttentionReceived, ClsAttention, ImageFingerprint, ProjectorInput, Signal
+
+PIXELS = ("pixel_values", "hidden_states")  # what towers call them; else it is their first argument
 
 
 class VisionTower:
@@ -97,7 +100,11 @@ class VisionTower:
             handles.append(tower.register_forward_hook(self.finish, always_call=True))
             for block in self.blocks:
                 attention = self.family.tower_attention(block, t)
-                hear = TowerListener(partial(self.listen, t, block), self.pipeline, self.family.packs)
+                hear = TowerListener(
+                    partial(self.listen, t, block),
+                    self.pipeline,
+                    partial(self.borders, block) if self.family.packs else None,
+                )
                 handles.append(Probe(attention, hear))
                 if self.family.packs:
                     handles.append(attention.register_forward_hook(hear.whole, always_call=True))
@@ -118,20 +125,16 @@ class VisionTower:
             self.latest.arguments.update(note(arguments))
 
     def begin(self, tower: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        name, pixels = (
-            ("", args[0]) if args else next((k, kwargs[k]) for k in ("pixel_values", "hidden_states") if k in kwargs)
-        )
-        arguments = {k: v for k, v in kwargs.items() if k != name}
+        arguments = by_name(module, args, kwargs)
+        pixels = arguments.pop(next((k for k in PIXELS if k in arguments), next(iter(arguments))))
         encoded = self.scopes.encoded
-        call = TowerPass(tower, 0 if self.family.packs else len(pixels), {**arguments, **encoded.announced})
+        rows = 0 if self.family.packs else len(pixels)
+        call = TowerPass(tower, rows, {**arguments, **encoded.announced}, tuple(pixels.shape))
         call.cost = EncodingCost(self.costs.shapes[tower])
         encoded.announced = {}
         if ImageFingerprint() in self.wanted:
             with self.pipeline.now.stopwatch(pixels.device):
-                pieces = (
-                    [pixels] if call.rows else [piece[None] for piece in pixels.split(self.family.patch_counts(call))]
-                )
-                call.prints = torch.cat([fingerprint(piece) for piece in pieces])
+                call.prints = torch.cat([fingerprint(piece) for piece in self.family.pieces(call, pixels)])
         encoded.add(call)
         self.current = call
 
@@ -146,6 +149,10 @@ class VisionTower:
         if output.get("hidden_states") is not None:
             output["hidden_states"] = state.full_width(output["hidden_states"], averaged=True)
         return output
+
+    def borders(self, block: int) -> list[int] | None:
+        """Rows in ``block`` of each picture of the pass that is running, one after the other; None: no pass is."""
+        return None if self.current is None else self.family.row_counts(self.current, block)
 
     @torch.no_grad()
     def listen(
@@ -175,3 +182,8 @@ class VisionTower:
     def hear_projector(self, rows: Tensor) -> None:
         if self.scopes.encoded.passes and not self.rows.projecting:
             self.latest.values.setdefault(ProjectorInput(), []).append(rows)
+
+
+def by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call of ``module``, in order, each by its name."""
+    return {**dict(zip(inspect.signature(module.forward).parameters, args)), **kwargs}

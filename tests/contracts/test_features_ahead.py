@@ -140,12 +140,12 @@ def test_part_of_a_picture_is_refused(model):
 
 def test_pictures_of_one_look_and_unlike_layouts_are_refused():
     from tokenreduce.adapters.hooks.features_ahead import FeaturesAhead
-    from tokenreduce.adapters.hooks.tower_passes import Finished, TowerPass
+    from tokenreduce.adapters.hooks.tower_passes import Finished, Pick, TowerPass
     from tokenreduce.adapters.visual_inputs import Picture
     from tokenreduce.layout import Layout
 
     ahead, rows = FeaturesAhead(), torch.randn(6, 4)
     for layout in (Layout(2, 3), Layout(2, 3), Layout(3, 2)):
-        ahead.note([Finished(TowerPass(0, 1, {}), [Picture(layout, 6)])], rows)
+        ahead.note([Pick(Finished(TowerPass(0, 1, {}), [Picture(layout, 6)]), 0)], rows)
     with pytest.raises(ValueError, match="those of pictures of different layouts"):
         ahead.find(rows[None], None)

@@ -158,11 +158,11 @@ def test_keys_of_the_tower(key, kind):
 def test_channels_go_the_way_of_each_by_itself(key, kind):
     model, original, compared = reduced.model(key), Family.rows_per_picture, []
 
-    def watched(family, call, values, pictures):
+    def watched(family, call, values, pictures, block):
         channels = [values, values.square(), 1 - values]
-        found = original(family, call, torch.stack(channels, dim=-1), pictures)
+        found = original(family, call, torch.stack(channels, dim=-1), pictures, block)
         for i, x in enumerate(channels):
-            for own, want in zip(found, family.per_picture(call, x, pictures), strict=True):
+            for own, want in zip(found, family.per_picture(call, x, pictures, block), strict=True):
                 torch.testing.assert_close(own[:, i], want)
                 compared.append(want)
         return [own[:, 0] for own in found]
