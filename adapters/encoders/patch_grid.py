@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from tokenreduce.layout import Layout
 from tokenreduce.per_thread import PerThread
+
+
+class Arrived(NamedTuple):
+    """The patches of one image as they reach the first block.
+
+    Attributes:
+        layout: where they are.
+        filling: rows among them that only fill up a batch of images of several sizes, ascending; None: the model is not
+            told of any, and all are patches.
+    """
+
+    layout: Layout
+    filling: tuple[int, ...] | None = None
 
 
 class PatchGrid:
@@ -17,7 +30,7 @@ class PatchGrid:
     tower entered behind it: ``usual``, the grid of the configured image size.
     """
 
-    seen = PerThread[list[Layout]](list)
+    seen = PerThread[list[Arrived]](list)
 
     def __init__(self, embedding: nn.Module | None, usual: tuple[int, int] | None = None) -> None:
         self.embedding = embedding
@@ -28,21 +41,39 @@ class PatchGrid:
         return [] if self.embedding is None else [self.embedding.register_forward_hook(self.note)]
 
     def note(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        self.seen = [Layout(*output.shape[-2:])] * len(output)
+        self.seen = [Arrived(Layout(*output.shape[-2:]))] * len(output)
 
-    def layouts(self, batch: int, n: int) -> list[Layout]:
-        """The layouts of the ``batch`` images of a pass that arrives with ``n`` patches each.
+    def arrived(self, batch: int, n: int) -> list[Arrived]:
+        """What is known of the ``batch`` images of a pass that arrives with ``n`` rows of patches each.
 
-        Errors: ``ValueError`` when patches of the grid are missing.
+        Errors: ``ValueError`` when patches of a grid are missing.
         """
         seen, self.seen = self.seen, []
         if not seen and self.usual is not None and self.usual[0] * self.usual[1] == n:
-            seen = [Layout(*self.usual)] * batch
+            seen = [Arrived(Layout(*self.usual))] * batch
         if not seen:
-            return [Layout(1, n)] * batch
-        if seen[0].num_tokens != n:
-            raise ValueError(
-                f"{n} patches arrive at the first block, of a grid of {seen[0].height} x {seen[0].width}: the model drops some "
-                "before (patch dropout while training?), so none can be placed. Call model.eval() or set that dropout to 0"
-            )
+            return [Arrived(Layout(1, n))] * batch
+        for layout, filling in seen:
+            patches = n - len(filling or ())
+            if layout.num_tokens != patches:
+                raise ValueError(
+                    f"{patches} patches arrive at the first block, of a grid of {layout.height} x {layout.width}: the model "
+                    "drops some before (patch dropout while training?), so none can be placed. Call model.eval() or set that "
+                    "dropout to 0"
+                )
         return seen
+
+
+def placed(places: Tensor, valid: Tensor | None) -> list[Arrived]:
+    """Of each image, where its patches are: ``places`` (B, N, 2) long, down and across; ``valid`` (B, N), which are real."""
+    places = places if valid is None else places.masked_fill(~valid.bool()[..., None], 0)
+    height, width = (places.amax(dim=1) + 1).T
+    cells = (places[..., 0] * width[:, None] + places[..., 1]).tolist()
+    real = None if valid is None else valid.tolist()
+    found = []
+    for i, (own, h, w) in enumerate(zip(cells, height.tolist(), width.tolist())):
+        filling = None if real is None else tuple(n for n, there in enumerate(real[i]) if not there)
+        if filling:
+            own = [cell for cell, there in zip(own, real[i]) if there]  # type: ignore[index]
+        found.append(Arrived(Layout(h, w, cells=None if own == list(range(h * w)) else tuple(own)), filling))
+    return found

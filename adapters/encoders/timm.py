@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tokenreduce.adapters.encoders.base import EncoderFamily
 from tokenreduce.adapters.encoders.blocks import Block, EvaBlock, TimmBlock
-from tokenreduce.adapters.encoders.patch_grid import PatchGrid
+from tokenreduce.adapters.encoders.patch_grid import Arrived, PatchGrid, placed
 from tokenreduce.layout import Layout
 
 KINDS: dict[type, type[Block]] = {TheirBlock: TimmBlock, TheirEvaBlock: EvaBlock}
@@ -71,13 +71,6 @@ class NaFlexGrid(PatchGrid):
         given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
         x, grid = output
         if grid is not None:
-            self.seen = [Layout(*grid)] * len(x)
-            return
-        valid = given.get("patch_valid")
-        if valid is not None and not bool(valid.all()):
-            raise ValueError(
-                "patch_valid marks padded patches: images of several sizes in one batch, whose counts would differ; run "
-                "images of one number of patches together, or one by one"
-            )
-        sides = (given["patch_coord"].amax(dim=1) + 1).tolist()
-        self.seen = [Layout(height, width) for height, width in sides]
+            self.seen = [Arrived(Layout(*grid))] * len(x)
+        else:
+            self.seen = placed(given["patch_coord"], given.get("patch_valid"))

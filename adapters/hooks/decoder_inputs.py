@@ -16,7 +16,7 @@ from tokenreduce.adapters.hooks.merged_tokens import merged_group
 from tokenreduce.adapters.hooks.prompt_text import PromptText
 from tokenreduce.adapters.hooks.sequence_packing import carried, write
 from tokenreduce.adapters.hooks.tower_passes import Encoded
-from tokenreduce.adapters.hooks.tower_state import TowerState
+from tokenreduce.adapters.hooks.tower_state import TowerState, in_patches
 from tokenreduce.adapters.hooks.visual_token_positions import as_tiles, as_videos, place
 from tokenreduce.adapters.upstream.cache import DynamicCache, cache_argument, given_cache
 from tokenreduce.adapters.upstream.decoder import layer_type
@@ -56,7 +56,7 @@ def drop_merged(reduced: DecoderPass, family: Family, encoded: Encoded, embeds: 
                 "the encoder, so merged ones cannot be told apart; use a method of stage 'projector' or 'llm'"
             )
     state = TowerState.joined(encoded.states)
-    history = state.patches(family.tower_prefix)
+    history = in_patches(state.history, family.tower_prefix)
     groups: list[ImageGroup] = []
     for group in reduced.groups:
         rows = [[r for i in reduced.behind[m] for r in encoded.rows[i]] for m in group.members]

@@ -8,12 +8,13 @@ import torch
 from torch import nn
 
 from tokenreduce.adapters.encoders.base import EncoderFamily
-from tokenreduce.adapters.encoders.blocks import Block
 from tokenreduce.adapters.hooks.encoder_blocks import EncoderMerging
+from tokenreduce.adapters.hooks.encoding_cost import BlockShape
 from tokenreduce.adapters.hooks.last_done import LastDone
 from tokenreduce.adapters.hooks.method_calls import Shadow, all_or_none
+from tokenreduce.adapters.hooks.tower_state import TowerState, in_patches
 from tokenreduce.cost import Report
-from tokenreduce.groups import Image, group_images
+from tokenreduce.groups import Image, ImageGroup, group_images
 from tokenreduce.pipeline import ActivePipeline, Pipeline
 from tokenreduce.traces import Trace
 
@@ -27,6 +28,7 @@ class EncoderHooks:
         self.expand = output_length == "full"
         self.encoder = EncoderMerging(family.blocks, self.active, family.patch_grid, family.prefix, expand=self.expand)
         self.encoder.every_block = self.expand and family.collects_blocks
+        self.shapes = [BlockShape.of(block.module, block.attention) for block in family.blocks]
         self.done = LastDone()
 
     def attach(self) -> list[Any]:
@@ -50,25 +52,18 @@ class EncoderHooks:
             output["hidden_states"] = state.full_width(output["hidden_states"])
         return output
 
-    def _record(self, state: Any) -> None:
-        batch, rows = state.assign.shape
-        n, prefix = rows - self.family.prefix, self.family.prefix
-        columns = torch.arange(n)
-        images = [Image(b, columns, layout) for b, layout in enumerate(state.layouts)]
-        groups = group_images(images, state.assign.device)
-        for group in groups:
-            group.history = [stage.rows(group.samples) for stage in state.patches(prefix)]
-        trace = Trace(groups, torch.ones(batch, n, dtype=torch.bool))
-        counts = state.counts(len(self.family.blocks))
-        flops = sum(block_flops(b, before, after) for b, (before, after) in zip(self.family.blocks, counts))
-        whole = sum(block_flops(b, rows, rows) for b in self.family.blocks)
-        kept = state.size.shape[1] - prefix
+    def _record(self, state: TowerState) -> None:
+        prefix = self.family.prefix
+        counts = state.counts(len(self.shapes))
+        whole = counts[0][0]
+        visual = torch.arange(max(whole) - prefix) < torch.tensor(whole)[:, None] - prefix
+        trace = Trace(self._groups(state), visual)
         report = Report(
-            tokens_in=[[n]] * batch,
-            tokens_kept=[[kept]] * batch,
-            tokens_at_layer=[[before - prefix] * batch for before, _ in counts],
-            flops=batch * flops,
-            flops_unreduced=batch * whole,
+            tokens_in=[[n - prefix] for n in whole],
+            tokens_kept=[[n - prefix] for n in state.numbers],
+            tokens_at_layer=[[n - prefix for n in before] for before, _ in counts],
+            flops=sum(shape.flops(*passed) for shape, passed in zip(self.shapes, counts, strict=True)),
+            flops_unreduced=sum(shape.flops(whole, whole) for shape in self.shapes),
             kv_bytes=0,
             kv_bytes_unreduced=0,
             methods=tuple(method.name for method in self.pipeline.methods),
@@ -76,6 +71,21 @@ class EncoderHooks:
             stopwatch=self.pipeline.stopwatch.lap(),
         )
         self.done.note(trace, report)
+
+    def _groups(self, state: TowerState) -> list[ImageGroup]:
+        """The images of a pass with what happened to each."""
+        prefix, device = self.family.prefix, state.assign.device
+        alike: dict[Any, list[int]] = {}
+        for b, layout in enumerate(state.layouts):
+            alike.setdefault((layout, *(left[b] for left in state.left)), []).append(b)  # of equally many rows
+        groups = []
+        for images in alike.values():
+            columns = torch.arange(state.layouts[images[0]].num_tokens)
+            (group,) = group_images([Image(b, columns, state.layouts[b]) for b in images], device)
+            group.members = images
+            group.history = in_patches(state.history_of(images), prefix)
+            groups.append(group)
+        return groups
 
 
 class Collecting(Shadow):
@@ -93,14 +103,3 @@ class Collecting(Shadow):
             return self.original(*args, **kwargs)
         finally:
             self.merging.collecting = False
-
-
-def block_flops(block: Block, before: int, after: int) -> int:
-    """FLOPs of a block whose attention sees ``before`` tokens and whose MLP ``after``; a multiply-add counts 2."""
-
-    def weights(module: Any) -> int:
-        return sum(p.numel() for p in module.parameters() if p.ndim == 2)
-
-    attention, mlp = weights(block.attention), weights(block.mlp)
-    width = int(block.norm2.weight.shape[0])
-    return 2 * before * attention + 4 * before * before * width + 2 * after * mlp

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tokenreduce.adapters.encoders.blocks import Block
 from tokenreduce.adapters.encoders.patch_grid import PatchGrid
 from tokenreduce.adapters.hooks.exporting import refuse_strict_export
-from tokenreduce.adapters.hooks.ragged_rows import Group, View, ask, kind_after, kinds
+from tokenreduce.adapters.hooks.ragged_rows import Group, View, ask, grouped, kind_after, kinds, numbers
 from tokenreduce.adapters.hooks.tower_state import TowerState, rows_of
 from tokenreduce.method import Method, Step
 from tokenreduce.per_thread import PerThread, nothing
@@ -81,25 +81,25 @@ class EncoderMerging:
     def begin(self, x: Tensor) -> None:
         """Rows ``x`` (B, N, D) arrive at the first block: what to do in which block is known from now on."""
         n = x.shape[1] - self.prefix
-        layouts = self.grid.layouts(len(x), n)
+        arrived = self.grid.arrived(len(x), n)
+        if not self.expand and any(image.filling is not None for image in arrived):
+            raise ValueError(
+                "output_length='reduced', but the model was told which patches are real and looks for them again behind its "
+                "blocks; allowed: output_length='full', or whole images without such a mask"
+            )
+        layouts = [image.layout for image in arrived]
+        views = self.views(len(x)) or [View()] * len(x)
+        views = [view._replace(filling=image.filling or ()) for view, image in zip(views, arrived, strict=True)]
         self.state, self.pending, self.groups = TowerState.start(x, layouts), [], []
         self.widen = self.every_block or self.collecting
-        grid = (layouts[0].height, layouts[0].width)
-        views = self.views(len(x))
-        shares = {view.shares for view in views}
-        if all(view.tokens is None for view in views) and len(shares) <= 1:
-            self.steps = self.pipeline.encoder_steps(grid, next(iter(shares), ()))
+        if all(view.numbers(n) == (n, n) for view in views) and len({*zip(layouts, (v.shares for v in views))}) == 1:
+            self.steps = self.pipeline.encoder_steps((layouts[0].height, layouts[0].width), views[0].shares)
             return
         self.kind, self.state.alike = kinds(views, n, self.prefix, x.device), False
-        alike: dict[tuple[int, View], list[int]] = {}
-        for b, view in enumerate(views):
-            count = n if view.tokens is None else len(view.tokens)
-            alike.setdefault((count, view._replace(tokens=None)), []).append(b)
-        for (count, view), rows in alike.items():
-            protected = self.prefix + n - count
-            steps = self.pipeline.encoder_steps((1, count), view.shares) if count else {}
-            index = torch.tensor(rows, device=x.device)
-            self.groups.append(Group(index, protected + count, protected, steps))
+        if any(view.filling for view in views):
+            self.state.own = [view.own(n, self.prefix) for view in views]
+        self.groups = grouped(views, layouts, n, self.prefix, self.pipeline, x.device)
+        self.state.numbers = numbers(self.groups)
         self.steps = {
             block: max((group.steps.get(block, []) for group in self.groups), key=len)
             for block in range(len(self.blocks))
@@ -139,7 +139,7 @@ class EncoderMerging:
                     )
                 if reduction.does_nothing(x.shape[1]):
                     continue
-                state.apply(reduction, index, method.name)
+                state.apply(reduction, index, method.name, numbers(self.groups) if self.groups else None)
                 x = reduction.carry(x)
             done.append(reduction)
         return x, done
@@ -166,7 +166,7 @@ class BlockHooks:
         if state is None:
             return None
         state.entered.append(state.assign)
-        state.widths.append(state.size.shape[1])
+        state.came.append(state.numbers)
         if not state.touched:
             return None
         prefix, full = self.merging.prefix, state.assign.shape[1]
@@ -174,7 +174,8 @@ class BlockHooks:
             x = rows_of(x, state.source)
         rope, mask = kwargs.get("rope"), kwargs.get("attn_mask")
         if rope is not None:
-            kwargs = {**kwargs, "rope": rope_rows(rope, state.source[:, prefix:] - prefix, self.block.rope_by_head)}
+            patches = (state.source[:, prefix:] - prefix).clamp_min(0)  # absent rows sit anywhere
+            kwargs = {**kwargs, "rope": rope_rows(rope, patches, self.block.rope_by_head)}
         if isinstance(mask, Tensor) and mask.shape[-1] == full:
             kwargs = {**kwargs, "attn_mask": mask_rows(mask, state.source)}
         return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, next(iter(kwargs)): x})

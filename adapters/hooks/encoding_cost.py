@@ -45,13 +45,14 @@ class EncodingCost:
     Attributes:
         shapes: of the tower's blocks.
         rows: per block, (batch, rows) that entered it, and the borders (S + 1,) of its segments where it packs.
-        merged: rows that each block's attention and its other matrices work on, where rows are merged on the way.
+        merged: rows of each image that each block's attention and its other matrices work on, where rows are merged on the
+            way.
         other: FLOPs of the matrices outside blocks, by stage; ``again`` is what a method had projected once more.
     """
 
     shapes: list[BlockShape]
     rows: dict[int, tuple[int, int, Tensor | None]] = field(default_factory=dict)
-    merged: list[tuple[int, int]] | None = None
+    merged: list[tuple[list[int], list[int]]] | None = None
     other: dict[str, int] = field(default_factory=dict)
 
     def flops(self) -> dict[str, Flops]:
@@ -63,10 +64,9 @@ class EncodingCost:
                 passed = self.shapes[index].flops(segments, segments)
                 tower, whole = tower + passed, whole + passed
             else:
-                before, after = self.merged[index]
                 first = self.merged[0][0]
-                tower += self.shapes[index].flops([before] * batch, [after] * batch)
-                whole += self.shapes[index].flops([first] * batch, [first] * batch)
+                tower += self.shapes[index].flops(*self.merged[index])
+                whole += self.shapes[index].flops(first, first)
         outside, projector, again = (self.other.get(stage, 0) for stage in ("tower", "projector", "again"))
         return {"tower": (tower + outside, whole + outside), "projector": (projector + again, projector)}
 

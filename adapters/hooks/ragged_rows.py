@@ -1,4 +1,5 @@
-"""Rows of one pass whose numbers differ: views of images whose budget is shared, or which are unpadded, unequally.
+"""Rows of one pass whose numbers differ: views of images whose budget is shared, or which are unpadded, unequally, and
+images of several sizes, filled up to one number of patches.
 
 Views of one number of tokens and one budget form a group, which a method is asked about by itself; the tensors of the pass
 are as wide as the widest group, and rows beyond a narrower one are absent: of size 0, seen by no other row.
@@ -14,7 +15,9 @@ import torch
 from torch import Tensor
 
 from tokenreduce.adapters.hooks.tower_state import rows_of
+from tokenreduce.layout import Layout
 from tokenreduce.method import Method, Step
+from tokenreduce.pipeline import Pipeline
 from tokenreduce.reduction import DROPPED, Reduction
 from tokenreduce.tokens import VisualTokens
 
@@ -27,29 +30,71 @@ class View(NamedTuple):
     Attributes:
         tokens: its patches that become tokens, ascending; the others never merge. None: all.
         shares: tokens it is left with, per method of the pipeline; None where a method's budget does not say.
+        filling: its patches that only fill up the batch and take no part; no other view sees them from the start.
     """
 
     tokens: tuple[int, ...] | None = None
     shares: tuple[int | None, ...] = ()
+    filling: tuple[int, ...] = ()
+
+    def numbers(self, n: int) -> tuple[int, int]:
+        """Of its ``n`` patches, how many are there, and how many of these become tokens."""
+        there = n - len(self.filling)
+        return there, there if self.tokens is None else len(self.tokens)
+
+    def own(self, n: int, prefix: int) -> list[int]:
+        """The rows there are of it, those in front of its ``n`` patches included."""
+        filling = set(self.filling)
+        return [*range(prefix), *(prefix + patch for patch in range(n) if patch not in filling)]
 
 
 @dataclass
 class Group:
-    """Views of one number of tokens and one budget: ``rows`` of the batch, ``width`` rows each, of which ``protected``."""
+    """Views of one layout, one number of tokens and one budget.
 
+    Attributes:
+        members: rows of the batch; ``rows``, (B,) long, the same on the device.
+        width: rows of each that are there, of which ``protected``.
+    """
+
+    members: list[int]
     rows: Tensor
+    layout: Layout
     width: int
     protected: int
     steps: dict[int, list[tuple[Method, Step]]]
 
 
+def grouped(
+    views: Sequence[View], layouts: Sequence[Layout], n: int, prefix: int, pipeline: Pipeline, device: torch.device
+) -> list[Group]:
+    """The groups of ``views``, each of ``n`` patches, with what ``pipeline`` does to them."""
+    alike: dict[tuple[Layout, int, int, tuple[int | None, ...]], list[int]] = {}
+    for b, (view, layout) in enumerate(zip(views, layouts, strict=True)):
+        alike.setdefault((layout, *view.numbers(n), view.shares), []).append(b)
+    groups = []
+    for (layout, there, count, shares), members in alike.items():
+        grid = (layout.height, layout.width) if layout.is_grid and layout.num_tokens == count else (1, count)
+        steps = pipeline.encoder_steps(grid, shares) if count else {}
+        rows = torch.tensor(members, device=device)
+        groups.append(Group(members, rows, layout, prefix + there, prefix + there - count, steps))
+    return groups
+
+
+def numbers(groups: Sequence[Group]) -> list[int]:
+    """Rows there are of each view."""
+    found = {member: group.width for group in groups for member in group.members}
+    return [found[member] for member in range(len(found))]
+
+
 def kinds(views: Sequence[View], n: int, prefix: int, device: torch.device) -> Tensor:
-    """(B, prefix + n) long: PROTECTED or TOKEN."""
+    """(B, prefix + n) long: PROTECTED, TOKEN or ABSENT."""
     kind = torch.full((len(views), prefix + n), TOKEN)
     for b, view in enumerate(views):
         if view.tokens is not None:
             kind[b] = PROTECTED
             kind[b, [prefix + cell for cell in view.tokens]] = TOKEN
+        kind[b, [prefix + cell for cell in view.filling]] = ABSENT
     kind[:, :prefix] = PROTECTED
     return kind.to(device)
 
@@ -69,7 +114,7 @@ def ask(tokens: VisualTokens, groups: Sequence[Group], kind: Tensor, position: i
         if step is not None:
             part = VisualTokens(
                 features=rows_of(tokens.features[group.rows], index),
-                layout=tokens.layout,
+                layout=group.layout,
                 stage="encoder",
                 layer=tokens.layer,
                 source=tokens.source[group.rows].gather(1, index),
@@ -83,7 +128,7 @@ def ask(tokens: VisualTokens, groups: Sequence[Group], kind: Tensor, position: i
     if all(plan is None or plan.does_nothing(index.shape[1]) for _, index, plan in plans):
         return None
     width = max(group.width if plan is None else plan.num_kept for group, _, plan in plans)
-    source, assign = order.new_zeros(batch, width), order.new_full((batch, n), DROPPED)
+    source, assign = order[:, :1].repeat(1, width), order.new_full((batch, n), DROPPED)  # absent ones sit anywhere
     weight, merges = tokens.size.clone(), False
     for group, index, plan in plans:
         own = torch.arange(group.width, device=order.device).expand_as(index)

@@ -119,11 +119,13 @@ def test_open_clip_towers_that_are_not_square():
     check(model, lambda: model.encode_image(torch.randn(2, 3, 32, 48)), (4, 6), tr.ToMe(keep=0.5))
 
 
-def naflex() -> NaFlexVit:
+def naflex(**more) -> NaFlexVit:
+    options = {"num_classes": 0, "depth": 4, "embed_dim": 48, "num_heads": 4, "reg_tokens": 2, **more}
     torch.manual_seed(0)
-    model = timm.create_model(
-        "naflexvit_base_patch16_gap", num_classes=0, depth=4, embed_dim=48, num_heads=4, reg_tokens=2
-    )
+    model = timm.create_model("naflexvit_base_patch16_gap", **options)
+    for p in model.parameters():
+        if p.ndim > 1:
+            nn.init.normal_(p, std=0.2)
     return model.eval()
 
 
@@ -149,11 +151,71 @@ def test_naflex_images_of_one_number_of_patches_and_two_shapes():
             torch.testing.assert_close(one, both[i : i + 1], atol=1e-5, rtol=1e-5)
 
 
+NAFLEX = {
+    "learned": {},
+    "factorized, no registers": {"pos_embed": "factorized", "reg_tokens": 0},
+    "axial, key mask": {"rope_type": "axial", "use_key_only_attn_mask": True},
+    "mixed": {"rope_type": "mixed", "class_token": True, "global_pool": "token"},
+    "dinov3": {"rope_type": "dinov3", "rope_rotate_half": True},
+    "attention pooling": {"global_pool": "map"},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [
+        *((kind, tr.ToMe(keep=0.5)) for kind in NAFLEX),
+        *(("learned", method) for method in (*METHODS[1:], tr.ToMe(keep=7), tr.ToMe(keep=0.5, proportional=False))),
+    ],
+)
 @torch.no_grad()
-def test_naflex_images_that_are_padded_are_refused_with_the_way_out():
+def test_naflex_images_of_several_sizes_equal_each_by_itself(kind, method):
+    """Patches that fill up the batch take no part: each image keeps the fraction of its own."""
+    grids = [(4, 6), (2, 5), (5, 5), (2, 5), (1, 1)]
+    model, inputs = naflex(**NAFLEX[kind]), patches(*grids, length=28)
+    with tr.wrapped(model, method):
+        together = model(inputs)
+        report, trace = tr.report(model), tr.trace(model)
+        flops = 0
+        for i, (height, width) in enumerate(grids):
+            n = height * width
+            alone = model({name: x[i : i + 1, :n] for name, x in inputs.items()})
+            torch.testing.assert_close(together[i : i + 1], alone, atol=TOLERANCE, rtol=TOLERANCE)
+            one, image = tr.report(model), trace.images[i]
+            flops += one.flops
+            assert (report.tokens_in[i], report.tokens_kept[i]) == (one.tokens_in[0], one.tokens_kept[0])
+            assert [layer[i] for layer in report.tokens_at_layer] == [layer[0] for layer in one.tokens_at_layer]
+            assert image.layout == tr.Layout(height, width)
+            assert torch.equal(image.standing_for(), tr.trace(model).images[0].standing_for())
+            assert torch.equal(image.kept(), tr.trace(model).images[0].kept())
+        assert report.flops == flops
+    assert report.tokens_in == [[24], [10], [25], [10], [1]]
+    assert report.tokens_kept == ([[7], [7], [7], [7], [1]] if method.keep == 7 else [[12], [5], [12], [5], [1]])
+    assert [len(kept) for kept in trace.kept] == [row[0] for row in report.tokens_kept]
+
+
+@torch.no_grad()
+def test_naflex_patches_in_any_order():
+    """What fills up the batch need not stand behind the patches, nor these in raster order."""
+    model, inputs = naflex(pos_embed_use_grid_sample=True), patches((4, 6), (2, 5), length=28)
+    order = torch.randperm(28)
+    shuffled = {name: x[:, order] for name, x in inputs.items()}
+    with tr.wrapped(model, MergePairs(blocks=())):
+        torch.testing.assert_close(model(shuffled), model(inputs), atol=TOLERANCE, rtol=TOLERANCE)
+    with tr.wrapped(model, tr.ToMe(keep=0.5)):
+        model(shuffled)
+        assert tr.report(model).tokens_kept == [[12], [5]]
+        places = [image.layout.patches for image in tr.trace(model).images]
+        cells = shuffled["patch_coord"] @ torch.tensor([[6, 1], [5, 1]]).T  # by the width of either
+        assert places == [tuple(cells[i, shuffled["patch_valid"][i], i].tolist()) for i in range(2)]
+
+
+def test_naflex_images_of_several_sizes_come_back_at_full_width_only():
     model = naflex()
-    with tr.wrapped(model, tr.ToMe(keep=0.5)), pytest.raises(ValueError, match="patch_valid marks padded patches"):
-        model(patches((4, 6), (2, 3), length=24))
+    with tr.wrapped(model, tr.ToMe(keep=0.5), output_length="reduced"):
+        model(torch.randn(1, 3, 32, 32))
+        with pytest.raises(ValueError, match=r"output_length='reduced'.*told which patches are real"):
+            model(patches((4, 6), (2, 3), length=24))
 
 
 COLLECT = {
