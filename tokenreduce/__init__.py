@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from tokenreduce.methods.uniform import Uniform
     from tokenreduce.reduction import Reduction
     from tokenreduce.scaling import ScaledDown, scaled_down
-    from tokenreduce.tables import Table, families
+    from tokenreduce.tables import Table, families, refused
     from tokenreduce.tested import versions
     from tokenreduce.tokens import VisualTokens
     from tokenreduce.traces import Trace, load_trace
@@ -65,6 +65,7 @@ _HOME = {
     "check_method": "eval.method_check",
     "doctor": "eval.doctor",
     "prompt_length": "wrapping",
+    "refused": "tables",
     "compare": "draw.comparison",
     "is_wrapped": "wrapping",
     "load_trace": "traces",

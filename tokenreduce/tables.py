@@ -40,3 +40,13 @@ def families() -> Table:
         }
         for name, cls in known().items()
     )
+
+
+def refused() -> Table:
+    """One row per ``config.model_type`` of transformers that is known and not served: the reason, and what to do instead."""
+    from tokenreduce.adapters.registry import refused as known
+
+    return Table(
+        {"model_type": name, "reason": f"it {refusal.reason}", "instead": refusal.instead}
+        for name, refusal in known().items()
+    )

@@ -28,15 +28,21 @@ class Attachment:
     """What is attached to one model: its family, the pipeline, and every hook."""
 
     def __init__(
-        self, model: nn.Module, methods: list[Method], output_length: Literal["full", "reduced"], images_as_video: bool
+        self,
+        model: nn.Module,
+        methods: list[Method],
+        output_length: Literal["full", "reduced"],
+        images_as_video: bool,
+        family: str | None,
     ) -> None:
         from tokenreduce.adapters.encoders.base import EncoderFamily
         from tokenreduce.adapters.hooks.encoder_alone import EncoderHooks
         from tokenreduce.adapters.hooks.larger_model import refuse_tower_of_a_larger_model
         from tokenreduce.adapters.hooks.vision_language_model import VisionLanguageHooks
         from tokenreduce.adapters.registry import family_of
+        from tokenreduce.adapters.resemblance import family_like
 
-        self.family = family_of(model)
+        self.family = family_of(model) if family is None else family_like(model, family)
         self.facts = self.family.offers()
         if images_as_video:  # counts then refer to a video of any length
             self.facts = dataclasses.replace(self.facts, tokens_per_image=None)
@@ -71,6 +77,7 @@ def wrap(
     *methods: str | Method | type[Method],
     output_length: Literal["full", "reduced"] = "full",
     images_as_video: bool = False,
+    family: str | None = None,
     **parameters: Any,
 ) -> Model:
     """Make ``model`` run on fewer visual tokens, in place.
@@ -85,6 +92,8 @@ def wrap(
             predecessor; ``reduced`` leaves them out (for profiling).
         images_as_video: treat the images of a sample as the frames of one video, for temporal methods on models that take
             frames as images; counts and fractions then refer to the whole video.
+        family: ``like:NAME`` for a model of an unknown type that is built like those of type NAME (``like:llava``: same
+            attributes, same placeholders); what its family reads is looked for in the model first.
         parameters: hyper-parameters of the method, such as ``keep``, when there is a single one.
 
     Returns:
@@ -121,7 +130,7 @@ def wrap(
             f"model is wrapped already (with {names}); call tr.unwrap(model) first, or compose methods in one call: "
             "tr.wrap(model, method_a, method_b)"
         )
-    attachment = Attachment(plain, chosen, output_length, images_as_video)
+    attachment = Attachment(plain, chosen, output_length, images_as_video, family)
     plain.__dict__[SLOT] = attachment
     return model
 

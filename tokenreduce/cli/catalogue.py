@@ -27,7 +27,7 @@ def methods(debug: Debug = False) -> None:
 @app.command()
 @teaching
 def models(debug: Debug = False) -> None:
-    """List the model families that can be wrapped, by `config.model_type`.
+    """List the model families that can be wrapped, by `config.model_type`, and those that are refused, with the reason.
 
     **Example**
 
@@ -38,3 +38,4 @@ def models(debug: Debug = False) -> None:
 
     quiet()
     print_table(tr.families(), "Model families, by the model_type in config.json")
+    print_table(tr.refused(), "Refused, and what to do instead")

@@ -43,10 +43,10 @@ def pretrained(cls: Any, name: str, **options: Any) -> Any:
 
 def check_family(model_type: str) -> None:
     import tokenreduce as tr
+    from tokenreduce.adapters.registry import why_not
 
-    known = [row["model_type"] for row in tr.families() if row["kind"] == "VLM"]
-    if model_type not in known:
-        raise ValueError(f"--model is of type {model_type!r}; allowed: {', '.join(known)}. See tokenreduce models")
+    if model_type not in [row["model_type"] for row in tr.families() if row["kind"] == "VLM"]:
+        raise ValueError(f"--model is of type {model_type!r}, which {why_not(model_type)} (See tokenreduce models)")
 
 
 def pick_device(text: str) -> torch.device:
