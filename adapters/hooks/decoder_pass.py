@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,43 +10,30 @@ from torch import Tensor
 
 from tokenreduce.adapters.hooks.attention_masks import LayerMasks
 from tokenreduce.adapters.hooks.kv_cache import DecodeState, physical_length
+from tokenreduce.adapters.hooks.picture_pass import PicturePass
 from tokenreduce.adapters.hooks.position_ids import PositionIds
 from tokenreduce.adapters.hooks.prompt_text import PromptText, normed
-from tokenreduce.adapters.hooks.sequence_packing import LayerPackings, Packing, carried, write
+from tokenreduce.adapters.hooks.sequence_packing import Packing, carried, write
 from tokenreduce.adapters.upstream.cache import Cache
 from tokenreduce.adapters.upstream.decoder import final_norm
 from tokenreduce.groups import ImageGroup
-from tokenreduce.kernels.fingerprint import combine
-from tokenreduce.kernels.group_mean import group_mean
 from tokenreduce.kernels.rows import take_rows
 from tokenreduce.pipeline import Pipeline
-from tokenreduce.projection import Projector
-from tokenreduce.reduction import Reduction
-from tokenreduce.signals import Columns, Hidden, ProjectorInput, Signal, Text, TextAttention
-from tokenreduce.tokens import Rows, Stage
+from tokenreduce.signals import Columns, Hidden, Signal, Text, TextAttention
+from tokenreduce.tokens import Rows
 
 
-class DecoderPass:
+class DecoderPass(PicturePass):
     """Everything that the hooks of one decoder pass share; travels with the pass, so that re-runs find it again.
 
     Attributes:
         packings, masks, positions: what each layer is handed.
-        groups: the images of this chunk as they stand now; empty for decode steps and text.
-        visual: (B, L) bool on the CPU, visual columns of this chunk.
-        offset: length of the text before this chunk, as the caller counts it.
-        repeat: decoder rows per encoded sample (beams).
         passive: nothing changes in this pass; it is only reported.
-        encoding: tells what encoding the images of this chunk cost.
         captured: signals heard in decoder layers so far, with the packing they were heard under.
         signal_flops: what these cost.
-        tower_values: signals of the towers, per encoded picture; ``behind``, the encoded pictures behind each image.
-        project: makes features of rows that enter the projector.
-        decisions: the reductions carried out so far; ``recalled``, those of an earlier pass over the same prompt.
         question_end: (B,) long, column of this chunk behind the question; None: the chunk ends with it.
         cached: by layer, what is left of this chunk in a cache that was trimmed.
-        beside: by first layer, (B, W, E) what is added to the hidden states of later layers.
         norm: the decoder's last; ``text``: what the text of this chunk is, where a method asks for it.
-        hidden: what is being shortened, (B, W, D), and the slot in it of each column, (B, L); None: columns are slots.
     """
 
     def __init__(
@@ -61,32 +47,18 @@ class DecoderPass:
         visual: Tensor,
         offset: int,
     ) -> None:
-        self.pipeline = pipeline
+        super().__init__(pipeline, packing, visual, offset)
         self.cache = cache
         self.depth: int = decoder.config.num_hidden_layers
         past = [int(physical_length(cache, i)) for i in range(self.depth)]
-        self.packings = LayerPackings(packing, visual.sum(dim=1).tolist())
         self.positions = PositionIds(decoder, self.packings, shift)
         self.masks = LayerMasks(decoder.config, self.packings, cache, past, past_real)
-        self.length_in = list(packing.counts)
-        self.groups: list[ImageGroup] = []
-        self.visual = visual
-        self.offset = offset
-        self.repeat = 1
         self.passive = False
-        self.encoding: Callable[[], Mapping[str, tuple[int, int]]] = dict
         self.captured: dict[Signal, tuple[Tensor, Packing]] = {}
         self.signal_flops = 0
-        self.tower_values: dict[Signal, list[Tensor | None]] = {}
-        self.project: Projector = Projector.none()
-        self.behind: list[tuple[int, ...]] = []
         self.question_end: Tensor | None = None
-        self.beside: dict[int, Tensor] = {}
         self.norm = final_norm(decoder)
         self.text: PromptText | None = None
-        self.hidden: tuple[Tensor, Tensor | None] | None = None
-        self.decisions: dict[tuple[Stage, int | None], list[Reduction]] = {}
-        self.recalled: dict[tuple[Stage, int | None], list[Reduction]] = {}
         self.cached: dict[int, Packing] = {}
         self._entered: dict[int, list[ImageGroup]] = {}  # the images as they came to each llm step
 
@@ -120,21 +92,7 @@ class DecoderPass:
             by_picture = isinstance(signal, TextAttention) and signal.queries == "marked"
             rows = torch.tensor(group.members, device=value.device) if by_picture else group.samples
             return value[rows[:, None], packing.slot[group.samples[:, None], group.seats]]
-        if isinstance(signal, ProjectorInput) and not self.projector(group).exact:
-            assert group.features is not None
-            return group.features
-        behind = [[self._tower_value(signal, i) for i in self.behind[m]] for m in group.members]
-        if signal.axis == "picture":
-            value = torch.stack([x[0] if len(x) == 1 else combine(torch.stack(x)[None])[0] for x in behind])
-            return value.to(group.seats.device)
-        value = torch.stack([x[0] if len(x) == 1 else torch.cat(x) for x in behind]).to(group.seats.device)
-        if signal.axis == "view" or not group.history:
-            return value
-        channels = value.unsqueeze(-1) if value.ndim == 2 else value
-        own = take_rows(channels, group.source.clamp_min(0))
-        # a summary token sits nowhere: it has the mean of the tokens it stands for
-        mean = group_mean(channels, group.assign, group.num_tokens)
-        return torch.where((group.source < 0)[..., None], mean, own).view(*own.shape[:2], *value.shape[2:])
+        return super().look(signal, group)
 
     def _text(self, signal: Text, group: ImageGroup) -> Rows:
         assert self.text is not None, "noted where a method asks for it"
@@ -145,31 +103,10 @@ class DecoderPass:
         value, packing = self.captured[signal.of]
         return self.text.rows(signal, group, value, packing.slot)
 
-    def _tower_value(self, signal: Signal, picture: int) -> Tensor:
-        value = self.tower_values[signal][picture]
-        assert value is not None, "only what enters the projector can lack"
-        return value
-
-    def projector(self, group: ImageGroup) -> Projector:
-        rows = self.tower_values[ProjectorInput()]
-        whole = all(rows[i] is not None for m in group.members for i in self.behind[m])
-        return self.project if whole else Projector.none()
-
     def capture(self, signal: Signal, value: Tensor, layer: int, multiply_adds: int) -> None:
         """Note ``value`` (B, W) of the slots of ``layer``, and what it cost."""
         self.captured[signal] = (value, self.packings.at(layer))
         self.signal_flops += 2 * multiply_adds
-
-    def decided(self, stage: Stage, layer: int | None) -> list[Reduction] | None:
-        """What was decided at a place before, in this pass or in an earlier one over the same prompt; None: nothing."""
-        return self.decisions.get((stage, layer)) or self.recalled.get((stage, layer))
-
-    def run(self, stage: Stage, layer: int | None, groups: list[ImageGroup]) -> tuple[list[ImageGroup], bool]:
-        """Carry out the steps of a place, as decided before for this prompt or by asking the methods."""
-        after, done, changed = self.pipeline.run(stage, layer, groups, self, self.decided(stage, layer))
-        self.decisions[stage, layer] = done
-        self.hidden = None
-        return after, changed
 
     def shorten(self, layer: int, hidden: Tensor) -> Tensor:
         """Carry out the llm steps of ``layer`` on ``hidden`` (B, W, D); returns the (shorter) hidden states.

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from dataclasses import replace
-from functools import cached_property, partial
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tokenreduce.adapters.families.base import Family
 from tokenreduce.adapters.hooks import decoder_inputs, deepstack
 from tokenreduce.adapters.hooks.cache_trimming import trim_cache
-from tokenreduce.adapters.hooks.call_scope import CallScopes, Decided, ScopedMethod
+from tokenreduce.adapters.hooks.call_scope import Decided
 from tokenreduce.adapters.hooks.checks import (
     check_cache,
     check_decoder,
@@ -26,80 +24,36 @@ from tokenreduce.adapters.hooks.decoder_layers import KEY, LayerHooks
 from tokenreduce.adapters.hooks.decoder_outputs import at_full_length, report_of, trace_of
 from tokenreduce.adapters.hooks.decoder_pass import DecoderPass
 from tokenreduce.adapters.hooks.decoder_signals import DecoderSignals
-from tokenreduce.adapters.hooks.encoding_cost import EncodingCost, total
 from tokenreduce.adapters.hooks.kv_cache import adopt, state_of
-from tokenreduce.adapters.hooks.last_done import LastDone
-from tokenreduce.adapters.hooks.method_calls import all_or_none
+from tokenreduce.adapters.hooks.model_hooks import ModelHooks
 from tokenreduce.adapters.hooks.packed_rows import note_documents
-from tokenreduce.adapters.hooks.prompt_pictures import Call, PromptPictures
 from tokenreduce.adapters.hooks.sequence_packing import Packing, real_columns
-from tokenreduce.adapters.hooks.vision_tower import VisionTower
 from tokenreduce.adapters.upstream.cache import Cache, given_cache
 from tokenreduce.adapters.upstream.decoder_shape import decoder_shape
-from tokenreduce.adapters.upstream.model import encoded_ahead, pixels_of
 from tokenreduce.flops import DecoderShape
-from tokenreduce.groups import group_images
 from tokenreduce.per_thread import PerThread, nothing
-from tokenreduce.pipeline import ActivePipeline, Pipeline, acts
+from tokenreduce.pipeline import acts
 from tokenreduce.reduction import Reduction
 
-OutputLength = Literal["full", "reduced"]
 
-
-class VisionLanguageHooks:
+class VisionLanguageHooks(ModelHooks):
     """Shortens prompts on their way into the decoder and keeps masks, positions and caches in step ever after."""
 
-    call = PerThread[Call | None](nothing)
     current = PerThread[DecoderPass | None](nothing)
+    checked = False  # whether the cache was seen to hold what it should
 
-    def __init__(
-        self,
-        family: Family,
-        pipeline: Pipeline,
-        output_length: OutputLength = "full",
-        images_as_video: bool = False,
-    ) -> None:
-        if images_as_video and pipeline.layers("encoder"):
-            raise ValueError(
-                "images_as_video=True shows the images of a sample together, which a method inside the encoder cannot "
-                "use; leave it out, or leave out the encoder method"
-            )
-        self.family = family
-        self.images_as_video = images_as_video
-        self.active = ActivePipeline(pipeline)
-        self.output_length = output_length
-        self.scopes = CallScopes()
-        self.tower = VisionTower(family, self.active, self.scopes)
-        self.pictures = PromptPictures(family, self.active, self.scopes)
-        self.done = LastDone()
-        self.checked = False  # whether the cache was seen to hold what it should
-
-    def attach(self) -> list[Any]:
-        """Install every hook; returns their handles. Nothing stays behind when one of them fails."""
-        core, decoder = self.family.core, self.family.decoder
+    def hook(self, handles: list[Any]) -> None:
+        decoder = self.family.decoder
         check_decoder(decoder)
-        with all_or_none() as handles:
-            for owner, name in ((self.family.model, "generate"), (self.family.model, "forward"), (core, "forward")):
-                if hasattr(owner, name) and not isinstance(owner.__dict__.get(name), ScopedMethod):
-                    handles.append(ScopedMethod(owner, name, self.scopes))
-            handles.append(core.register_forward_pre_hook(self.note_call, with_kwargs=True))
-            handles.append(core.register_forward_hook(self.forget_call, always_call=True))
-            handles.append(decoder.register_forward_pre_hook(self.enter, with_kwargs=True))
-            handles.append(decoder.register_forward_hook(self.leave, with_kwargs=True))
-            if self.by_layer:
-                signals = DecoderSignals(self.family, self.pipeline, self.under_way)
-                for i, layer in enumerate(decoder.layers):
-                    hook = LayerHooks(i, signals)
-                    handles.append(layer.register_forward_pre_hook(hook.enter, with_kwargs=True))
-                    handles.append(layer.register_forward_hook(hook.leave))
-                signals.attach(handles)
-            self.tower.attach(handles)
-            self.pictures.attach(handles)
-        return handles
-
-    @property
-    def pipeline(self) -> Pipeline:
-        return self.active.now
+        handles.append(decoder.register_forward_pre_hook(self.enter, with_kwargs=True))
+        handles.append(decoder.register_forward_hook(self.leave, with_kwargs=True))
+        if self.by_layer:
+            signals = DecoderSignals(self.family, self.pipeline, self.under_way)
+            for i, layer in enumerate(decoder.layers):
+                hook = LayerHooks(i, signals)
+                handles.append(layer.register_forward_pre_hook(hook.enter, with_kwargs=True))
+                handles.append(layer.register_forward_hook(hook.leave))
+            signals.attach(handles)
 
     def under_way(self) -> DecoderPass | None:
         return self.current
@@ -114,15 +68,9 @@ class VisionLanguageHooks:
         """Whether single decoder layers have to be looked after."""
         return bool(self.pipeline.layers("llm") or self.pipeline.layers("cache"))
 
-    def note_call(self, core: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if args:
-            kwargs = inspect.signature(core.forward).bind_partial(*args, **kwargs).arguments
-        given = (*encoded_ahead(kwargs), *pixels_of(kwargs))
-        pictures = next((x for x in given if x is not None), None)
-        self.call = Call(kwargs.get("input_ids"), kwargs.get("inputs_embeds"), pictures, kwargs)
-
     def forget_call(self, core: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self.call = self.current = None
+        super().forget_call(core, args, output)
+        self.current = None
 
     def enter(self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.current = None
@@ -167,8 +115,7 @@ class VisionLanguageHooks:
         reduced.masks.windowed = self.family.windowed
         changed = False
         if images:
-            reduced.behind = [item.behind for item in images]
-            reduced.groups = group_images((item.image for item in images), embeds.device)
+            self.show(reduced, images, encoded, embeds.device)
             reduced.recalled = self._recall(kwargs)
             if self.pipeline.ranks_by_text:
                 ends = self.scopes.prompt_ends(visual, past)
@@ -176,13 +123,8 @@ class VisionLanguageHooks:
                 given = (self.call.input_ids, self.call.inputs_embeds)
                 decoder_inputs.note_text(reduced, self.family, self.scopes, [item.image for item in images], given)
             deepstack.take_over(reduced, kwargs)
-            if encoded is not None:
-                reduced.tower_values, reduced.repeat = encoded.values, encoded.repeat
-                again = EncodingCost([])
-                reduced.project = self.tower.rows.projector(again)
-                reduced.encoding = partial(total, [*encoded.costs, again] if encoded.costs else [])
-                if encoded.states:
-                    changed = decoder_inputs.drop_merged(reduced, self.family, encoded, embeds)
+            if encoded is not None and encoded.states:
+                changed = decoder_inputs.drop_merged(reduced, self.family, encoded, embeds)
             changed |= decoder_inputs.reduce_projected(reduced, embeds)
         reduced.passive = state is None and not changed and not self._acts_later(reduced)
         if reduced.passive:

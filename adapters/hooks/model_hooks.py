@@ -1,0 +1,102 @@
+"""What the hooks on every vision-language model share, wherever its pictures join the text."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from tokenreduce.adapters.families.base import Family
+from tokenreduce.adapters.hooks.call_scope import CallScopes, ScopedMethod
+from tokenreduce.adapters.hooks.encoding_cost import EncodingCost, total
+from tokenreduce.adapters.hooks.last_done import LastDone
+from tokenreduce.adapters.hooks.method_calls import all_or_none
+from tokenreduce.adapters.hooks.picture_pass import PicturePass
+from tokenreduce.adapters.hooks.prompt_pictures import Call, PromptPictures
+from tokenreduce.adapters.hooks.tower_passes import Encoded
+from tokenreduce.adapters.hooks.vision_tower import VisionTower
+from tokenreduce.adapters.upstream.model import encoded_ahead, pixels_of
+from tokenreduce.adapters.visual_inputs import Placed
+from tokenreduce.groups import group_images
+from tokenreduce.per_thread import PerThread, nothing
+from tokenreduce.pipeline import ActivePipeline, Pipeline
+
+OutputLength = Literal["full", "reduced"]
+
+
+class ModelHooks:
+    """Open a scope around each call, note what it shows, listen to the towers, hold what was last done.
+
+    A subclass hooks the place where pictures join the text.
+    """
+
+    call = PerThread[Call | None](nothing)
+
+    def __init__(
+        self,
+        family: Family,
+        pipeline: Pipeline,
+        output_length: OutputLength = "full",
+        images_as_video: bool = False,
+    ) -> None:
+        if images_as_video and pipeline.layers("encoder"):
+            raise ValueError(
+                "images_as_video=True shows the images of a sample together, which a method inside the encoder cannot "
+                "use; leave it out, or leave out the encoder method"
+            )
+        self.family = family
+        self.images_as_video = images_as_video
+        self.active = ActivePipeline(pipeline)
+        self.output_length = output_length
+        self.scopes = CallScopes()
+        self.tower = VisionTower(family, self.active, self.scopes)
+        self.pictures = PromptPictures(family, self.active, self.scopes)
+        self.done = LastDone()
+
+    @property
+    def pipeline(self) -> Pipeline:
+        return self.active.now
+
+    def attach(self) -> list[Any]:
+        """Install every hook; returns their handles. Nothing stays behind when one of them fails."""
+        model, core = self.family.model, self.family.core
+        with all_or_none() as handles:
+            for owner, name in ((model, "generate"), (model, "forward"), (core, "forward")):
+                if hasattr(owner, name) and not isinstance(owner.__dict__.get(name), ScopedMethod):
+                    handles.append(ScopedMethod(owner, name, self.scopes))
+            handles.append(core.register_forward_pre_hook(self.note_call, with_kwargs=True))
+            handles.append(core.register_forward_hook(self.forget_call, always_call=True))
+            self.hook(handles)
+            self.tower.attach(handles)
+            self.pictures.attach(handles)
+        return handles
+
+    def hook(self, handles: list[Any]) -> None:
+        """Append to ``handles`` the hooks on the place where pictures join the text."""
+        raise NotImplementedError
+
+    def note_call(self, core: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if args:
+            kwargs = inspect.signature(core.forward).bind_partial(*args, **kwargs).arguments
+        given = (*encoded_ahead(kwargs), *pixels_of(kwargs))
+        pictures = next((x for x in given if x is not None), None)
+        self.call = Call(kwargs.get("input_ids"), kwargs.get("inputs_embeds"), pictures, kwargs)
+
+    def forget_call(self, core: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self.call = None
+
+    def show(
+        self, reduced: PicturePass, images: Sequence[Placed], encoded: Encoded | None, device: torch.device
+    ) -> None:
+        """Give a pass its pictures, and what is known of how they were encoded."""
+        reduced.behind = [item.behind for item in images]
+        reduced.groups = group_images((item.image for item in images), device)
+        if encoded is not None:
+            reduced.tower_values, reduced.repeat = encoded.values, encoded.repeat
+            again = EncodingCost([])
+            reduced.project = self.tower.rows.projector(again)
+            reduced.encoding = partial(total, [*encoded.costs, again] if encoded.costs else [])
