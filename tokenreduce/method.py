@@ -35,6 +35,8 @@ class ModelFacts:
         tower_grid: (height, width) of the patch grid where it is known, else None.
         full_blocks: vision blocks in which every patch attends to the whole image; None: all of them.
         decoder_depth: number of decoder layers (0 for an encoder alone).
+        shared_from: first decoder layer whose keys later layers attend to, too, after which no token may leave; None: there
+            is none.
         tokens_per_image: visual tokens of one image when that is fixed, else None.
     """
 
@@ -50,6 +52,7 @@ class ModelFacts:
     tower_grid: tuple[int, int] | None = None
     full_blocks: tuple[int, ...] | None = None
     decoder_depth: int = 0
+    shared_from: int | None = None
     tokens_per_image: int | None = None
 
 

@@ -122,6 +122,11 @@ class Pipeline:
         return list(zip(*columns))
 
     @property
+    def by_layer(self) -> bool:
+        """Whether single decoder layers have to be looked after."""
+        return bool(self.layers("llm") or self.layers("cache"))
+
+    @property
     def listens(self) -> frozenset[Signal]:
         """Signals that need a module to be listened to; inside an encoder, keys are heard in every block anyway."""
         return frozenset(signal for _, step in self.steps if step.stage != "encoder" for signal in step.needs)

@@ -54,6 +54,12 @@ def check_step(name: str, step: Step, facts: ModelFacts) -> None:
                 f"method={name!r}: layer={step.layer!r} at stage {step.stage!r}; allowed: an int from 0 to {depth - 1}, counted "
                 f"from 0, on this {facts.family} model"
             )
+        if step.stage == "llm" and facts.shared_from is not None and step.layer > facts.shared_from:
+            raise ValueError(
+                f"method={name!r}: layer={step.layer} at stage 'llm', but later layers of this {facts.family} model attend to "
+                f"the keys of decoder layer {facts.shared_from}, which would still hold what has left; allowed: 0 to "
+                f"{facts.shared_from}"
+            )
     if (step.through is None) != (step.survivors_of is None):
         raise ValueError(f"method={name!r}: {step} has one of through and survivors_of; allowed: both, or neither")
     if step.through is not None and step.survivors_of is not None:

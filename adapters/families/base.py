@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tokenreduce.adapters.families.tower_facts import TowerFacts
 from tokenreduce.adapters.registry import register
-from tokenreduce.adapters.upstream.decoder import RECURRENT, TOKENWISE, attention_of, layer_type, layers_holder
+from tokenreduce.adapters.upstream.decoder import RECURRENT, TOKENWISE, attention_of, holders, layer_type, layers_holder
 from tokenreduce.adapters.upstream.model import special_ids
 from tokenreduce.adapters.visual_inputs import Medium
 from tokenreduce.method import ModelFacts
@@ -30,6 +30,7 @@ class Family(TowerFacts):
     model_types: ClassVar[tuple[str, ...]]
     remarks: ClassVar[str] = ""
     decoder_layers: ClassVar[tuple[str, ...]] = DECODER_LAYERS
+    two_way_layers: ClassVar[tuple[str, ...] | None] = None  #: kinds of layers with such blocks; None: all
     windowed = True  #: whether sliding windows of the decoder cut blocks of tokens that attend both ways
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -60,11 +61,11 @@ class Family(TowerFacts):
 
     def offers(self) -> ModelFacts:
         """``facts`` of this very model: layers with a window or a state hold what they choose, which no stage drops."""
-        facts = self.facts()
-        kinds = {layer_type(self.decoder.config, i) for i in range(facts.decoder_depth)}
-        if not kinds <= {"full_attention", *TOKENWISE}:
-            return replace(facts, stages=tuple(stage for stage in facts.stages if stage != "cache"))
-        return facts
+        facts, config = self.facts(), self.decoder.config
+        plain = {layer_type(config, i) for i in range(facts.decoder_depth)} <= {"full_attention", *TOKENWISE}
+        shared = (holder for i, holder in enumerate(holders(config)) if holder != i)
+        stages = tuple(stage for stage in facts.stages if plain or stage != "cache")
+        return replace(facts, stages=stages, shared_from=min(shared, default=None))
 
     # ------------------------------------------------------------------ the language model
 

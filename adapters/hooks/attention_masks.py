@@ -20,8 +20,10 @@ class LayerMasks:
 
     Attributes:
         past: per layer, columns it held before this chunk; ``past_real``, (B, past) bool of the real ones, None: all.
+        holders: per layer, the one whose keys and values it attends to.
         real: per layer, the same with this chunk; known once ``visible`` was asked for.
         two_way: (B, L) long, blocks of columns that attend to each other both ways; -1: none. None: all is causal.
+        two_way_layers: kinds of layers in which such blocks attend both ways; None: all.
         windowed: whether sliding windows cut such blocks.
         documents: (B, L) long, the document of each column, where a row holds several that must not see each other.
         given: (B, L, L) bool, which columns see which, where the caller said so in a way that is none of these.
@@ -34,14 +36,17 @@ class LayerMasks:
         cache: Cache | None,
         past: list[int],
         past_real: list[Tensor | None],
+        holders: list[int],
     ) -> None:
         self.config = config
         self.packings = packings
         self.cache = cache
         self.past = past
         self.past_real = past_real
+        self.holders = holders
         self.real: list[Tensor | None] = [None] * len(past)
         self.two_way: Tensor | None = None
+        self.two_way_layers: tuple[str, ...] | None = None
         self.windowed = True
         self.documents: Tensor | None = None
         self.given: Tensor | None = None
@@ -98,12 +103,12 @@ class LayerMasks:
         own = self.given_at(layer)
         if own is not None:
             return additive(own, hidden)
-        blocks = None if self.two_way is None or hidden.shape[1] == 1 else self._blocks(layer)
+        blocks = None if hidden.shape[1] == 1 else self._blocks(layer)
         return layer_mask(
             self.config,
             kind,
             self.cache,
-            layer,
+            self.holders[layer],
             hidden,
             visible,
             also=None if blocks is None else both_ways(blocks, self.past[layer]),
@@ -111,22 +116,25 @@ class LayerMasks:
             only=None if self.documents is None else same_document(self.documents_at(layer)),
         )
 
-    def _blocks(self, layer: int) -> Tensor:
-        """(B, W) long, the block of each slot; -1: none."""
-        assert self.two_way is not None
+    def _blocks(self, layer: int) -> Tensor | None:
+        """(B, W) long, the block of each slot; -1: none. None where all is causal."""
+        kinds = self.two_way_layers
+        if self.two_way is None or (kinds is not None and layer_type(self.config, layer) not in kinds):
+            return None
         packing = self.packings.at(layer)
         block = self.two_way.gather(1, packing.order)
         return block if packing.valid is None else block.masked_fill(~packing.valid, -1)
 
     def sees_up_to(self, layer: int) -> Tensor | None:
         """(B, W) long, the last slot that each slot attends to in this chunk; None where all is causal."""
-        return None if self.two_way is None else ends_of(self._blocks(layer))
+        blocks = self._blocks(layer)
+        return None if blocks is None else ends_of(blocks)
 
     def whole_block(self, layer: int) -> bool:
         """Whether all tokens of this chunk attend to each other, whatever the window of ``layer``."""
-        if self.two_way is None or self.windowed:
-            return False
         blocks, valid = self._blocks(layer), self.packings.at(layer).valid
+        if blocks is None or self.windowed:
+            return False
         return bool((blocks == 0 if valid is None else (blocks == 0) | ~valid).all())
 
 

@@ -36,15 +36,19 @@ def _trim(reduced: DecoderPass, layers: range, survivors: Packing) -> None:
     """Let the caches of ``layers`` forget what is not among the ``survivors`` of this chunk."""
     if reduced.cache is None:
         return
+    holders = reduced.masks.holders
     for i in layers:
+        if holders[i] != i:
+            continue
         held, past = reduced.cached.get(i, reduced.packings.at(i)), reduced.masks.past[i]
         if sum(held.counts) <= sum(survivors.counts):
             continue  # survivors of a later place are among those of an earlier one
         slots = held.slot.gather(1, survivors.order) + past
         old = torch.arange(past, device=slots.device).expand(slots.shape[0], past)
         keep_columns(reduced.cache, i, torch.cat([old, slots], dim=1))
-        reduced.masks.trimmed(i, survivors)
-        reduced.cached[i] = survivors
+        for reader in (layer for layer, holder in enumerate(holders) if holder == i):
+            reduced.masks.trimmed(reader, survivors)
+            reduced.cached[reader] = survivors
 
 
 def _count_cache_as_position(reduced: DecoderPass) -> None:

@@ -19,7 +19,7 @@ from tokenreduce.adapters.hooks.tower_passes import Encoded
 from tokenreduce.adapters.hooks.tower_state import TowerState, in_patches
 from tokenreduce.adapters.hooks.visual_token_positions import as_tiles, as_videos, place
 from tokenreduce.adapters.upstream.cache import DynamicCache, cache_argument, given_cache
-from tokenreduce.adapters.upstream.decoder import layer_type
+from tokenreduce.adapters.upstream.decoder import COLUMNS_ASKED_FOR, documents_row, layer_type
 from tokenreduce.adapters.visual_inputs import Placed
 from tokenreduce.groups import Image, ImageGroup
 from tokenreduce.kernels.rows import take_rows
@@ -132,8 +132,8 @@ def hand_over(reduced: DecoderPass, decoder: Any, kwargs: dict[str, Any], change
     positions = kwargs.get("position_ids")
     if positions is None:
         positions = torch.arange(length, device=embeds.device)[None] + reduced.offset
-    if positions.ndim == 3 and positions.shape[0] == 4:
-        positions = positions[1:]  # the first of four rows only serves to detect packed sequences
+    if documents_row(decoder.config, positions) is not None:
+        positions = positions[1:]
     positions = positions.expand(*positions.shape[:-2], batch, length)
     if changed:
         columns = carried(packing, reduced.groups)
@@ -168,3 +168,6 @@ def hand_over(reduced: DecoderPass, decoder: Any, kwargs: dict[str, Any], change
         first = made[layer_type(decoder.config, 0)]
         visible = made if isinstance(mask, dict) else visible if first is None else first
     kwargs["attention_mask"] = visible
+    asked = kwargs.get(COLUMNS_ASKED_FOR, 0)
+    if not isinstance(asked, int) or asked > 1 or (asked == 1 and reduced.pipeline.by_layer):
+        kwargs[COLUMNS_ASKED_FOR] = 0  # the model's head takes them out of what comes back at full length

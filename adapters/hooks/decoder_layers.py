@@ -31,6 +31,9 @@ class LayerHooks:
         kwargs = {**kwargs, **dict(zip(names, args, strict=False))}
         reduced: DecoderPass = kwargs.pop(KEY)
         hidden = kwargs[names[0]]
+        streams = hidden.shape[0] if hidden.ndim == 4 else 0
+        if streams:  # several states of every token: side by side they are its features
+            hidden = hidden.movedim(0, 2).flatten(2)
         if reduced.groups and self.index in reduced.pipeline.layers("llm"):
             self.signals.listen_ahead(reduced, self.index, layer, hidden, kwargs)
             hidden = reduced.shorten(self.index, hidden)
@@ -42,7 +45,7 @@ class LayerHooks:
                 if isinstance(value, Tensor) and name not in (names[0], *own):
                     own[name] = reduced.positions.carried(self.index, value)
             kwargs |= own
-        kwargs[names[0]] = hidden
+        kwargs[names[0]] = hidden.unflatten(2, (streams, -1)).movedim(2, 0) if streams else hidden
         self.current = reduced if reduced.beside else None
         return (*(kwargs.pop(name) for name in names[: len(args)]), *args[len(names) :]), kwargs
 

@@ -15,7 +15,7 @@ from tokenreduce.traces import Trace
 def at_full_length(reduced: DecoderPass, output: Any) -> Any:
     """``output`` of the decoder with a hidden state for every column of the prompt; None where nothing is to change."""
     final = reduced.packings.at(reduced.depth - 1)
-    if not final.moved:
+    if not final.moved or output[0].shape[1] == 1 < final.width:  # a decoder that was asked for the last column alone
         return None
     full = final.fill(output[0])
     if isinstance(output, tuple):

@@ -15,7 +15,7 @@ from tokenreduce.adapters.hooks.position_ids import PositionIds
 from tokenreduce.adapters.hooks.prompt_text import PromptText, normed
 from tokenreduce.adapters.hooks.sequence_packing import Packing, carried, write
 from tokenreduce.adapters.upstream.cache import Cache
-from tokenreduce.adapters.upstream.decoder import final_norm
+from tokenreduce.adapters.upstream.decoder import final_norm, holders
 from tokenreduce.groups import ImageGroup
 from tokenreduce.kernels.rows import take_rows
 from tokenreduce.pipeline import Pipeline
@@ -50,9 +50,10 @@ class DecoderPass(PicturePass):
         super().__init__(pipeline, packing, visual, offset)
         self.cache = cache
         self.depth: int = decoder.config.num_hidden_layers
-        past = [int(physical_length(cache, i)) for i in range(self.depth)]
+        held = holders(decoder.config)
+        past = [int(physical_length(cache, i)) for i in held]
         self.positions = PositionIds(decoder, self.packings, shift)
-        self.masks = LayerMasks(decoder.config, self.packings, cache, past, past_real)
+        self.masks = LayerMasks(decoder.config, self.packings, cache, past, past_real, held)
         self.passive = False
         self.captured: dict[Signal, tuple[Tensor, Packing]] = {}
         self.signal_flops = 0

@@ -11,6 +11,7 @@ from tokenreduce.adapters.families.base import Family
 from tokenreduce.adapters.hooks.decoder_inputs import uses_cache
 from tokenreduce.adapters.hooks.decoder_pass import DecoderPass
 from tokenreduce.adapters.upstream.attention import implementation
+from tokenreduce.adapters.upstream.decoder import documents_row
 from tokenreduce.pipeline import Pipeline
 from tokenreduce.signals import AttentionReceived, AttentionWalk, TextAttention
 
@@ -27,20 +28,20 @@ def note_documents(reduced: DecoderPass, family: Family, given: Any, kwargs: dic
     if given is None:
         # as in transformers: with a cache, or with a mask, position ids tell nothing about documents
         if not uses_cache(family.decoder, kwargs):
-            masks.documents = documents_of(kwargs.get("position_ids"))
+            masks.documents = documents_of(family.decoder.config, kwargs.get("position_ids"))
     elif isinstance(given, Tensor) and given.ndim == 4:
         masks.documents, masks.given = checked_mask(given, real, reduced)
     if masks.caller_says:
         refuse_packed(family, reduced.pipeline)
 
 
-def documents_of(positions: Tensor | None) -> Tensor | None:
+def documents_of(config: Any, positions: Tensor | None) -> Tensor | None:
     """(B, L) long, the document of each column, as transformers reads it off position ids: one begins where they do not go on.
 
     None where every row holds a single one.
     """
     if positions is not None and positions.ndim == 3:
-        positions = positions[0] if positions.shape[0] == 4 else None  # the first of four rows is there to tell this
+        positions = documents_row(config, positions)
     if positions is None:
         return None
     steps = positions.diff(dim=-1, prepend=positions[:, :1] - 1)

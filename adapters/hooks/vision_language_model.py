@@ -47,7 +47,7 @@ class VisionLanguageHooks(ModelHooks):
         check_decoder(decoder)
         handles.append(decoder.register_forward_pre_hook(self.enter, with_kwargs=True))
         handles.append(decoder.register_forward_hook(self.leave, with_kwargs=True))
-        if self.by_layer:
+        if self.pipeline.by_layer:
             signals = DecoderSignals(self.family, self.pipeline, self.under_way)
             for i, layer in enumerate(decoder.layers):
                 hook = LayerHooks(i, signals)
@@ -62,11 +62,6 @@ class VisionLanguageHooks(ModelHooks):
     def shape(self) -> DecoderShape:
         """What the layers of the decoder cost, read off them at the first prompt."""
         return decoder_shape(self.family.decoder)
-
-    @property
-    def by_layer(self) -> bool:
-        """Whether single decoder layers have to be looked after."""
-        return bool(self.pipeline.layers("llm") or self.pipeline.layers("cache"))
 
     def forget_call(self, core: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         super().forget_call(core, args, output)
@@ -112,7 +107,7 @@ class VisionLanguageHooks(ModelHooks):
             note_documents(reduced, self.family, given, kwargs, real)
         if length > 1:
             reduced.masks.two_way = self.scopes.of_prompt(self.family.two_way(self.call.arguments, embeds), past)
-        reduced.masks.windowed = self.family.windowed
+        reduced.masks.windowed, reduced.masks.two_way_layers = self.family.windowed, self.family.two_way_layers
         changed = False
         if images:
             self.show(reduced, images, encoded, embeds.device)
@@ -137,7 +132,7 @@ class VisionLanguageHooks(ModelHooks):
         with self.pipeline.stopwatch(embeds.device):
             decoder_inputs.hand_over(reduced, self.family.decoder, kwargs, changed)
         reduced.groups = [replace(group.settle(), entered=group.num_tokens) for group in reduced.groups]
-        if self.by_layer:
+        if self.pipeline.by_layer:
             kwargs[KEY] = reduced
         return args, kwargs
 

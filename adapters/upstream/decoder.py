@@ -10,6 +10,10 @@
 | Qwen3-VL hands its decoder `deepstack_visual_embeds`, a list, and `visual_pos_masks` | 5.17 to 5.24 |
 | `attn_logit_softcapping` of an attention module (Gemma 2) | 5.17 to 5.24 |
 | `apply_rotary_pos_emb(q, k, cos, sin)` of a decoder's own file, where ids have one axis | 5.17 to 5.24 |
+| layers that reuse keys of earlier ones: `config.kv_sharing_modes` | 5.18 to 5.24 |
+| the same: the last `config.num_kv_shared_layers`, each of the last layer of its kind before them | 5.17 to 5.24 |
+| `logits_to_keep` among the arguments of a decoder: it drops the other columns itself, half-way (Gemma 3n and 4) | 5.17 to 5.24 |
+| a row in front of `config.rope_parameters["mrope_section"]`, three without, rows of ids tells documents apart | 5.17 to 5.24 |
 | `decoder.norm` follows the last layer | 5.17 to 5.24 |
 | a layer norms what enters its attention by `input_layernorm` | 5.17 to 5.24 |
 | `decoder.rotary_emb(hidden, ids)`, with a third argument `layer_type` where layers differ (Gemma 3) | 5.17 to 5.24 |
@@ -29,10 +33,12 @@ from tokenreduce.adapters.upstream.seams import seam_changed
 
 ROTARY = "position_embeddings"
 HIDDEN = "hidden_states"
+COLUMNS_ASKED_FOR = "logits_to_keep"
 ATTENTION = ("self_attn", "mixer")
 RECURRENT = ("linear_attention", "conv")  # kinds of layers that keep a state instead of keys
 TOKENWISE = ("moe", "mlp")  # kinds of layers that mix no tokens, and keep nothing
 ATTENTION_NORM = "input_layernorm"
+AXES = ("time", "height", "width")
 DEEP_FEATURES, DEEP_PLACES = "deepstack_visual_embeds", "visual_pos_masks"
 
 
@@ -60,6 +66,30 @@ def positional_names(forward: Callable[..., Any]) -> tuple[str, ...]:
     """What the ``forward`` of a class of layers takes by position, hidden states first."""
     parameters = list(inspect.signature(forward).parameters.values())[1:]
     return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD) or (HIDDEN,)
+
+
+def holders(config: Any) -> list[int]:
+    """Per layer, the one whose keys and values it attends to: itself, or an earlier one of its kind."""
+    depth = config.num_hidden_layers
+    modes = getattr(config, "kv_sharing_modes", None)
+    if not modes:
+        first = depth - (getattr(config, "num_kv_shared_layers", None) or 0)
+        modes = [None] * first + ["reuse"] * (depth - first)
+    held, last = [], dict[str, int]()
+    for layer, mode in enumerate(modes):
+        kind = layer_type(config, layer)
+        if mode != "reuse":
+            last[kind] = layer
+        held.append(last[kind])
+    return held
+
+
+def documents_row(config: Any, positions: Tensor) -> Tensor | None:
+    """(1 | B, L) the row in front of the axes of position ids (A, 1 | B, L), which tells documents apart; None for none."""
+    if positions.ndim < 3:
+        return None
+    axes = (getattr(config, "rope_parameters", None) or {}).get("mrope_section") or AXES
+    return positions[0] if len(positions) == len(axes) + 1 else None
 
 
 def softcap_of(attention: Any) -> float | None:
