@@ -17,7 +17,7 @@ import torch
 from . import llava, qwen, tiles, gemma  # noqa: F401  (defining a family makes it known; tables keep this order)
 
 # isort: on
-from .common import FAMILIES, Case, Draw, Visual, assemble, fill
+from .common import FAMILIES, Case, Draw, Visual, assemble, fill, prompt
 
 __all__ = ["FAMILIES", "KINDS", "Case", "Visual", "alone", "build", "case", "follow", "inputs", "kinds"]
 
@@ -77,9 +77,8 @@ def case(key: str, kind: str, model: Any, seed: int = 0, *, plain: bool = False)
                 for name in names
             ]
         )
-    made = assemble(samples, pad, draw, family.row)
-    made.inputs.update(family.collate(samples, made, model.config))
-    return made
+    rows = [prompt(family, pieces, 5 + (b if pad else 0), draw) for b, pieces in enumerate(samples)]
+    return assemble(family, rows, pad, model.config)
 
 
 def inputs(key: str, kind: str, model: Any, seed: int = 0) -> dict:
@@ -95,30 +94,4 @@ def follow(key: str, inputs: dict, tokens: torch.Tensor) -> dict:
 
 def alone(key: str, case: Case, b: int) -> dict:
     """The inputs of sample ``b`` by itself, without padding."""
-    real = case.inputs["attention_mask"][b].bool()
-    media = [[visual.modality for visual in own] for own in case.visuals]
-    out = {}
-    for name, x in case.inputs.items():
-        if x.shape == case.inputs["input_ids"].shape:
-            out[name] = x[b : b + 1, real]
-        elif key in ("smolvlm", "idefics3"):  # a row of tiles per sample
-            out |= {name: x[b : b + 1, : tiles_of(case, b)]} if media[b] else {}
-        elif name == "batch_num_images":  # a number for each sample that has images
-            out |= {name: x[[("image" in own) for own in media[:b]].count(True)][None]} if "image" in media[b] else {}
-        else:
-            medium = "video" if "video" in name or name == "second_per_grid_ts" else "image"
-            first, mine = (sum(own.count(medium) for own in part) for part in (media[:b], media[b : b + 1]))
-            sizes = [1] * sum(own.count(medium) for own in media)
-            if key in ("internvl", "aya_vision"):  # tiles of images and frames of videos
-                sizes = [tiles_of(case, i) for i in range(len(media))]
-                first, mine = b, 1
-            elif name in ("pixel_values", "pixel_values_videos") and f"{medium}_grid_thw" in case.inputs:
-                sizes = case.inputs[f"{medium}_grid_thw"].prod(dim=1).tolist()
-            rows = x.split(sizes)[first : first + mine]
-            out |= {name: torch.cat(rows)} if sum(map(len, rows)) else {}
-    return out
-
-
-def tiles_of(case: Case, b: int) -> int:
-    """Tiles of sample ``b``, in families where each takes equally many columns."""
-    return sum(len(visual.columns) for visual in case.visuals[b]) // tiles.PER_TILE
+    return assemble(FAMILIES[key], case.samples[b : b + 1], None, case.config).inputs

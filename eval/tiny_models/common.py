@@ -37,11 +37,22 @@ class Visual:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """One prompt: its tokens, which of its ``pieces`` each token belongs to (-1: none), and these, in order."""
+
+    tokens: list[int]
+    owner: list[int]
+    pieces: list[Piece]
+
+
+@dataclass(frozen=True)
 class Case:
-    """Inputs for a model, and per sample what is in them, in the order of the prompt."""
+    """Inputs for a model of ``config``, and per sample what is in them, in the order of the prompt."""
 
     inputs: dict
     visuals: list[list[Visual]] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    config: Any = None
 
 
 FAMILIES: dict[str, TinyFamily] = {}
@@ -53,7 +64,7 @@ class TinyFamily:
     A subclass is known under its ``key`` by being defined.
     """
 
-    model: Any  #: the class of transformers
+    model: Any  #: the class of transformers; None where the installed one does not have it yet
     shapes: list[Any]  #: sizes of the pictures ``i0``, ``i1`` and ``i2``, in the unit that ``picture`` takes
     plain_shapes: list[Any] | None = (
         None  #: the same of pictures whose every patch becomes a token, where others have some cut
@@ -62,7 +73,8 @@ class TinyFamily:
     attention: ClassVar[dict[str, Any]] = {}  #: what stands for an attention backend that a part cannot run on
 
     def __init_subclass__(cls, *, key: str) -> None:
-        FAMILIES[key] = cls()
+        if cls.model is not None:
+            FAMILIES[key] = cls()
 
     def config(self, **variant: Any) -> Any:
         """The configuration, with ``variant`` in place of its fields."""
@@ -157,28 +169,31 @@ class Draw:
         return torch.randn(*shape, generator=self.generator)
 
 
-def assemble(samples: list[list[Piece]], pad: str | None, draw: Draw, row: Callable) -> Case:
-    """Padded ``input_ids`` and ``attention_mask`` of a batch, and where its pictures are."""
-    rows = [row(pieces, 5 + (b if pad else 0), draw) for b, pieces in enumerate(samples)]
-    width = max(len(tokens) for tokens, _ in rows)
-    ids = torch.full((len(rows), width), PAD)
+def prompt(family: TinyFamily, pieces: list[Piece], tail: int, draw: Draw) -> Sample:
+    """A prompt that shows ``pieces``, with ``tail`` words at its end."""
+    return Sample(*family.row(pieces, tail, draw), pieces)
+
+
+def assemble(family: TinyFamily, samples: list[Sample], pad: str | None, config: Any) -> Case:
+    """A batch, padded on the side ``pad``, as the processor of the family hands it over, and where its pictures are."""
+    width = max(len(sample.tokens) for sample in samples)
+    ids = torch.full((len(samples), width), PAD)
     mask = torch.zeros_like(ids)
     visuals = []
-    for b, (tokens, owner) in enumerate(rows):
-        start = 0 if pad == "right" else width - len(tokens)
-        ids[b, start : start + len(tokens)] = torch.tensor(tokens)
+    for b, sample in enumerate(samples):
+        start = 0 if pad == "right" else width - len(sample.tokens)
+        tokens, owner = torch.tensor(sample.tokens), torch.tensor(sample.owner)
+        ids[b, start : start + len(tokens)] = tokens
         mask[b, start : start + len(tokens)] = 1
-        mine = torch.tensor(owner)
         visuals.append(
             [
-                Visual(
-                    piece.modality,
-                    start + ((mine == i) & (torch.tensor(tokens) == piece.placeholder)).nonzero()[:, 0],
-                )
-                for i, piece in enumerate(samples[b])
+                Visual(piece.modality, start + ((owner == i) & (tokens == piece.placeholder)).nonzero()[:, 0])
+                for i, piece in enumerate(sample.pieces)
             ]
         )
-    return Case({"input_ids": ids, "attention_mask": mask}, visuals)
+    case = Case({"input_ids": ids, "attention_mask": mask}, visuals, samples, config)
+    case.inputs.update(family.collate([sample.pieces for sample in samples], case, config))
+    return case
 
 
 def gather(samples: list[list[Piece]], name: str, how: Callable = torch.cat) -> dict:
