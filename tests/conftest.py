@@ -14,6 +14,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton: its kernels run in Python then
 
 from tokenreduce import pytest_plugin
+from tokenreduce.eval import tiny_models
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -28,6 +29,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if "long" not in config.option.markexpr:
+        brief = {id(item) for item in items if is_brief(item)}
+        config.hook.pytest_deselected(items=[item for item in items if id(item) in brief])
+        items[:] = [item for item in items if id(item) not in brief]
         for item in items:
             if "long" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="takes minutes; run with -m long"))
@@ -37,6 +41,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(skip)
+
+
+def is_brief(item: pytest.Item) -> bool:
+    """Whether a test is one more of its kind, of a family whose ways are those of others."""
+    key = getattr(item, "callspec", None) and item.callspec.params.get("key")
+    family = tiny_models.FAMILIES.get(key) if isinstance(key, str) else None
+    return family is not None and family.brief and "every_family" not in item.keywords
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ import tokenreduce as tr
 from tokenreduce.eval import tiny_models
 
 from .shortened import Columns, caught, hooked, logits
-from .stages import METHODS, left, merged_tower
+from .stages import STAGES, left, merged_tower, methods
 
 Verdict = Literal["right", "refused", "wrong"]
 STEPS = 3  #: tokens written
@@ -62,7 +62,7 @@ class Family:
     def difference(self, stage: str) -> str:
         """What the wrapped model does otherwise than the shortened bare one; empty when nothing."""
         inputs = self.plain if stage == "encoder" else self.inputs
-        with tr.wrapped(self.model, METHODS[stage]):
+        with tr.wrapped(self.model, methods(self.key)[stage]):
             with torch.no_grad():
                 passed, trace = self.model(**inputs).logits, tr.trace(self.model)
             new = self.model.generate(**inputs, max_new_tokens=STEPS, do_sample=False)
@@ -99,5 +99,5 @@ def checks(key: str) -> list[Check]:
         with torch.no_grad():
             family.model(**family.inputs)
     except Exception as error:
-        return [Check(key, stage, "wrong", f"bare model: {type(error).__name__}: {error}") for stage in METHODS]
-    return [family.checked(stage) for stage in METHODS]
+        return [Check(key, stage, "wrong", f"bare model: {type(error).__name__}: {error}") for stage in STAGES]
+    return [family.checked(stage) for stage in STAGES]

@@ -47,13 +47,18 @@ def caught(model: Any, inputs: dict[str, Any], generate: bool) -> dict[str, Any]
 
 
 @torch.no_grad()
-def logits(model: Any, inputs: dict[str, Any], given: dict[str, Any], sample: int, columns: Columns) -> Tensor:
-    """(T, V) of the columns of one sample that reach the last layer.
+def logits(
+    model: Any, inputs: dict[str, Any], given: dict[str, Any], sample: int, columns: Columns, *, renumber: bool = False
+) -> Tensor:
+    """(T, V) of the columns of one sample that reach the last layer; ``renumber``: counted anew 0, 1, ... on all axes.
 
     ``model`` must run on eager attention, so that its layers are handed masks that can be cut down.
     """
     decoder = model.get_decoder()
     shorter = one_sample(given, sample, columns.entered)
+    if renumber:
+        ids = shorter["position_ids"]
+        shorter["position_ids"] = torch.arange(ids.shape[-1]).expand_as(ids)
     layers = next(
         blocks
         for blocks in decoder.modules()

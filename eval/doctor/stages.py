@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import tokenreduce as tr
+from tokenreduce.eval import tiny_models
 
 from .shortened import Columns, hooked
 
@@ -57,12 +58,18 @@ class ForgetEveryOther(tr.Method, register=False):
         return tr.Reduction.top(score, self.budget.count(tokens.num_tokens))
 
 
-METHODS: dict[str, tr.Method] = {
-    "encoder": MergeLastPairs(),
-    "projector": tr.HiPrune(keep=0.4),
-    "llm": tr.FastV(keep=0.4, layer=2),
-    "cache": ForgetEveryOther(keep=0.5),
-}
+STAGES = ("encoder", "projector", "llm", "cache")
+
+
+def methods(key: str) -> dict[str, tr.Method]:
+    """A method of each stage, for the tiny family ``key``."""
+    family = tiny_models.FAMILIES[key]
+    return {
+        "encoder": MergeLastPairs(),
+        "projector": tr.HiPrune(keep=0.4) if family.listens else tr.Uniform(keep=0.4),
+        "llm": tr.FastV(keep=0.4, layer=family.layer),
+        "cache": ForgetEveryOther(keep=0.5),
+    }
 
 
 def left(trace: tr.Trace, mask: Tensor, length: int) -> list[Columns]:

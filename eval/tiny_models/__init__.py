@@ -17,9 +17,9 @@ import torch
 from . import llava, qwen, tiles, gemma  # noqa: F401  (defining a family makes it known; tables keep this order)
 
 # isort: on
-from .common import FAMILIES, Case, Draw, Visual, assemble, fill, prompt
+from .common import FAMILIES, Case, Draw, Sample, Visual, assemble, fill, prompt
 
-__all__ = ["FAMILIES", "KINDS", "Case", "Visual", "alone", "build", "case", "follow", "inputs", "kinds"]
+__all__ = ["FAMILIES", "KINDS", "Case", "Visual", "alone", "build", "case", "follow", "inputs", "joined", "kinds"]
 
 # samples of numbered images ("i") and the video ("v"), and the side of the padding
 KINDS: dict[str, tuple[list[list[str]], str | None]] = {
@@ -39,9 +39,7 @@ def kinds(key: str) -> list[str]:
     family = FAMILIES[key]
     if family.film_shape is None:
         return [k for k in KINDS if "video" not in k]
-    if key == "smolvlm":  # its processor hands over images and videos under one name and takes one of them
-        return [k for k in KINDS if k not in ("image_and_video", "videos")]
-    return list(KINDS)
+    return [k for k in KINDS if family.mixes or k not in ("image_and_video", "videos")]
 
 
 def build(key: str, attn: str = "sdpa", seed: int = 0, **variant: Any) -> Any:
@@ -95,3 +93,11 @@ def follow(key: str, inputs: dict, tokens: torch.Tensor) -> dict:
 def alone(key: str, case: Case, b: int) -> dict:
     """The inputs of sample ``b`` by itself, without padding."""
     return assemble(FAMILIES[key], case.samples[b : b + 1], None, case.config).inputs
+
+
+def joined(key: str, one: Case, two: Case) -> dict:
+    """The inputs of two prompts of one sample each as one prompt, without padding."""
+    (a,), (b,) = one.samples, two.samples
+    owner = a.owner + [i if i < 0 else i + len(a.pieces) for i in b.owner]
+    both = Sample(a.tokens + b.tokens, owner, a.pieces + b.pieces)
+    return assemble(FAMILIES[key], [both], None, one.config).inputs

@@ -71,6 +71,11 @@ class TinyFamily:
     )
     film_shape: Any = None  #: size of the video ``v``; None where the family takes no video
     attention: ClassVar[dict[str, Any]] = {}  #: what stands for an attention backend that a part cannot run on
+    mixes: ClassVar[bool] = True  #: whether a batch may hold images and videos
+    brief: ClassVar[bool] = False  #: whether what every family must show is enough, since its ways are those of others
+    listens: ClassVar[bool] = True  #: whether its tower has attention to listen to
+    layer: ClassVar[int] = 2  #: a decoder layer behind one that attends, in front of which tokens can be dropped
+    refuses: ClassVar[tuple[str, ...]] = ()  #: what no method can do here, of the stages "projector" and "llm"
 
     def __init_subclass__(cls, *, key: str) -> None:
         if cls.model is not None:

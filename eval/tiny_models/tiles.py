@@ -134,6 +134,7 @@ class SmolVLM(Idefics3, key="smolvlm"):
 
     model: Any = SmolVLMForConditionalGeneration
     film_shape: Any = 3
+    mixes = False  # its processor hands over images and videos under one name and takes one of them
 
     def config(self, **variant: Any) -> Any:
         return self.own(SmolVLMConfig, "smolvlm_vision", variant)
