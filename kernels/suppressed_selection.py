@@ -6,10 +6,7 @@ import torch
 from torch import Tensor
 
 from tokenreduce.kernels import dispatch
-from tokenreduce.kernels.rows import unit_rows
-
-#: tokens up to which the products of all pairs are made at once
-TABLE = 1024
+from tokenreduce.kernels.cosine_rows import CosineRows
 
 
 @dispatch.operation
@@ -37,22 +34,23 @@ def suppressed_selection(
         raise ValueError(f"k={k} of {n} tokens; allowed: 1 to {n}")
     if score.shape != (batch, n):
         raise ValueError(f"score has shape {tuple(score.shape)}; allowed: {(batch, n)}, one per token")
-    unit = unit_rows(x)
-    table = _likeness(unit @ unit.mT, gamma) if n <= TABLE else None
-    left = score.detach().float().clone()
-    gone = torch.zeros_like(left, dtype=torch.bool)
-    taken, value = left.new_empty(batch, k, dtype=torch.long), left.new_empty(batch, k)
-    for step in range(k):
-        best, at = left.masked_fill(gone, -torch.inf).max(dim=1, keepdim=True)
-        taken[:, step], value[:, step] = at[:, 0], best[:, 0]
-        gone.scatter_(1, at, True)
-        if table is None:
-            row = _likeness((unit @ unit.gather(1, at[..., None].expand(-1, 1, unit.shape[2])).mT)[..., 0], gamma)
-        else:
-            row = table.gather(1, at[..., None].expand(-1, 1, n))[:, 0]
-        left = (left - row * best).clamp_min(least)
-    return taken, value
+    taken, value = zip(*(_suppressed(rows, own, k, gamma, least) for rows, own in zip(x, score.detach().float())))
+    return torch.stack(taken), torch.stack(value)
 
 
-def _likeness(cosine: Tensor, gamma: float) -> Tensor:
-    return (1 - cosine).clamp_min_(0).square_().mul_(-gamma).exp_()
+def _suppressed(x: Tensor, score: Tensor, k: int, gamma: float, least: float) -> tuple[Tensor, Tensor]:
+    """(k,) each, for one image (N, C) and its scores (N,)."""
+    cosines, left = CosineRows(x), score.clone()
+    gone = torch.zeros_like(left)  # -inf for tokens taken
+    taken: list[int] = []
+    values: list[float] = []
+    while True:
+        alive = left + gone
+        best = int(alive.argmax())
+        taken.append(best)
+        values.append(float(left[best]))
+        if len(taken) == k:
+            return torch.tensor(taken, device=x.device), left.new_tensor(values)
+        gone[best] = -torch.inf
+        likeness = (1 - cosines.row(best, alive)).clamp_min_(0).square_().mul_(-gamma).exp_()
+        left = (left - likeness * values[-1]).clamp_min(least)

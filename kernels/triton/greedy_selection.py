@@ -16,21 +16,25 @@ from tokenreduce.kernels.triton.bipartite_matching import bipartite_matching
 from tokenreduce.kernels.triton.common import addressable, block, inverse_norm, tile
 
 
-def max_min_selection(x: Tensor, k: int) -> Tensor:
+def max_min_selection(x: Tensor, k: int, weight: Tensor | None, first: Tensor | None) -> Tensor:
     """As the reference."""
     x = addressable(x)
-    nearest, _ = bipartite_matching(x, x, others_only=True)
-    return _select(x, 1 - nearest, k, None, 0.0)
+    if first is not None:
+        gain = torch.zeros(x.shape[:2], device=x.device).scatter_(1, first[:, None], 1.0)
+    else:
+        gain = (1 - bipartite_matching(x, x, others_only=True)[0]).clamp_min_(0)
+        gain = gain if weight is None else gain * weight
+    return _select(x, gain, k, 0.0, None if weight is None else weight.contiguous(), dpp=False)
 
 
 def dpp_selection(x: Tensor, relevance: Tensor, k: int, resolution: float) -> Tensor:
     """As the reference."""
     x, relevance = addressable(x), relevance.detach().float().contiguous()
-    return _select(x, relevance.square() * (x != 0).any(dim=-1), k, relevance, resolution)
+    return _select(x, relevance.square() * (x != 0).any(dim=-1), k, resolution, relevance, dpp=True)
 
 
-def _select(x: Tensor, gain: Tensor, k: int, relevance: Tensor | None, resolution: float) -> Tensor:
-    """Take ``k`` tokens by ``gain`` (B, N), which is used up; the DPP rule where there is ``relevance``."""
+def _select(x: Tensor, gain: Tensor, k: int, resolution: float, weight: Tensor | None, *, dpp: bool) -> Tensor:
+    """Take ``k`` tokens by ``gain`` (B, N), which is used up; ``weight`` (B, N) is of distances, or the DPP's relevance."""
     batch, n, channels = x.shape
     rows = block(triton.cdiv(n, 256), 16, 256)
     blocks = triton.cdiv(n, rows)
@@ -43,16 +47,16 @@ def _select(x: Tensor, gain: Tensor, k: int, relevance: Tensor | None, resolutio
     best[0, :, 0], where[0, :, 0] = top, place
     spare_best, spare_where = best.clone(), where.clone()
     factor = best
-    if relevance is not None:
-        spare_best[0, :, 0], spare_where[0, :, 0] = relevance.max(dim=1)
+    if weight is not None and dpp:
+        spare_best[0, :, 0], spare_where[0, :, 0] = weight.max(dim=1)
         factor = torch.empty(batch, k, n, dtype=torch.float32, device=x.device)
     inverse = inverse_norm(x)
     gain = gain.contiguous()
     with torch.cuda.device_of(x):
         for step in range(k):
             _take[(blocks, batch)](
-                x, inverse, gain, gain if relevance is None else relevance, factor, floor, best, where, spare_best,
-                spare_where, taken, step, n, k, blocks, channels, x.stride(0), x.stride(1), DPP=relevance is not None,
+                x, inverse, gain, gain if weight is None else weight, factor, floor, best, where, spare_best, spare_where,
+                taken, step, n, k, blocks, channels, x.stride(0), x.stride(1), DPP=dpp, WEIGHTED=weight is not None,
                 ROWS=rows, BLOCKS=triton.next_power_of_2(blocks), STEP=block(channels, 16, 256), PAST=32,
             )  # fmt: skip
     return taken
@@ -60,9 +64,9 @@ def _select(x: Tensor, gain: Tensor, k: int, relevance: Tensor | None, resolutio
 
 @triton.jit(do_not_specialize=["step"])
 def _take(
-    x, inverse, gain, relevance, factor, floor, best, where, spare_best, spare_where, taken, step, n, k, blocks, channels,
-    batch_stride, row_stride, DPP: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr, STEP: tl.constexpr,
-    PAST: tl.constexpr,
+    x, inverse, gain, weight, factor, floor, best, where, spare_best, spare_where, taken, step, n, k, blocks, channels,
+    batch_stride, row_stride, DPP: tl.constexpr, WEIGHTED: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr,
+    STEP: tl.constexpr, PAST: tl.constexpr,
 ):  # fmt: skip
     own = tl.program_id(0)
     b = tl.program_id(1).to(tl.int64)
@@ -86,8 +90,8 @@ def _take(
 
     old = tl.load(gain + b * n + rows, mask=inside, other=float("-inf"))
     if DPP:
-        r = tl.load(relevance + b * n + rows, mask=inside, other=0.0)
-        share = cosine * r * tl.load(relevance + b * n + j)
+        r = tl.load(weight + b * n + rows, mask=inside, other=0.0)
+        share = cosine * r * tl.load(weight + b * n + j)
         past = factor + b * k * n
         for first in range(0, step, PAST):
             at = (first + tl.arange(0, PAST)).to(tl.int64)
@@ -99,7 +103,9 @@ def _take(
         tl.store(past + step.to(tl.int64) * n + rows, share, mask=inside)
         new = old - share * share
     else:
-        distance = 1.0 - cosine
+        distance = tl.maximum(1.0 - cosine, 0.0)
+        if WEIGHTED:
+            distance *= tl.load(weight + b * n + rows, mask=inside, other=0.0)
         # the first gain was the distance to any token; from now on it is that to the tokens taken
         new = tl.where(step == 0, distance, tl.minimum(old, distance))
     new = tl.where((rows == j) | (old == float("-inf")), float("-inf"), new)

@@ -20,6 +20,7 @@ SMALL = {
     "temporal_segmentation": {"T": 20, "N": 9},
     "holitom": {"T": 12, "N": 30},
     "greedy_selection": {"B": 2, "N": 40, "K": 9},
+    "suppressed_selection": {"B": 2, "N": 40, "K": 9},
 }
 
 

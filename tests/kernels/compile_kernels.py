@@ -74,7 +74,8 @@ def calls(dtype: torch.dtype) -> None:
     for valid in (None, torch.rand(2, 50) < 0.5):
         compact(x, index, valid)
     temporal_similarity(x)
-    max_min_selection(x, 2)
+    for weight in (None, torch.rand(2, 130)):
+        max_min_selection(x, 2, weight, None)
     dpp_selection(x, torch.ones(2, 130), 2, 1e-6)
     if dtype == torch.float32:
         density, _ = density_peaks.density(x, 7)

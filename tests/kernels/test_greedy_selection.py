@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tokenreduce.kernels import cosine_rows, greedy_selection
 from tokenreduce.kernels.greedy_selection import dpp_selection, max_min_selection
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -16,11 +17,15 @@ GOLDEN = Path(__file__).parent / "golden"
 SIZES = [(1, 1, 3, 1), (2, 2, 3, 2), (2, 9, 5, 9), (3, 37, 24, 1), (1, 70, 33, 9)]
 
 
-@pytest.fixture(params=["reference", "small pool", "kernel"])
-def selected(request, on_kernel):
+@pytest.fixture(params=["reference", "few rows", "kernel"])
+def selected(request, on_kernel, monkeypatch):
     if request.param == "kernel":
-        return lambda op, *args: on_kernel(op, *args)
-    return lambda op, *args: op(*args, **({} if request.param == "reference" else {"pool": 5}))
+        return on_kernel
+    if request.param == "few rows":  # blocks of 2 rows, and no more kept than there are channels
+        monkeypatch.setattr(cosine_rows, "BLOCK", 2)
+        monkeypatch.setattr(greedy_selection, "BLOCK", 2)
+        monkeypatch.setattr(cosine_rows, "SMALL", 0)
+    return lambda op, *args, **more: op(*args, **more)
 
 
 @pytest.fixture
@@ -126,19 +131,63 @@ def test_a_batch_equals_its_images(selected) -> None:
             assert torch.equal(alone[0], together[b])
 
 
-def test_no_table_is_made(meter) -> None:
-    x = torch.randn(1, 500, 4)
+def weighted_by_table(x: Tensor, weight: Tensor, first: int, k: int) -> list[int]:
+    """One image: the first as told, then by weight times distance to the nearest one taken, in float64."""
+    distance = (1 - cosines(x)).clamp_min(0)
+    taken = [first]
+    while len(taken) < k:
+        gain = weight.double() * distance[taken].amin(dim=0)
+        gain[taken] = -torch.inf
+        taken.append(int(gain.argmax()))
+    return taken
+
+
+def test_distances_are_weighted_from_a_given_token_on(selected) -> None:
+    x, weight = torch.randn(3, 37, 24), torch.rand(3, 37)
+    weight[1, 5:] = 0  # worth nothing: taken last, in order
+    first = torch.tensor([7, 3, 36])
+    found = selected(max_min_selection, x, 11, weight=weight, first=first)
+    assert found.tolist() == [weighted_by_table(*one, 11) for one in zip(x, weight, first.tolist())]
+    unweighted = selected(max_min_selection, x, 11, first=first)
+    assert unweighted.tolist() == [weighted_by_table(a, torch.ones(37), i, 11) for a, i in zip(x, first.tolist())]
+
+
+def test_the_most_isolated_token_is_so_by_its_weighted_distance(selected) -> None:
+    x, weight = torch.randn(2, 37, 24), torch.rand(2, 37)
+    other = (1 - cosines(x)).masked_fill(torch.eye(37, dtype=torch.bool), torch.inf).amin(dim=2)
+    found = selected(max_min_selection, x, 1, weight=weight)
+    assert found[:, 0].tolist() == (weight * other).argmax(dim=1).tolist()
+
+
+def test_look_alikes_need_no_rows_of_their_own(monkeypatch) -> None:
+    x = torch.randn(1, 20, 64).repeat_interleave(100, dim=1) + 0.01 * torch.randn(1, 2000, 64)
+    made = []
+
+    class Counting(cosine_rows.CosineRows):
+        def make(self, index: Tensor) -> Tensor:
+            made.append(len(index))
+            return super().make(index)
+
+    monkeypatch.setattr(greedy_selection, "CosineRows", Counting)
+    assert len((max_min_selection(x, 20) // 100).unique()) == 20
+    assert sum(made) < 1000
+
+
+def test_no_table_is_made_of_many_tokens(meter) -> None:
+    x = torch.randn(1, 6000, 4)
     with meter:
-        max_min_selection(x, 60, pool=16)
-        dpp_selection(x, torch.ones(1, 500), 60, pool=16)
-    assert 0 < meter.largest <= 16 * 500
+        max_min_selection(x, 60)
+        dpp_selection(x, torch.ones(1, 6000), 60)
+    assert 0 < meter.largest <= 2**20
 
 
 def test_wrong_arguments_are_refused() -> None:
     x = torch.ones(1, 4, 2)
     with pytest.raises(ValueError, match="k=5 of 4 tokens; allowed: 1 to 4"):
         max_min_selection(x, 5)
-    with pytest.raises(ValueError, match="pool=0"):
-        max_min_selection(x, 2, pool=0)
     with pytest.raises(ValueError, match=r"relevance has shape \(1, 3\); allowed: \(1, 4\)"):
         dpp_selection(x, torch.ones(1, 3), 2)
+    with pytest.raises(ValueError, match=r"weight has shape \(1, 3\); allowed: \(1, 4\)"):
+        max_min_selection(x, 2, weight=torch.ones(1, 3))
+    with pytest.raises(ValueError, match=r"first has shape \(2,\); allowed: \(1,\)"):
+        max_min_selection(x, 2, first=torch.ones(2).long())

@@ -54,6 +54,10 @@ def packed(query: Tensor, key: Tensor, cuts: Tensor, mask: Tensor) -> Tensor:
     return attention_received(query, key, 0.25, cuts=cuts, query_mask=mask)
 
 
+def weighted(x: Tensor, weight: Tensor, first: Tensor) -> Tensor:
+    return max_min_selection(x, 5, weight=weight, first=first)
+
+
 #: operation and arguments for n tokens
 CALLS: dict[str, Callable[[int], tuple[Any, ...]]] = {
     "bipartite_matching": lambda n: (bipartite_matching, draw(2, n, 16), draw(2, n - 1, 16)),
@@ -62,6 +66,7 @@ CALLS: dict[str, Callable[[int], tuple[Any, ...]]] = {
     "attention_received": lambda n: (attention_received, draw(2, 4, n, 16), draw(2, 2, n, 16), 0.25),
     "packed": lambda n: (packed, draw(1, 4, n, 16), draw(1, 2, n, 16), borders(n), index(2, 1, n) > 0),
     "max_min_selection": lambda n: (max_min_selection, draw(2, n, 16), 5),
+    "weighted_selection": lambda n: (weighted, draw(2, n, 16), draw(2, n).abs(), index(n, 2)),
     "dpp_selection": lambda n: (dpp_selection, draw(2, n, 16), draw(2, n).abs(), 5),
     "density_peaks": lambda n: (density_peaks, draw(2, n, 16), 5, 3),
     "temporal_similarity": lambda n: (temporal_similarity, draw(3, n, 16)),
@@ -105,7 +110,7 @@ def test_a_cuda_graph_holds_every_kernel(name) -> None:
     assert all(torch.equal(a, b) for a, b in zip(found, expected))
 
 
-SQUARE = ("energy_score", "max_min_selection", "dpp_selection", "density_peaks")
+SQUARE = ("energy_score", "max_min_selection", "weighted_selection", "dpp_selection", "density_peaks")
 LARGE = 16_384
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenreduce.kernels.fingerprint import hash_normal
-from tokenreduce.kernels.rows import unit_rows
+from tokenreduce.kernels.greedy_selection import max_min_selection
 from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.projection import Projector
 from tokenreduce.projector_rows import rows_substitute
@@ -120,14 +120,4 @@ def select(features: Tensor, moved: Tensor, k: int) -> Tensor:
     """
     low, high = moved.amin(dim=1, keepdim=True), moved.amax(dim=1, keepdim=True)
     weight = torch.where(high > low, (moved - low) / (high - low + 1e-8), 1.0)
-    unit, image = unit_rows(features), torch.arange(len(moved), device=moved.device)
-    gain, away, taken = weight, torch.full_like(weight, torch.inf), []
-    gone = torch.zeros_like(weight, dtype=torch.bool)
-    for _ in range(min(k, moved.shape[1])):
-        best = gain.masked_fill(gone, -torch.inf).argmax(dim=1)
-        taken.append(best)
-        gone[image, best] = True
-        near = torch.einsum("bnd,bd->bn", unit, unit[image, best])
-        away = torch.minimum(away, (1 - near).clamp_min(0))
-        gain = weight * away
-    return torch.stack(taken, dim=1)
+    return max_min_selection(features, min(k, moved.shape[1]), weight=weight, first=weight.argmax(dim=1))

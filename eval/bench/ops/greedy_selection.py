@@ -15,8 +15,10 @@ SIZES = [
     {"B": 1, "N": 576, "K": 64},
     {"B": 1, "N": 2880, "K": 320},
     {"B": 1, "N": 2880, "K": 576},
-    {"B": 1, "N": 576, "K": 65, "DPP": 1},
+    {"B": 16, "N": 576, "K": 64},
+    {"B": 1, "N": 576, "K": 64, "DPP": 1},
     {"B": 5, "N": 576, "K": 64, "DPP": 1},
+    {"B": 1, "N": 2880, "K": 320, "DPP": 1},
 ]
 CPU_LIMIT = 2880 * 576
 
@@ -48,11 +50,15 @@ def dpp(x: Tensor, relevance: Tensor, k: int) -> Tensor:
     return torch.stack(taken)
 
 
+def pictures(batch: int, n: int, device: torch.device) -> Tensor:
+    """(B, N, C) as tokens of a picture repeat: 300 directions with noise around a common mean."""
+    centres = torch.randn(300, C, device=device)[torch.randint(300, (batch, n), device=device)]
+    return centres + 0.5 * torch.randn(batch, n, C, device=device) + 2 * torch.randn(C, device=device)
+
+
 def case(size: dict[str, int], device: torch.device, dtype: torch.dtype) -> Case:
     batch, n, k = size["B"], size["N"], size["K"]
-    # tokens of a picture repeat: 300 directions with noise around a common mean
-    centres = torch.randn(300, C, device=device)[torch.randint(300, (batch, n), device=device)]
-    x = (centres + 0.5 * torch.randn(batch, n, C, device=device) + 2 * torch.randn(C, device=device)).to(dtype)
+    x = pictures(batch, n, device).to(dtype)
     relevance = torch.rand(batch, n, device=device) * 0.5 + 0.5
     if "DPP" in size:
         arms = (
