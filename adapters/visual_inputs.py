@@ -10,6 +10,8 @@ from tokenreduce.groups import Image
 from tokenreduce.layout import Layout
 
 Medium = Literal["image", "video"]
+#: in the sequence of the decoder, in that of a text encoder before it, or in rows beside it, which it attends to across
+Join = Literal["sequence", "text_encoder", "cross_attention"]
 
 
 @dataclass

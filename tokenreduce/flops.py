@@ -98,6 +98,26 @@ class LayerShape:
 
 
 @dataclass(frozen=True)
+class AcrossShape:
+    """Attention of a decoder to rows beside its sequence, in all layers that have one together.
+
+    Attributes:
+        row: multiply-adds of a row attended to, in the matrices of keys and values.
+        pair: multiply-adds of a query with a row: their score, and the row's value weighted.
+    """
+
+    row: int
+    pair: int
+
+    def flops(self, tokens: int, new: int, rows: int) -> int:
+        """FLOPs of ``tokens`` that attend to ``rows``, ``new`` ones among them.
+
+        Less what the shape of a decoder counts for these tokens in the matrices of keys and values, which they do not pass.
+        """
+        return 2 * ((new - tokens) * self.row + tokens * rows * self.pair)
+
+
+@dataclass(frozen=True)
 class DecoderShape:
     """The layers of a decoder, and what a token multiplies outside them."""
 

@@ -37,8 +37,9 @@ class Attachment:
     ) -> None:
         from tokenreduce.adapters.encoders.base import EncoderFamily
         from tokenreduce.adapters.hooks.encoder_alone import EncoderHooks
+        from tokenreduce.adapters.hooks.joining import hooks_for
         from tokenreduce.adapters.hooks.larger_model import refuse_tower_of_a_larger_model
-        from tokenreduce.adapters.hooks.vision_language_model import VisionLanguageHooks
+        from tokenreduce.adapters.hooks.model_hooks import ModelHooks
         from tokenreduce.adapters.registry import family_of
         from tokenreduce.adapters.resemblance import family_like
 
@@ -54,12 +55,12 @@ class Attachment:
                     f"the {type(module).__name__} of this {type(model).__name__} is part of a model that is wrapped already; "
                     "call tr.unwrap on that one first"
                 )
-        self.hooks: EncoderHooks | VisionLanguageHooks
+        self.hooks: EncoderHooks | ModelHooks
         if isinstance(self.family, EncoderFamily):
             refuse_tower_of_a_larger_model(self.family.tower)
             self.hooks = EncoderHooks(self.family, pipeline, output_length)
         else:
-            self.hooks = VisionLanguageHooks(self.family, pipeline, output_length, images_as_video)
+            self.hooks = hooks_for(self.family)(self.family, pipeline, output_length, images_as_video)
         self.handles = self.hooks.attach()
         for module in self.marked:
             module.__dict__[MARK] = True

@@ -13,7 +13,7 @@ from tokenreduce.adapters.families.tower_facts import TowerFacts
 from tokenreduce.adapters.registry import register
 from tokenreduce.adapters.upstream.decoder import RECURRENT, TOKENWISE, attention_of, holders, layer_type, layers_holder
 from tokenreduce.adapters.upstream.model import special_ids
-from tokenreduce.adapters.visual_inputs import Medium
+from tokenreduce.adapters.visual_inputs import Join, Medium, Placed
 from tokenreduce.method import ModelFacts
 
 DECODER_LAYERS = ("full_attention", "sliding_attention")
@@ -31,6 +31,7 @@ class Family(TowerFacts):
     remarks: ClassVar[str] = ""
     decoder_layers: ClassVar[tuple[str, ...]] = DECODER_LAYERS
     two_way_layers: ClassVar[tuple[str, ...] | None] = None  #: kinds of layers with such blocks; None: all
+    pictures_join: ClassVar[Join] = "sequence"  #: where pictures join the text
     windowed = True  #: whether sliding windows of the decoder cut blocks of tokens that attend both ways
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -68,6 +69,13 @@ class Family(TowerFacts):
         return replace(facts, stages=stages, shared_from=min(shared, default=None))
 
     # ------------------------------------------------------------------ the language model
+
+    def rows_attended(self, arguments: Mapping[str, Any], shape: tuple[int, int]) -> tuple[Tensor, list[Placed]]:
+        """Where the decoder attends across: (B, N) bool of real rows, and the pictures in them; ``shape`` is (B, N).
+
+        ``arguments`` are those of the model's own call.
+        """
+        raise NotImplementedError
 
     @property
     def attends_both_ways(self) -> bool:

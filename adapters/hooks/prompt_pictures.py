@@ -71,7 +71,7 @@ class PromptPictures:
             if found is not None:
                 return Shown(found.visual, found.video, self._encoded(found.picks, repeat))
         count = int(visual.sum())
-        return Shown(visual, video, self._of_this_call(count, call, len(embeds), continues) if count else None)
+        return Shown(visual, video, self.of_this_call(count, call, len(embeds), continues) if count else None)
 
     def _note_ahead(self, scope: Scope, output: Any) -> None:
         rows = feature_rows(output)
@@ -89,7 +89,7 @@ class PromptPictures:
         order = self.family.arranged(calls, [len(passed.pictures) for passed in passes])
         return picks if order is None else [picks[i] for i in order]
 
-    def _of_this_call(self, visual: int, call: Call, batch: int, continues: bool) -> Encoded | None:
+    def of_this_call(self, visual: int, call: Call, batch: int, continues: bool) -> Encoded | None:
         """What is known of the pictures behind ``visual`` placeholders in ``batch`` rows; None: nothing was encoded here."""
         encoded = self.scopes.encoded
         encoded.taken = True

@@ -66,10 +66,13 @@ def attention_statistic(
 ) -> Tensor:
     """What ``signal`` asks of an attention (B, H, N, d): (B, N); of a ``packed`` tower, sums over queries."""
     assert isinstance(signal, (ClsAttention, AttentionReceived))
-    bias, visible = None, None
+    bias, visible, real = None, None, None
     if isinstance(mask, Tensor) and mask.ndim == 4:
         row = mask[:, 0, 0]  # what patches of the first query see, as all others do
-        bias, visible = (row, row > torch.finfo(row.dtype).min / 2) if row.is_floating_point() else (None, row)
+        bias, visible = row if row.is_floating_point() else None, _open(row)
+        real = visible
+        if mask.shape[-1] == mask.shape[-2]:  # rows that may be seen, but do not see themselves, are padding, too
+            real = visible & _open(mask[:, 0].diagonal(dim1=-2, dim2=-1))
     if signal.heads == "joined":
         query, key = (x.transpose(1, 2).flatten(2)[:, None] for x in (query, key))
         scale = query.shape[-1] ** -0.5
@@ -78,4 +81,9 @@ def attention_statistic(
         return attention_row(query[:, :, :1], key, scale, bias=bias, heads=heads)[:, 0]
     # windows of a packed picture differ in size: sums over their queries can be compared, means cannot
     over: Over = "sum" if packed else "mean"
-    return attention_received(query, key, scale, bias=bias, visible=visible, query_mask=visible, cuts=cuts, over=over)
+    return attention_received(query, key, scale, bias=bias, visible=visible, query_mask=real, cuts=cuts, over=over)
+
+
+def _open(mask: Tensor) -> Tensor:
+    """Where ``mask``, of 0 and the lowest number, or bool, lets through."""
+    return mask > torch.finfo(mask.dtype).min / 2 if mask.is_floating_point() else mask

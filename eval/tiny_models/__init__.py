@@ -15,11 +15,25 @@ import torch
 
 # isort: off
 from . import llava, qwen, tiles, gemma  # noqa: F401  (defining a family makes it known; tables keep this order)
+from . import beside  # noqa: F401
 
 # isort: on
-from .common import FAMILIES, Case, Draw, Sample, Visual, assemble, fill, prompt
+from .common import BESIDE, FAMILIES, Case, Draw, Sample, Visual, assemble, fill, prompt
 
-__all__ = ["FAMILIES", "KINDS", "Case", "Visual", "alone", "build", "case", "follow", "inputs", "joined", "kinds"]
+__all__ = [
+    "BESIDE",
+    "FAMILIES",
+    "KINDS",
+    "Case",
+    "Visual",
+    "alone",
+    "build",
+    "case",
+    "follow",
+    "inputs",
+    "joined",
+    "kinds",
+]
 
 # samples of numbered images ("i") and the video ("v"), and the side of the padding
 KINDS: dict[str, tuple[list[list[str]], str | None]] = {
@@ -47,7 +61,7 @@ def build(key: str, attn: str = "sdpa", seed: int = 0, **variant: Any) -> Any:
 
     ``window=`` gives the sliding layers of aya_vision, gemma3 and paligemma2 a short window.
     """
-    family = FAMILIES[key]
+    family = (FAMILIES | BESIDE)[key]
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # newline and class embeddings are drawn at construction
         model = family.model(family.config(**variant)).eval()
@@ -61,7 +75,7 @@ def case(key: str, kind: str, model: Any, seed: int = 0, *, plain: bool = False)
 
     ``plain``: of pictures whose every patch becomes a token.
     """
-    family, draw = FAMILIES[key], Draw(seed)
+    family, draw = (FAMILIES | BESIDE)[key], Draw(seed)
     plan, pad = KINDS[kind]
     shapes = family.plain_shapes if plain and family.plain_shapes else family.shapes
     samples = []

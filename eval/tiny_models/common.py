@@ -55,7 +55,8 @@ class Case:
     config: Any = None
 
 
-FAMILIES: dict[str, TinyFamily] = {}
+FAMILIES: dict[str, TinyFamily] = {}  # whose pictures are columns of the decoder's sequence
+BESIDE: dict[str, TinyFamily] = {}  # whose pictures join the text elsewhere
 
 
 class TinyFamily:
@@ -77,9 +78,9 @@ class TinyFamily:
     layer: ClassVar[int] = 2  #: a decoder layer behind one that attends, in front of which tokens can be dropped
     refuses: ClassVar[tuple[str, ...]] = ()  #: what no method can do here, of the stages "projector" and "llm"
 
-    def __init_subclass__(cls, *, key: str) -> None:
+    def __init_subclass__(cls, *, key: str, beside: bool = False) -> None:
         if cls.model is not None:
-            FAMILIES[key] = cls()
+            (BESIDE if beside else FAMILIES)[key] = cls()
 
     def config(self, **variant: Any) -> Any:
         """The configuration, with ``variant`` in place of its fields."""
@@ -149,6 +150,8 @@ def fill(model: Any, seed: int) -> None:
     for name, p in model.named_parameters():
         if name.endswith("A_log"):  # forgetting slow enough that a linear layer remembers a picture
             p.uniform_(math.log(0.02), math.log(0.2), generator=generator)
+        elif "gate" in name and p.numel() == 1:  # what it lets through matters
+            p.fill_(0.7)
         elif p.ndim > 1:
             p.normal_(0, 0.6 if "embed" in name else 1.5 / math.sqrt(p[0].numel()), generator=generator)
         elif name.endswith("bias"):

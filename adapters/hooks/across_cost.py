@@ -1,0 +1,73 @@
+"""What a prompt costs a decoder that attends to its pictures across."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from tokenreduce.adapters.hooks.picture_pass import PicturePass
+from tokenreduce.adapters.upstream.cache import DynamicLayer
+from tokenreduce.adapters.upstream.cross_attention import across_shape, layers_across
+from tokenreduce.adapters.upstream.decoder_shape import decoder_shape
+from tokenreduce.cost import Report
+from tokenreduce.flops import AcrossShape, DecoderShape
+from tokenreduce.traces import Trace
+
+
+@dataclass(frozen=True)
+class AcrossCost:
+    """The layers of a decoder, and which of them attend across."""
+
+    shape: DecoderShape
+    across: AcrossShape
+    layers: tuple[int, ...]
+
+    @classmethod
+    def of(cls, decoder: Any) -> AcrossCost:
+        return cls(decoder_shape(decoder), across_shape(decoder), tuple(layers_across(decoder)))
+
+    def flops(self, tokens: int, past: int, new: int, rows: int) -> int:
+        """FLOPs of ``tokens`` behind ``past`` ones, which attend to ``rows``, ``new`` ones among them."""
+        depth = self.shape.depth
+        return self.shape.prefill([tokens] * depth, [past] * depth) + self.across.flops(tokens, new, rows)
+
+    def report(
+        self, reduced: PicturePass, trace: Trace, cache: Any, whole: int, tokens: Sequence[int], past: int
+    ) -> Report:
+        """Of a prompt of ``tokens`` per row behind ``past`` columns; ``whole``: rows attended to, earlier ones among them."""
+        images, kept = trace.images_per_sample(), reduced.packings.at(0).counts
+        before = reduced.offset
+        flops, whole_flops, step, whole_step = 0, 0, 0, 0
+        for n, k, rows in zip(tokens, kept, reduced.length_in):
+            flops += self.flops(n, past, k, before + k)
+            whole_flops += self.flops(n, past, rows, before + rows)
+            step += self.flops(1, past + n, 0, before + k)
+            whole_step += self.flops(1, past + n, 0, before + rows)
+        visual = [sum(k for _, k in row) for row in images]
+        return Report(
+            tokens_in=[[n for n, _ in row] for row in images],
+            tokens_kept=[[k for _, k in row] for row in images],
+            tokens_at_layer=[visual if i in self.layers else [0] * len(visual) for i in range(self.shape.depth)],
+            flops=flops,
+            flops_unreduced=whole_flops,
+            kv_bytes=self.bytes_of(cache, None),
+            kv_bytes_unreduced=self.bytes_of(cache, whole),
+            methods=tuple(method.name for method in reduced.pipeline.methods),
+            substitutes=reduced.pipeline.substitutes,
+            step=(step, whole_step),
+            encoding=reduced.encoding,
+            stopwatch=reduced.pipeline.stopwatch.lap(),
+        )
+
+    def bytes_of(self, cache: Any, rows: int | None) -> int:
+        """Bytes of keys and values held; with ``rows``, if so many were attended to across."""
+        total = 0
+        for i, layer in enumerate(() if cache is None else cache.layers):
+            for x in (layer.keys, layer.values):
+                if isinstance(x, Tensor) and x.numel():
+                    free = i in self.layers and rows is not None and isinstance(layer, DynamicLayer)
+                    total += x.numel() // x.shape[-2] * (rows if free else x.shape[-2]) * x.element_size()
+        return total
