@@ -63,7 +63,8 @@ class Mllama(Family):
 
     def rows_attended(self, arguments: Mapping[str, Any], shape: tuple[int, int]) -> tuple[Tensor, list[Placed]]:
         each = self.grid**2 + 1
-        real, placed = torch.zeros(shape, dtype=torch.bool), []
+        real = torch.zeros(shape, dtype=torch.bool)
+        placed: list[Placed] = []
         for b, i, n in self.tiles(arguments):
             first = i * self.most * each
             real[b, first : first + n * each] = True
@@ -76,8 +77,7 @@ class Mllama(Family):
         return self.of_tiles(call, values.unflatten(1, (self.most, -1)))
 
     def projected_per_picture(self, call: TowerCall, rows: Tensor, pictures: list[Picture]) -> Sequence[Tensor | None]:
-        tiles = rows.flatten(0, 1)
-        return by_channel(lambda x: self.of_tiles(call, x), tiles)
+        return by_channel(lambda x: self.of_tiles(call, x), rows.flatten(0, 1))
 
     def of_tiles(self, call: TowerCall, values: Tensor) -> list[Tensor]:
         """``values`` (B * pictures, tiles, rows) of each picture's tokens (N,)."""

@@ -151,7 +151,6 @@ REFUSALS: tuple[Refusal, ...] = (
             "minicpmv4_6",
             "minicpmv4_7",
             "mistral3",
-            "mllama",
             "molmo2",
             "muse_glimmer",
             "muse_spark",

@@ -68,6 +68,8 @@ class AcrossCost:
         for i, layer in enumerate(() if cache is None else cache.layers):
             for x in (layer.keys, layer.values):
                 if isinstance(x, Tensor) and x.numel():
-                    free = i in self.layers and rows is not None and isinstance(layer, DynamicLayer)
-                    total += x.numel() // x.shape[-2] * (rows if free else x.shape[-2]) * x.element_size()
+                    held = x.shape[-2]
+                    if rows is not None and i in self.layers and isinstance(layer, DynamicLayer):
+                        held = rows
+                    total += x.numel() // x.shape[-2] * held * x.element_size()
         return total

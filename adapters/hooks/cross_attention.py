@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenreduce.adapters.hooks.across_cost import AcrossCost
@@ -16,7 +17,7 @@ from tokenreduce.adapters.hooks.picture_pass import PicturePass
 from tokenreduce.adapters.hooks.sequence_packing import Packing, write
 from tokenreduce.adapters.hooks.visual_token_positions import as_videos
 from tokenreduce.adapters.upstream.cache import given_cache, returned_cache
-from tokenreduce.adapters.upstream.cross_attention import MASK, SEEING, STATES, layers_across
+from tokenreduce.adapters.upstream.cross_attention import MASK, STATES, layers_across
 from tokenreduce.kernels.rows import take_rows
 from tokenreduce.per_thread import PerThread, nothing
 from tokenreduce.traces import Trace
@@ -43,23 +44,16 @@ class RowsAttended(NamedTuple):
         valid = [torch.ones_like(x.order, dtype=torch.bool) if x.valid is None else x.valid for x in (self, new)]
         return RowsAttended(order, torch.cat(valid, dim=1), self.whole + new.whole)
 
-    def of(self, mask: Tensor, width: int) -> tuple[Tensor, Tensor]:
-        """The part of ``mask`` (B, 1, L, whole) over rows that are left, ``width`` wide, and (B, 1, L, 1), 1 for tokens that
-        see one of them. For others the mask is 0, as the model makes it.
-        """
+    def of(self, mask: Tensor, width: int) -> Tensor:
+        """The part of ``mask`` (B, 1, L, whole) over rows that are left, ``width`` wide; nobody sees what fills it up."""
         repeat = mask.shape[0] // self.order.shape[0]
         order, valid = (None if x is None else x.repeat_interleave(repeat, 0) for x in (self.order, self.valid))
         assert order is not None, "only validity can lack"
         lowest = torch.finfo(mask.dtype).min
         mask = mask.gather(-1, order[:, None, None].expand(*mask.shape[:-1], -1))
-        closed = mask == lowest
-        if valid is not None:
-            closed = closed | ~valid[:, None, None]
-        seeing = (~closed).any(dim=-1, keepdim=True).to(mask.dtype)
-        mask = mask * seeing
         if valid is not None:
             mask = mask.masked_fill(~valid[:, None, None], lowest)
-        return nn.functional.pad(mask, (0, width - mask.shape[-1]), value=lowest), seeing
+        return F.pad(mask, (0, width - mask.shape[-1]), value=lowest)
 
 
 class CrossAttentionHooks(ModelHooks):
@@ -115,9 +109,7 @@ class CrossAttentionHooks(ModelHooks):
         if mask is None and (kept.valid is not None or width != held):
             mask = kept.order.new_zeros(len(kept.order), 1, 1, kept.whole).to(decoder.dtype)
         if mask is not None:
-            kwargs[MASK], seeing = kept.of(mask, width)
-            if kwargs.get(SEEING) is not None:
-                kwargs[SEEING] = kwargs[SEEING] * seeing
+            kwargs[MASK] = kept.of(mask, width)
         return args, kwargs
 
     def reduce(self, states: Tensor, earlier: RowsAttended | None) -> tuple[Tensor, PicturePass, RowsAttended]:
@@ -140,6 +132,8 @@ class CrossAttentionHooks(ModelHooks):
         packing = Packing.untouched(real.to(device), real.sum(dim=1).tolist())
         reduced = PicturePass(self.pipeline, packing, visual, 0 if earlier is None else earlier.whole)
         self.show(reduced, placed, encoded, device)
+        scope = self.scopes.scope
+        reduced.repeat = 1 if scope is None else scope.repeat(batch)  # pictures are encoded once for every beam
         changed = reduce_projected(reduced, states)
         packing = reduced.packings.at(0)
         if changed:
@@ -159,7 +153,7 @@ class CrossAttentionHooks(ModelHooks):
                 self.done.report.step_stopwatch.add(self.pipeline.stopwatch.lap())
             return
         assert self.call is not None, "the model's own call"
-        trace = Trace(reduced.groups, reduced.visual, reduced.offset)
+        trace = Trace(reduced.groups, reduced.visual, reduced.offset, repeat=reduced.repeat)
         tokens, past = self.text_lengths(output, cache)
         self.done.note(trace, self.cost.report(reduced, trace, cache, kept.whole, tokens, past))
 

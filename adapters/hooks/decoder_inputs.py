@@ -13,6 +13,7 @@ from tokenreduce.adapters.hooks import deepstack
 from tokenreduce.adapters.hooks.call_scope import CallScopes
 from tokenreduce.adapters.hooks.decoder_pass import DecoderPass
 from tokenreduce.adapters.hooks.merged_tokens import merged_group
+from tokenreduce.adapters.hooks.picture_pass import PicturePass
 from tokenreduce.adapters.hooks.prompt_text import PromptText
 from tokenreduce.adapters.hooks.sequence_packing import carried, write
 from tokenreduce.adapters.hooks.tower_passes import Encoded
@@ -70,7 +71,7 @@ def drop_merged(reduced: DecoderPass, family: Family, encoded: Encoded, embeds: 
     return True
 
 
-def reduce_projected(reduced: DecoderPass, embeds: Tensor) -> bool:
+def reduce_projected(reduced: PicturePass, embeds: Tensor) -> bool:
     """Carry out the projector steps; whether anything changed."""
     if not reduced.pipeline.at("projector"):
         return False

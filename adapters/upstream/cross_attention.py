@@ -2,8 +2,8 @@
 
 | seam | seen |
 | --- | --- |
-| Mllama hands its decoder `cross_attention_states` (B * pictures * tiles, R, D) and, over their rows, a mask (B, 1, L, N) | 5.17 to 5.24 |
-| the mask holds 0 or the lowest number; tokens that see nothing have a row of zeros, and a 0 in `full_text_row_masked_out_mask` (B, 1, L, 1) | 5.17 to 5.24 |
+| Mllama hands its decoder `cross_attention_states` (B * pictures * tiles, R, D) and a mask (B, 1, L, N) | 5.17 to 5.24 |
+| the mask holds 0 or the lowest number; tokens that see nothing have a row of zeros there | 5.17 to 5.24 |
 | a layer calls such an attention `cross_attn` (Mllama) or `encoder_attn` (BART), with `k_proj` and `v_proj` | 5.17 to 5.24 |
 """
 
@@ -15,7 +15,6 @@ from tokenreduce.flops import AcrossShape, products, values_width
 
 STATES = "cross_attention_states"
 MASK = "cross_attention_mask"
-SEEING = "full_text_row_masked_out_mask"
 NAMES = ("cross_attn", "encoder_attn")
 
 

@@ -36,7 +36,8 @@ __all__ = [
 ]
 
 # samples of numbered images ("i") and the video ("v"), and the side of the padding
-KINDS: dict[str, tuple[list[list[str]], str | None]] = {
+Plan = tuple[list[list[str]], str | None]
+KINDS: dict[str, Plan] = {
     "single": ([["i0"]], None),
     "equal": ([["i0"], ["i0"]], None),
     "mixed": ([["i0"], ["i1", "i2"], []], "left"),
@@ -70,13 +71,13 @@ def build(key: str, attn: str = "sdpa", seed: int = 0, **variant: Any) -> Any:
     return model
 
 
-def case(key: str, kind: str, model: Any, seed: int = 0, *, plain: bool = False) -> Case:
-    """Inputs of one of ``KINDS`` as the processor of the family hands them over, and where their pictures are.
+def case(key: str, kind: str | Plan, model: Any, seed: int = 0, *, plain: bool = False) -> Case:
+    """Inputs of one of ``KINDS``, or of such a plan, as the processor of the family hands them over, and their pictures.
 
     ``plain``: of pictures whose every patch becomes a token.
     """
     family, draw = (FAMILIES | BESIDE)[key], Draw(seed)
-    plan, pad = KINDS[kind]
+    plan, pad = KINDS[kind] if isinstance(kind, str) else kind
     shapes = family.plain_shapes if plain and family.plain_shapes else family.shapes
     samples = []
     for names in plan:
@@ -93,7 +94,7 @@ def case(key: str, kind: str, model: Any, seed: int = 0, *, plain: bool = False)
     return assemble(family, rows, pad, model.config)
 
 
-def inputs(key: str, kind: str, model: Any, seed: int = 0) -> dict:
+def inputs(key: str, kind: str | Plan, model: Any, seed: int = 0) -> dict:
     return case(key, kind, model, seed).inputs
 
 
@@ -106,7 +107,7 @@ def follow(key: str, inputs: dict, tokens: torch.Tensor) -> dict:
 
 def alone(key: str, case: Case, b: int) -> dict:
     """The inputs of sample ``b`` by itself, without padding."""
-    return assemble(FAMILIES[key], case.samples[b : b + 1], None, case.config).inputs
+    return assemble((FAMILIES | BESIDE)[key], case.samples[b : b + 1], None, case.config).inputs
 
 
 def joined(key: str, one: Case, two: Case) -> dict:
