@@ -70,6 +70,11 @@ class Family(TowerFacts):
 
     # ------------------------------------------------------------------ the language model
 
+    @property
+    def text_encoder(self) -> Any:
+        """The text encoder that reads the pictures, where one stands before the decoder."""
+        raise NotImplementedError
+
     def rows_attended(self, arguments: Mapping[str, Any], shape: tuple[int, int]) -> tuple[Tensor, list[Placed]]:
         """Where the decoder attends across: (B, N) bool of real rows, and the pictures in them; ``shape`` is (B, N).
 

@@ -127,7 +127,6 @@ REFUSALS: tuple[Refusal, ...] = (
             "ernie4_5_vl_moe",
             "exaone4_5",
             "fast_vlm",
-            "florence2",
             "gemma3n",
             "gemma4",
             "gemma4_unified",

@@ -63,14 +63,7 @@ class CrossAttentionHooks(ModelHooks):
     current = PerThread[tuple[PicturePass | None, RowsAttended] | None](nothing)
 
     def hook(self, handles: list[Any]) -> None:
-        model_type = self.family.model.config.model_type
-        for method in self.pipeline.methods:
-            if any(signal.part == "llm" for m, step in self.pipeline.steps if m is method for signal in step.needs):
-                raise ValueError(
-                    f"method={method.name!r} reads the text of the prompt, or what its tokens attend to, but the decoder of a "
-                    f"{model_type} model attends to pictures across, where no text is among them; use a method that looks at "
-                    "the picture alone"
-                )
+        self.refuse_text("attends to pictures across, where no text is among them")
         check_decoder(self.family.decoder)
         handles.append(self.family.decoder.register_forward_pre_hook(self.enter, with_kwargs=True))
         handles.append(self.family.decoder.register_forward_hook(self.leave))

@@ -79,6 +79,15 @@ class ModelHooks:
         """Append to ``handles`` the hooks on the place where pictures join the text."""
         raise NotImplementedError
 
+    def refuse_text(self, why: str) -> None:
+        """Refuse methods that look at the text; ``why`` says what this kind of model does."""
+        for method, step in self.pipeline.steps:
+            if any(signal.part == "llm" for signal in step.needs):
+                raise ValueError(
+                    f"method={method.name!r} reads the text of the prompt, or what its tokens attend to, but a "
+                    f"{self.family.model.config.model_type} model {why}; use a method that looks at the picture alone"
+                )
+
     def note_call(self, core: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if args:
             kwargs = inspect.signature(core.forward).bind_partial(*args, **kwargs).arguments

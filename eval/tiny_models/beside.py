@@ -1,13 +1,20 @@
-"""Models whose pictures are no columns of the decoder's sequence: Llama 3.2 Vision attends to them across."""
+"""Models whose pictures are no columns of the decoder's sequence: Llama 3.2 Vision attends to them across, and Florence-2
+has a text encoder that reads them.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from transformers import MllamaConfig, MllamaForConditionalGeneration
+from transformers import (
+    Florence2Config,
+    Florence2ForConditionalGeneration,
+    MllamaConfig,
+    MllamaForConditionalGeneration,
+)
 
-from .common import IMAGE, SIDE, Case, Draw, Piece, TinyFamily, text
+from .common import BOS, EOS, IMAGE, PAD, SIDE, VOCAB, Case, Draw, Piece, TinyFamily, gather, text
 
 
 class Mllama(TinyFamily, key="mllama", beside=True):
@@ -57,3 +64,54 @@ class Mllama(TinyFamily, key="mllama", beside=True):
             "aspect_ratio_mask": tiles,
             "cross_attention_mask": sees,
         }
+
+
+class Florence2(TinyFamily, key="florence2", beside=True):
+    """A DaViT of 4 x 4 cells; the first token is the mean of all. One picture a prompt, in front of its text."""
+
+    model: Any = Florence2ForConditionalGeneration
+    shapes = [None] * 3
+
+    def config(self, **variant: Any) -> Any:
+        words = {
+            "model_type": "bart",
+            "vocab_size": VOCAB,
+            "d_model": 32,
+            "encoder_layers": 3,
+            "decoder_layers": 2,
+            "encoder_attention_heads": 4,
+            "decoder_attention_heads": 4,
+            "encoder_ffn_dim": 48,
+            "decoder_ffn_dim": 48,
+            "max_position_embeddings": 128,
+            "pad_token_id": PAD,
+            "bos_token_id": BOS,
+            "eos_token_id": EOS,
+            "decoder_start_token_id": EOS,
+            "forced_eos_token_id": None,
+        }
+        tower = {
+            "depths": [1, 1],
+            "patch_size": [7, 3],
+            "patch_stride": [4, 2],
+            "patch_padding": [3, 1],
+            "patch_prenorm": [False, True],
+            "embed_dim": [16, 24],
+            "num_heads": [2, 2],
+            "num_groups": [2, 2],
+            "window_size": 4,
+            "projection_dim": 32,
+            "drop_path_rate": 0.0,
+        }
+        own = {"image_token_id": IMAGE, "tie_word_embeddings": False}
+        return Florence2Config(**{"vision_config": tower, "text_config": words, **own, **variant})
+
+    def picture(self, config: Any, shape: Any, alone: bool, draw: Draw) -> Piece:
+        return Piece("image", [IMAGE] * 17, IMAGE, {"pixel_values": draw.pixels(1, 3, SIDE, SIDE)})
+
+    def row(self, pieces: list[Piece], tail: int, draw: Draw) -> tuple[list[int], list[int]]:
+        tokens = [token for piece in pieces for token in piece.tokens] + [BOS, *draw.words(tail), EOS]
+        return tokens, [0] * (len(tokens) - tail - 2) + [-1] * (tail + 2)
+
+    def collate(self, samples: list[list[Piece]], case: Case, config: Any) -> dict:
+        return gather(samples, "pixel_values")
