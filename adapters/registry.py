@@ -9,11 +9,14 @@ from importlib.metadata import entry_points
 from pkgutil import iter_modules
 from typing import Any
 
-from tokenreduce.adapters.families.refused import BY_TYPE, Refusal
+from tokenreduce.adapters.encoders import refused as encoders
+from tokenreduce.adapters.families import refused as models
+from tokenreduce.adapters.families.refused import Refusal
 
 ROOMS = ("tokenreduce.adapters.families", "tokenreduce.adapters.encoders")
 GROUP = "tokenreduce.families"  # of entry points, by which packages bring families
 LIKE = "like:"
+BY_TYPE = {**models.BY_TYPE, **encoders.BY_TYPE}
 
 _FAMILIES: dict[str, type[Any]] = {}
 

@@ -7,7 +7,7 @@ import timm
 import torch
 from models import vision
 from torch import nn
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, MetaClip2VisionModel
 
 TOLERANCE = 2e-5  # float32, two orders of the same additions
 
@@ -21,6 +21,9 @@ TIMM = {
     "siglip_map": ("vit_base_patch16_siglip_224", {}),
     "eva02": ("eva02_tiny_patch14_224", {}),
     "eva_fused": ("eva02_base_patch14_224", {"swiglu_mlp": False, "scale_mlp": False, "qkv_fused": True}),
+    "eva_clip": ("eva02_base_patch16_clip_224", {}),
+    "aimv2": ("aimv2_large_patch14_224", {}),
+    "intern": ("vit_intern300m_patch14_448", {"init_values": 0.3}),
     "no_fused_attention": ("vit_tiny_patch16_224", {}),
 }
 
@@ -32,33 +35,61 @@ def timm_model(name: str) -> nn.Module:
     model = timm.create_model(
         arch, pretrained=False, img_size=4 * patch, depth=4, embed_dim=48, num_heads=4, num_classes=7, **more
     ).eval()
-    for p in model.parameters():
-        if p.ndim > 1:
-            nn.init.normal_(p, std=0.2)
     for block in model.blocks:
         block.attn.fused_attn = name != "no_fused_attention"
-    return model
+    return with_weights(model)
+
+
+TRANSFORMERS = {
+    "clip": ("clip_vision_model", {}),
+    "siglip": ("siglip_vision_model", {}),
+    "vit": ("vit", {}),
+    "deit": ("deit", {}),
+    "dinov2": ("dinov2", {}),
+    "dinov2_with_registers": ("dinov2_with_registers", {"num_register_tokens": 3}),
+    "dinov3": ("dinov3_vit", {"num_register_tokens": 3, "layerscale_value": 0.3}),
+    "dinov3_gated": ("dinov3_vit", {"use_gated_mlp": True}),
+    "aimv2": ("aimv2_vision_model", {}),
+    "aimv2_native": ("aimv2_vision_model", {"is_native": True}),
+    "ijepa": ("ijepa", {}),
+    "internvl": ("internvl_vision", {"image_size": (32, 32), "patch_size": (8, 8), "layer_scale_init_value": 0.3}),
+    "internvl_qk_norm": ("internvl_vision", {"image_size": (32, 32), "patch_size": (8, 8), "use_qk_norm": True}),
+    "metaclip_2": ("metaclip_2_vision_model", {}),
+    "vit_msn": ("vit_msn", {}),
+}
+INTERPOLATES = ("clip", "siglip", "vit", "deit", "ijepa", "metaclip_2", "vit_msn")  # where they are asked to
 
 
 def transformers_model(kind: str) -> nn.Module:
-    if kind in ("clip", "siglip"):
-        config = AutoConfig.for_model(**vision(kind))
-    else:
-        more = {"num_register_tokens": 3} if "registers" in kind else {}
-        common = {
-            "hidden_size": 24,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 3,
-            "image_size": 32,
-            "patch_size": 8,
-        }
-        config = AutoConfig.for_model(kind, intermediate_size=40, **common, **more)
+    model_type, more = TRANSFORMERS[kind]
+    config = AutoConfig.for_model(**vision() | {"model_type": model_type} | more)
     torch.manual_seed(0)
-    model = AutoModel.from_config(config, attn_implementation="sdpa").eval()
+    made_by = MetaClip2VisionModel._from_config if kind == "metaclip_2" else AutoModel.from_config
+    return with_weights(made_by(config, attn_implementation="sdpa").eval())
+
+
+def whole_model(kind: str) -> nn.Module:
+    """A model of pictures and texts."""
+    sides = {"num_patches": 16} if kind == "siglip2" else {}
+    words = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3, "intermediate_size": 40}
+    words |= {"vocab_size": 50, "bos_token_id": 1, "eos_token_id": 2, "projection_size": 24}
+    config = AutoConfig.for_model(kind, vision_config=vision(kind) | sides, text_config=words, projection_dim=24)
+    torch.manual_seed(0)
+    return with_weights(AutoModel.from_config(config).eval())
+
+
+def with_weights(model: nn.Module) -> nn.Module:
     for p in model.parameters():
         if p.ndim > 1:
             nn.init.normal_(p, std=0.2)
     return model
+
+
+def torchvision_model(**more) -> nn.Module:
+    vit = pytest.importorskip("torchvision.models.vision_transformer")
+    torch.manual_seed(0)
+    sizes = {"image_size": 32, "patch_size": 8, "num_layers": 4, "num_heads": 3, "hidden_dim": 24, "mlp_dim": 40}
+    return with_weights(vit.VisionTransformer(**sizes, num_classes=7, **more).eval())
 
 
 def open_clip_model(timm_backed: bool) -> nn.Module:

@@ -27,9 +27,9 @@ def explicit(model, x, method):
 
     handle = family.blocks[0].module.register_forward_pre_hook(catch, with_kwargs=True)
     with pytest.raises(InterruptedError):
-        model(x)
+        model(**x) if isinstance(x, dict) else model(x)
     handle.remove()
-    x, rope = caught["x"], caught["kwargs"].get("rope")
+    x, rope = caught["x"], caught["kwargs"].get("rope", caught["kwargs"].get("position_embeddings"))
     p = facts.tower_prefix
     size, assign = torch.ones(x.shape[:2]), torch.arange(x.shape[1]).expand(x.shape[:2])
     source, counts = assign, []
@@ -65,13 +65,15 @@ def merge(x, size, assign, source, step, method, p):
 
 
 def norm1(m):
-    return next(getattr(m, n) for n in ("norm1", "layer_norm1", "ln_1", "layernorm_before") if hasattr(m, n))
+    return next(
+        getattr(m, n) for n in ("norm1", "layer_norm1", "ln_1", "layernorm_before", "rms_norm1") if hasattr(m, n)
+    )
 
 
 def scale(m, i, x):
     for name in (f"ls{i}", f"ls_{i}", f"layer_scale{i}"):
         x = getattr(m, name)(x) if hasattr(m, name) else x
-    gamma = getattr(m, f"gamma_{i}", None)
+    gamma = getattr(m, f"gamma_{i}", getattr(m, f"lambda_{i}", None))
     return x if gamma is None else x * gamma
 
 
@@ -92,17 +94,20 @@ def attend(block, x, bias, rope):
         out = a.output.dense
     else:
         q, k, v = a.q_proj(x), a.k_proj(x), a.v_proj(x)
-        out = next(getattr(a, n) for n in ("out_proj", "proj", "o_proj", "dense") if hasattr(a, n))
+        out = next(getattr(a, n) for n in ("out_proj", "proj", "o_proj", "dense", "projection_layer") if hasattr(a, n))
+    whole = hasattr(a, "q_norm") and getattr(a.q_norm, "weight", q[0, 0, :0]).numel() == q.shape[-1]  # of all heads
+    if whole:
+        q, k = a.q_norm(q), a.k_norm(k)
     q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
-    if hasattr(a, "q_norm"):
+    if hasattr(a, "q_norm") and not whole:
         q, k = a.q_norm(q), a.k_norm(k)
     if rope is not None:
         table, source, p = rope
-        rows = table[(source[:, p:] - p)]
-        sin, cos = (t[:, None] for t in rows.chunk(2, -1))
+        cos, sin = table if isinstance(table, tuple) else table.chunk(2, -1)[::-1]
+        cos, sin = (t[source[:, p:] - p][:, None] for t in (cos, sin))
 
         def turn(t):
-            if getattr(a, "rotate_half", False):
+            if isinstance(table, tuple) or getattr(a, "rotate_half", False):
                 low, high = t.chunk(2, -1)
                 pairs = torch.cat([-high, low], -1)
             else:

@@ -57,7 +57,7 @@ class Attachment:
                 )
         self.hooks: EncoderHooks | ModelHooks
         if isinstance(self.family, EncoderFamily):
-            refuse_tower_of_a_larger_model(self.family.tower)
+            refuse_tower_of_a_larger_model(model)
             self.hooks = EncoderHooks(self.family, pipeline, output_length)
         else:
             self.hooks = hooks_for(self.family)(self.family, pipeline, output_length, images_as_video)

@@ -20,7 +20,9 @@ NORM_BEFORE_MLP = (
     "layer_norm2",
     "norm2",
     "layernorm_after",
+    "rms_norm2",
 )  # of the one whose input is the residual stream in between
+MLP = ("mlp", "ffn")
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -74,6 +76,10 @@ class TransformersBlock(Block):
     @property
     def norm2(self) -> Any:
         return getattr(self.module, _name_of(self.module, NORM_BEFORE_MLP))
+
+    @property
+    def mlp(self) -> Any:
+        return getattr(self.module, _name_of(self.module, MLP))
 
     @property
     def heads(self) -> int:
@@ -136,10 +142,14 @@ class EvaBlock(Block):
         return attention.register_forward_pre_hook(partial(_fused_projection, heard))
 
 
-class OpenClipBlock(Block):
-    """``ResidualAttentionBlock`` of open_clip: ``nn.MultiheadAttention``."""
+class MultiheadBlock(Block):
+    """Around ``nn.MultiheadAttention``: ``ResidualAttentionBlock`` of open_clip, ``EncoderBlock`` of torchvision."""
 
     norm2_name = "ln_2"
+
+    def __init__(self, module: Any, attention: str = "attn") -> None:
+        super().__init__(module)
+        self.attention_name = attention  # type: ignore[misc]
 
     def listen_keys(self, heard: Callable[[Tensor], None]) -> Handle:
         return self.attention.register_forward_pre_hook(partial(_in_projection, heard))

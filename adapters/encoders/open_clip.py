@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tokenreduce.adapters.encoders.base import EncoderFamily
-from tokenreduce.adapters.encoders.blocks import OpenClipBlock
+from tokenreduce.adapters.encoders.blocks import MultiheadBlock
 from tokenreduce.adapters.encoders.patch_grid import PatchGrid
 from tokenreduce.adapters.encoders.timm import TimmEncoder
 
@@ -33,7 +33,7 @@ class OpenClipEncoder(EncoderFamily):
                 "ResidualAttentionBlock, or a timm-backed tower"
             )
         self.tower = tower
-        self.blocks = [OpenClipBlock(block) for block in blocks]
+        self.blocks = [MultiheadBlock(block) for block in blocks]
         self.grid = tuple(tower.grid_size)
         self.patch_grid = PatchGrid(tower.conv1, self.grid)
         self.prefix, self.has_cls = 1, True

@@ -20,7 +20,10 @@ KINDS: dict[type, type[Block]] = {TheirBlock: TimmBlock, TheirEvaBlock: EvaBlock
 
 class TimmEncoder(EncoderFamily):
     model_types = ("timm",)
-    remarks = "VisionTransformer (plain, DeiT, DINOv2 with registers, MAE pooling, q/k norm), Eva (EVA, EVA02)"
+    remarks = (
+        "VisionTransformer (plain, DeiT, DINOv2 with registers, SigLIP, AIMv2, InternViT, MAE pooling, q/k norm), Eva (EVA, "
+        "EVA-CLIP, DINOv3, PE), NaFlexViT, padded batches too"
+    )
 
     @classmethod
     def serves(cls, model: Any) -> bool:

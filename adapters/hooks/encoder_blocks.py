@@ -12,6 +12,7 @@ from tokenreduce.adapters.encoders.blocks import Block
 from tokenreduce.adapters.encoders.patch_grid import PatchGrid
 from tokenreduce.adapters.hooks.exporting import refuse_strict_export
 from tokenreduce.adapters.hooks.ragged_rows import Group, View, ask, grouped, kind_after, kinds, numbers
+from tokenreduce.adapters.hooks.row_arguments import RowArguments
 from tokenreduce.adapters.hooks.tower_state import TowerState, rows_of
 from tokenreduce.method import Method, Step
 from tokenreduce.per_thread import PerThread, nothing
@@ -152,6 +153,7 @@ class BlockHooks:
         self.merging = merging
         self.index = index
         self.block = block
+        self.arguments = RowArguments(block.module, block.rope_by_head)
         self.proportional = False
 
     def steps(self, when: str) -> list[tuple[Method, Step]]:
@@ -169,16 +171,10 @@ class BlockHooks:
         state.came.append(state.numbers)
         if not state.touched:
             return None
-        prefix, full = self.merging.prefix, state.assign.shape[1]
         if x.shape[1] != state.size.shape[1]:  # the block before gave its rows at full width
             x = rows_of(x, state.source)
-        rope, mask = kwargs.get("rope"), kwargs.get("attn_mask")
-        if rope is not None:
-            patches = (state.source[:, prefix:] - prefix).clamp_min(0)  # absent rows sit anywhere
-            kwargs = {**kwargs, "rope": rope_rows(rope, patches, self.block.rope_by_head)}
-        if isinstance(mask, Tensor) and mask.shape[-1] == full:
-            kwargs = {**kwargs, "attn_mask": mask_rows(mask, state.source)}
-        return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, next(iter(kwargs)): x})
+        rest, kwargs = self.arguments.following(args[1:], kwargs, state, self.merging.prefix)
+        return ((x, *rest), kwargs) if args else (args, {**kwargs, next(iter(kwargs)): x})
 
     def hear(self, keys: Tensor) -> None:
         if self.index not in self.merging.steps:
@@ -221,27 +217,3 @@ class BlockHooks:
             if last and merging.done is not None:
                 merging.done(state)
         return (x, *output[1:]) if isinstance(output, tuple) else x
-
-
-def rope_rows(rope: Tensor, patches: Tensor, by_head: bool) -> Tensor:
-    """The rotary table (N, C), of each image (B, N, C) or (B, 1, N, C), of each head (H, N, C), or of both (B, H, N, C), for
-    ``patches`` (B, K): (B, 1 or H, K, C)."""
-    if rope.ndim == 2 or (rope.ndim == 3 and by_head):
-        rope = rope.unsqueeze(0)
-    if rope.ndim == 3:
-        rope = rope.unsqueeze(0 if by_head else 1)
-    heads, index = rope.shape[1], patches[:, None, :, None]
-    rope = rope.expand(len(patches), *rope.shape[1:])
-    return rope.gather(2, index.expand(-1, heads, -1, rope.shape[-1]))
-
-
-def mask_rows(mask: Tensor, source: Tensor) -> Tensor:
-    """``mask`` (..., N or 1, N), of every image or one for all, between the rows ``source`` (B, K): (B, 1 or H, K or 1, K)."""
-    mask = mask.reshape(*(1,) * (4 - mask.ndim), *mask.shape)
-    mask = mask.expand(len(source), *mask.shape[1:])
-    mask = mask.gather(3, source[:, None, None].expand(-1, *mask.shape[1:3], -1))
-    return (
-        mask
-        if mask.shape[2] == 1
-        else mask.gather(2, source[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3]))
-    )

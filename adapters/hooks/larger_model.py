@@ -9,7 +9,7 @@ from torch import nn
 
 
 def refuse_tower_of_a_larger_model(tower: nn.Module) -> None:
-    """Raise where ``tower`` belongs to a model with a language model behind it."""
+    """Raise where ``tower``, as it is given to be wrapped, is part of a model of transformers."""
     if holder_of(tower) is None:
         return
     gc.collect()  # what nobody holds any more holds nothing

@@ -8,7 +8,15 @@ import dataclasses
 import pytest
 import timm
 import torch
-from encoder_models import TIMM, TOLERANCE, open_clip_model, timm_model, transformers_model
+from encoder_models import (
+    TIMM,
+    TOLERANCE,
+    TRANSFORMERS,
+    open_clip_model,
+    timm_model,
+    torchvision_model,
+    transformers_model,
+)
 from encoder_oracle import explicit
 from models import llava, prompt
 from oracle import positions_of, run
@@ -20,10 +28,8 @@ from tokenreduce.adapters.registry import family_of
 
 ALONE = {
     **{f"timm-{n}": (lambda n=n: timm_model(n)) for n in TIMM},
-    **{
-        f"transformers-{n}": (lambda n=n: transformers_model(n))
-        for n in ("clip", "siglip", "vit", "deit", "dinov2", "dinov2_with_registers")
-    },
+    **{f"transformers-{n}": (lambda n=n: transformers_model(n)) for n in TRANSFORMERS},
+    "torchvision": torchvision_model,
 }
 
 
@@ -32,10 +38,8 @@ def result(output) -> torch.Tensor:
 
 
 def pixels(model, batch=2):
-    config = getattr(model, "config", None)
-    side = config.image_size if config is not None else model.patch_embed.img_size[0]
     torch.manual_seed(1)
-    return torch.randn(batch, 3, side, side)
+    return torch.randn(batch, 3, *(model.patch_embed.img_size if hasattr(model, "patch_embed") else (32, 32)))
 
 
 @pytest.mark.parametrize("when", ["middle", "after"])

@@ -7,16 +7,25 @@ import copy
 import pytest
 import timm
 import torch
-from encoder_models import TOLERANCE, open_clip_model, timm_model, transformers_model
+from encoder_models import (
+    INTERPOLATES,
+    TOLERANCE,
+    TRANSFORMERS,
+    open_clip_model,
+    timm_model,
+    transformers_model,
+    whole_model,
+)
 from encoder_oracle import explicit
 from models import llava, prompt
 from probe_methods import MergePairs
 from timm.models.naflexvit import NaFlexVit
 from torch import nn
-from transformers import Dinov2Backbone, Dinov2Config
+from transformers import AutoConfig, AutoModel, Dinov2Backbone, Dinov2Config
 
 import tokenreduce as tr
 from tokenreduce.adapters.hooks.ragged_rows import View
+from tokenreduce.adapters.registry import family_of
 from tokenreduce.wrapping import SLOT
 
 METHODS = [tr.ToMe(keep=0.5), tr.PiToMe(keep=0.5), tr.PiToMe(keep=0.5, preset="llava")]
@@ -50,16 +59,122 @@ def check(model, run, grid, method, batch=2):
     assert all(image.standing_for().bincount().sum() == n for image in trace.images)
 
 
-@pytest.mark.parametrize("method", METHODS, ids=IDS)
-@pytest.mark.parametrize("grid", [(2, 2), (4, 4), (6, 6), (4, 8), (7, 3)])
-@pytest.mark.parametrize("kind", ["clip", "siglip", "vit", "deit", "dinov2", "dinov2_with_registers"])
+ANY_SIZE = [kind for kind in TRANSFORMERS if kind != "aimv2"]
+
+
+@pytest.mark.parametrize(
+    ("grid", "method"),
+    [((2, 2), METHODS[0]), ((6, 6), METHODS[0]), ((7, 3), METHODS[0]), ((4, 8), METHODS[1]), ((7, 3), METHODS[2])],
+)
+@pytest.mark.parametrize("kind", ANY_SIZE)
 @torch.no_grad()
 def test_transformers_encoders_keep_a_share_of_the_patches_that_come(kind, grid, method):
     """A configured size of 4 x 4 patches, images of any other."""
     model = transformers_model(kind)
     pixels = torch.randn(2, 3, 8 * grid[0], 8 * grid[1])
-    more = {} if kind.startswith("dinov2") else {"interpolate_pos_encoding": True}
+    more = {"interpolate_pos_encoding": True} if kind in INTERPOLATES else {}
     check(model, lambda: model(pixels, **more), grid, method)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ANY_SIZE if kind not in INTERPOLATES])
+@torch.no_grad()
+def test_encoders_of_any_size_equal_an_explicit_forward(kind):
+    model, pixels = transformers_model(kind), torch.randn(2, 3, 48, 24)
+    method, seen = MergePairs(proportional=True), []
+    expected, _ = explicit(model, pixels, method)
+    with tr.wrapped(model, method):
+        handle = family_of(model).blocks[-1].module.register_forward_hook(lambda m, a, o: seen.append(o))
+        model(pixels)
+        handle.remove()
+    torch.testing.assert_close(seen[0], expected, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip", "aimv2", "metaclip_2"])
+@torch.no_grad()
+def test_models_of_pictures_and_texts_are_wrapped_whole(kind):
+    model, pixels = whole_model(kind), torch.randn(2, 3, 32, 32)
+    plain = model.get_image_features(pixels).pooler_output
+    alone = copy.deepcopy(model.vision_model)
+    with tr.wrapped(model, tr.ToMe(keep=0.5)), tr.wrapped(alone, tr.ToMe(keep=0.5)):
+        short = model.get_image_features(pixels)
+        assert tr.report(model).tokens_kept == [[8], [8]]
+        assert torch.equal(short.last_hidden_state, alone(pixels).last_hidden_state)
+    assert torch.equal(model.get_image_features(pixels).pooler_output, plain)
+    with pytest.raises(ValueError, match=r"vision tower of a .*Model.*wrap that model itself"):
+        tr.wrap(model.vision_model, tr.ToMe(keep=0.5))
+    assert not tr.is_wrapped(model.vision_model)
+
+
+def shaped(*grids: tuple[int, int], length: int) -> dict[str, torch.Tensor]:
+    """Inputs of SigLIP 2 of any aspect: patches of one image per grid, padded to ``length``."""
+    real = torch.arange(length) < torch.tensor([height * width for height, width in grids])[:, None]
+    torch.manual_seed(1)
+    patches = torch.randn(len(grids), length, 192)
+    return {"pixel_values": patches, "pixel_attention_mask": real.long(), "spatial_shapes": torch.tensor(grids)}
+
+
+@pytest.mark.parametrize("method", [*METHODS, tr.ToMe(keep=0.5, proportional=False), tr.ToMe(keep=7)])
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@torch.no_grad()
+def test_siglip2_images_of_several_sizes_equal_each_by_itself(implementation, method):
+    grids = [(3, 5), (2, 6), (4, 4), (1, 1)]
+    model, inputs = whole_model("siglip2"), shaped(*grids, length=18)
+    model.set_attn_implementation(implementation)
+    with tr.wrapped(model, method):
+        together = model.get_image_features(**inputs).pooler_output
+        report, trace = tr.report(model), tr.trace(model)
+        for i, (height, width) in enumerate(grids):
+            n = height * width
+            one = {name: x[i : i + 1] if name == "spatial_shapes" else x[i : i + 1, :n] for name, x in inputs.items()}
+            alone = model.get_image_features(**one).pooler_output
+            torch.testing.assert_close(together[i : i + 1], alone, atol=TOLERANCE, rtol=TOLERANCE)
+            assert torch.equal(trace.images[i].standing_for(), tr.trace(model).images[0].standing_for())
+            assert trace.images[i].layout == tr.Layout(height, width)
+    assert report.tokens_in == [[15], [12], [16], [1]]
+    assert report.tokens_kept == ([[7], [7], [7], [1]] if method.keep == 7 else [[8], [6], [8], [1]])
+
+
+@torch.no_grad()
+def test_siglip2_equals_an_explicit_forward():
+    tower = copy.deepcopy(whole_model("siglip2").vision_model)
+    inputs = shaped((3, 5), (5, 3), length=15)
+    method, seen = MergePairs(proportional=True), []
+    expected, _ = explicit(tower, inputs, method)
+    with tr.wrapped(tower, method):
+        handle = tower.encoder.layers[-1].register_forward_hook(lambda m, a, o: seen.append(o))
+        tower(**inputs)
+        handle.remove()
+    torch.testing.assert_close(seen[0], expected, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "said"),
+    [
+        ("sam_vision_model", "windows"),
+        ("vitdet", "windows"),
+        ("swin", "windows"),
+        ("hiera", "between its stages"),
+        ("beit", "relative position"),
+        ("vit_mae", "at random"),
+        ("dinov3_convnext", "convolutions"),
+    ],
+)
+def test_encoders_without_a_place_to_merge_are_refused_with_the_reason(model_type, said):
+    small_one = {
+        "sam_vision_model": {"num_hidden_layers": 1, "global_attn_indexes": [0]},
+        "swin": {"depths": [1, 1, 1, 1]},
+    }
+    model = AutoModel.from_config(AutoConfig.for_model(model_type, **small_one.get(model_type, {})))
+    with pytest.raises(ValueError, match=f"'{model_type}'.*not supported.*{said}.*Instead, "):
+        tr.wrap(model, tr.ToMe(keep=0.5))
+    assert not tr.is_wrapped(model)
+
+
+def test_models_of_torchvision_without_a_place_to_merge_are_refused():
+    models = pytest.importorskip("torchvision.models")
+    for make in (models.swin_t, models.resnet18):
+        with pytest.raises(ValueError, match=r"EncoderBlocks; allowed: VisionTransformer.*whole\s*grid"):
+            tr.wrap(make(), tr.ToMe(keep=0.5))
 
 
 @pytest.mark.parametrize("method", METHODS, ids=IDS)

@@ -14,7 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import tokenreduce as tr
 from tokenreduce.adapters.attention_functions import KeyBias, lengthened
-from tokenreduce.adapters.encoders.blocks import OpenClipBlock
+from tokenreduce.adapters.encoders.blocks import MultiheadBlock
 from tokenreduce.adapters.registry import family_of
 from tokenreduce.eval import tiny_models as zoo
 from tokenreduce.eval.bench.timing import LargestTensor
@@ -112,7 +112,7 @@ def test_multi_head_attention_with_a_mask_of_its_own(mask):
     x, bias = torch.randn(2, 10, 24), torch.randint(1, 9, (2, 10)).log()
     hidden = torch.ones(10, 10).triu(3).bool()
     own = {None: None, "bool": hidden, "float": torch.zeros(10, 10).masked_fill(hidden, -2.0)}[mask]
-    handle = OpenClipBlock(module).bias_keys(lambda: bias)
+    handle = MultiheadBlock(module).bias_keys(lambda: bias)
     with torch.no_grad():
         got, _ = attention(x, x, x, need_weights=False, attn_mask=own)
         q, k, v = F.linear(x, attention.in_proj_weight, attention.in_proj_bias).chunk(3, -1)
