@@ -25,7 +25,7 @@ def spy(needs):
         name, title, stages = "spy", "spy", ("llm",)
 
         def plan(self, facts: ModelFacts):
-            return (Step("llm", layer=LAYER, needs=needs),)
+            return (Step("llm", layer=min(LAYER, facts.shared_from or LAYER), needs=needs),)
 
         def reduce(self, tokens):
             seen.append(tokens)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenreduce.adapters.families.tower_facts import TowerFacts
@@ -147,3 +148,9 @@ class Family(TowerFacts):
         assert inputs_embeds is not None, "a model is called with one of the two"
         mark = self.model.get_input_embeddings()(torch.tensor([token], device=inputs_embeds.device))
         return (inputs_embeds == mark.to(inputs_embeds.dtype)).all(-1)
+
+
+def runs(marked: Tensor) -> Tensor:
+    """(B, L) long, the number of the run of neighbours that each of the ``marked`` columns (B, L) is in; -1: not marked."""
+    first = marked & ~F.pad(marked, (1, 0))[:, :-1]
+    return torch.where(marked, first.cumsum(dim=1) - 1, -1)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from tokenreduce.adapters.families.base import Family
+from tokenreduce.adapters.families.base import Family, runs
 from tokenreduce.adapters.visual_inputs import Picture, Projection, TowerCall
 from tokenreduce.layout import Layout
 from tokenreduce.method import ModelFacts
@@ -57,6 +56,4 @@ class Gemma3(Family):
         kinds = arguments.get("token_type_ids")
         if kinds is None:
             return None
-        image = kinds[:, -embeds.shape[1] :].to(embeds.device) == 1
-        first = image & ~torch.nn.functional.pad(image, (1, 0))[:, :-1]
-        return torch.where(image, first.cumsum(dim=1) - 1, -1)
+        return runs(kinds[:, -embeds.shape[1] :].to(embeds.device) == 1)

@@ -135,7 +135,11 @@ def at(x: Any, length: int, stays: Tensor) -> Any:
         return x
     if x.ndim == 4 and x.shape[-2:] == (length, length):  # a mask of queries and keys
         return x[..., stays, :][..., stays]
-    axis = -2 if x.is_floating_point() and x.ndim == 3 else -1  # embeddings and rotary tables; ids, masks and kinds
+    axis = -1  # ids, masks and kinds
+    if (
+        x.is_floating_point() and x.ndim > 2
+    ):  # embeddings and rotary tables; several of a token, in front of or behind it
+        axis = 1 if x.shape[1] == length else -2
     return x.index_select(axis, stays.nonzero()[:, 0]) if x.shape[axis] == length else x
 
 

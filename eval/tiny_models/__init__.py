@@ -16,6 +16,7 @@ import torch
 # isort: off
 from . import llava, qwen, tiles, gemma  # noqa: F401  (defining a family makes it known; tables keep this order)
 from . import beside  # noqa: F401
+from . import gemma4  # noqa: F401
 
 # isort: on
 from .common import BESIDE, FAMILIES, Case, Draw, Sample, Visual, assemble, fill, prompt
@@ -68,6 +69,7 @@ def build(key: str, attn: str = "sdpa", seed: int = 0, **variant: Any) -> Any:
         model = family.model(family.config(**variant)).eval()
     model.set_attn_implementation(family.attention.get(attn, attn))
     fill(model, seed)
+    family.finish(model)
     return model
 
 

@@ -86,6 +86,9 @@ class TinyFamily:
         """The configuration, with ``variant`` in place of its fields."""
         raise NotImplementedError
 
+    def finish(self, model: Any) -> None:
+        """What ``fill`` cannot know of the weights."""
+
     def picture(self, config: Any, shape: Any, alone: bool, draw: Draw) -> Piece:
         """A picture of ``shape``; ``alone``: the only one of its sample."""
         raise NotImplementedError
