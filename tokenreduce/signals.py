@@ -123,6 +123,21 @@ class TextAttention(Signal):
 
 
 @dataclass(frozen=True)
+class CorrectedAttention(TextAttention):
+    """Mean attention of marked text tokens to every visual token in decoder layer ``layer`` (0-based), each pair's divided by
+    what distance alone explains: the cosine of all-ones vectors rotated to both positions; of the ``heads`` heads in which
+    most is left, None: 14, or half of fewer than 28. (B, N)
+
+    ``least``: the cosine divides as this where it is lower, which it is at large distances; None: as it is, of either sign.
+    """
+
+    over: Literal["sum", "max", "mean"] = "mean"
+    queries: Literal["text", "marked"] = "marked"
+    heads: int | None = None
+    least: float | None = None
+
+
+@dataclass(frozen=True)
 class Keys(Signal):
     """Keys of the attention of tower block ``block`` (0-based), after the projection's bias and before any norm or rotary
     embedding, in float32: (B, N, d) the ``mean`` over heads, or (B, N, H * d) all of them ``joined``.

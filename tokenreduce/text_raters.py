@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 from tokenreduce.kernels.density_peaks import density_peaks
+from tokenreduce.kernels.rows import take_rows
+from tokenreduce.kernels.top_k import top_k
+from tokenreduce.reduction import DROPPED
 from tokenreduce.tokens import Rows
 
 #: tokens kept after each of the three layers, by the average that the paper calls them after, of 576; with and without
@@ -50,6 +53,28 @@ def clusters(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
     order = peaks.score.gather(1, peaks.centre).sort(dim=1, descending=True, stable=True).indices
     place = order.argsort(dim=1)
     return peaks.centre.gather(1, order), place.gather(1, peaks.assign)
+
+
+def with_means(x: Tensor, score: Tensor, k: int, *, in_order: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The ``k`` best of ``x`` (B, N, C) by ``score`` (B, N), and means of the best of the others: each where its cluster's centre
+    was, if ``in_order``, or behind all those kept.
+
+    Returns (B, N) long, the row each token joins, and (B, K') long, where each row sits, as ``Reduction.merge`` takes them;
+    and (B, N) long: 0 dropped, 1 kept, 2 in a mean.
+    """
+    best, count = recycled(x.shape[1] - k)
+    order = top_k(score, k + best)
+    kept, again = order[:, :k].sort(dim=1).values, order[:, k:].sort(dim=1).values
+    centre, place = clusters(take_rows(x, again), count)
+    row = torch.arange(k, device=x.device).expand_as(kept)
+    assign = torch.full_like(score, DROPPED, dtype=torch.long).scatter(1, kept, row).scatter(1, again, k + place)
+    role = torch.zeros_like(assign).scatter(1, again, 2).scatter(1, kept, 1)
+    source = torch.cat([kept, again.gather(1, centre)], dim=1)
+    if in_order:
+        source, old = source.sort(dim=1)
+        new = old.argsort(dim=1)
+        assign = torch.where(assign < 0, assign, new.gather(1, assign.clamp_min(0)))
+    return assign, source, role
 
 
 def lengths(n: int, kept: tuple[int, ...], *, recycle: bool) -> list[int]:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from tokenreduce.adapters.attention_functions import Probe
 from tokenreduce.adapters.families.base import Family
 from tokenreduce.adapters.hooks.decoder_pass import DecoderPass
-from tokenreduce.adapters.hooks.decoder_statistics import Heard, Statistic, multiply_adds, statistic
+from tokenreduce.adapters.hooks.decoder_statistics import Statistic, multiply_adds, statistic
+from tokenreduce.adapters.hooks.marked_attention import Heard
 from tokenreduce.adapters.upstream.cache import NAMES, cache_argument, cached_keys
 from tokenreduce.adapters.upstream.decoder import HIDDEN, ROTARY, attention_norm, layer_type, rotated_back
 from tokenreduce.flops import products
@@ -56,7 +57,7 @@ class DecoderSignals:
             return
         layer = next(i for i, probe in self.probes.items() if probe.front.module is module)
         with reduced.pipeline.stopwatch(query.device):
-            heard = Heard(reduced, layer, module, query, key, scale)
+            heard = Heard(reduced, layer, module, query, key, scale, self.family.rotates(layer))
             for signal in self.wanted.get(layer, ()):
                 if isinstance(signal, DecoderKeys):
                     keys = self._since_the_beginning(module, heard.key, reduced, layer)[:, :, heard.past :]

@@ -6,52 +6,16 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from tokenreduce.adapters.hooks.decoder_pass import DecoderPass
-from tokenreduce.adapters.upstream.decoder import layer_type, softcap_of
+from tokenreduce.adapters.hooks.marked_attention import Heard, by_marked
 from tokenreduce.kernels.attention_logits import attention_logits
 from tokenreduce.kernels.attention_received import Over, attention_received
 from tokenreduce.kernels.attention_row import attention_row
 from tokenreduce.kernels.attention_walk import attention_walk
-from tokenreduce.signals import AttentionReceived, AttentionWalk, LastQueryAttention, TextAttention
+from tokenreduce.signals import AttentionReceived, AttentionWalk, CorrectedAttention, LastQueryAttention, TextAttention
 
 Statistic = AttentionReceived | AttentionWalk | LastQueryAttention | TextAttention
-
-
-class Heard:
-    """What one attention was heard to compare, and who may see whom there.
-
-    Attributes:
-        query: (B, H, W, d); ``key``: (B, H_kv, past + W, d), columns that a sliding cache forgot being zero.
-        visible: (B, past + W) bool of real columns; None: all. ``window``: tokens that a query sees at most; None: no limit.
-    """
-
-    def __init__(self, reduced: DecoderPass, layer: int, module: Any, query: Tensor, key: Tensor, scale: float) -> None:
-        self.reduced, self.layer = reduced, layer
-        self.packing, self.past = reduced.packings.at(layer), reduced.masks.past[layer]
-        self.visible = reduced.masks.visible(layer)
-        length = self.past + self.packing.width
-        key = key[:, :, :length]  # a static cache holds room for more
-        self.query = query
-        self.key = F.pad(key, (0, 0, length - key.shape[2], 0))
-        self.scale, self.softcap = scale, softcap_of(module)
-        config = reduced.masks.config
-        slides = layer_type(config, layer) == "sliding_attention" and not reduced.masks.whole_block(layer)
-        self.window: int | None = config.sliding_window if slides else None
-
-    def place(self) -> Tensor | None:
-        """(B, W) column that each query sees up to; None where all is causal."""
-        upto = self.reduced.masks.sees_up_to(self.layer)
-        if upto is None:
-            return None
-        if self.window is not None and self.window < self.key.shape[2]:
-            raise ValueError(
-                f"attention received in decoder layer {self.layer} is asked for, a layer in which image tokens attend both ways "
-                f"within a sliding window of {self.window} tokens; choose a layer of full attention (config.layer_types)"
-            )
-        return upto + self.past
 
 
 def statistic(signal: Statistic, heard: Heard) -> Tensor:
@@ -68,7 +32,7 @@ def statistic(signal: Statistic, heard: Heard) -> Tensor:
         return attention_walk(rows, heard.key, heard.scale, **more)[:, heard.past :]
     over: Over = "mean"
     if isinstance(signal, TextAttention) and signal.queries == "marked":
-        return _by_marked(heard, signal.over, place)[:, heard.past :]
+        return by_marked(heard, signal, place)
     if isinstance(signal, TextAttention):
         rows, slots, asked = _text_rows(heard)
         place = slots + heard.past if place is None else place.gather(1, slots)
@@ -83,6 +47,7 @@ def multiply_adds(signal: Statistic, heard: Heard) -> int:
     asked = {
         AttentionReceived: lambda n, visual: n,
         AttentionWalk: lambda n, visual: n * getattr(signal, "steps", 0),
+        CorrectedAttention: lambda n, visual: n - visual,
         LastQueryAttention: lambda n, visual: 1,
         TextAttention: lambda n, visual: n - visual,
     }[type(signal)]
@@ -106,33 +71,6 @@ def _text_rows(heard: Heard) -> tuple[Tensor, Tensor, Tensor]:
     slots = text.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :longest]
     index = slots[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3])
     return query.gather(2, index), slots, text.gather(1, slots)
-
-
-def _by_marked(heard: Heard, over: Over, upto: Tensor | None) -> Tensor:
-    """(M, past + W) attention that the marked tokens of text of each of M pictures pay; 0 where none is marked."""
-    reduced, query, key = heard.reduced, heard.query, heard.key
-    value = query.new_zeros(sum(len(group.members) for group in reduced.groups), key.shape[2], dtype=torch.float32)
-    for group in reduced.groups:
-        marked = next((notes["queries"] for notes in group.notes.values() if "queries" in notes), None)
-        if marked is None or not marked.shape[1]:
-            continue
-        assert reduced.text is not None, "a column is known from text"
-        samples, there = group.samples, marked >= 0
-        slots = heard.packing.slot[samples[:, None], reduced.text.at(samples, marked.clamp_min(0))]
-        paid = attention_received(
-            query[samples].gather(2, slots[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3])),
-            key[samples],
-            heard.scale,
-            visible=None if heard.visible is None else heard.visible[samples],
-            softcap=heard.softcap,
-            causal=True,
-            place=slots + heard.past if upto is None else upto[samples].gather(1, slots),
-            window=heard.window,
-            query_mask=there,
-            over=over,
-        )
-        value[group.members] = paid.masked_fill(~there.any(dim=1, keepdim=True), 0)
-    return value
 
 
 def _rows(heard: Heard, last: Tensor | None, seen: Tensor | None, *, softmax: bool) -> Tensor:

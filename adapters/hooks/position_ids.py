@@ -73,6 +73,19 @@ class PositionIds:
             return self._ids[start]
         return None if shift is None else (self.flat - shift[:, None]).clamp_min(0)
 
+    def own(self, layer: int) -> Tensor:
+        """(B, W) or (A, B, W) position ids of the slots of ``layer``, whoever gave them."""
+        assert self.given is not None
+        ids, slots = self.ids(layer), self._slots.get(self.packings.start(layer))
+        batch = len(self.packings.at(layer).alive)
+        if ids is not None:
+            return ids.expand(batch, -1) if self.given.ndim < 3 else ids.expand(len(self.given), batch, -1)
+        if slots is None:
+            return self.given.expand(*self.given.shape[:-2], batch, -1)
+        return self.given.expand(*self.given.shape[:-2], batch, -1).gather(
+            -1, slots.expand(*self.given.shape[:-2], -1, -1)
+        )
+
     def first(self, layer: int) -> Tensor | None:
         """(B, 1) position id of the first real token of this chunk in ``layer``; None for rotary ids of several axes."""
         assert self.given is not None

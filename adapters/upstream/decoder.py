@@ -27,6 +27,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tokenreduce.adapters.upstream.seams import seam_changed
@@ -128,3 +130,12 @@ def rotated_back(attention: Any, decoder: Any, keys: Tensor, ids: Tensor, kind: 
     rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
     cos, sin = rotary_embedding(decoder, keys, ids, kind)
     return rotate(keys, keys, cos, -sin)[1]
+
+
+def rotated_ones(decoder: Any, like: Tensor, ids: Tensor, kind: str, width: int) -> Tensor:
+    """(B, W, E) rows of length 1 whose dot products are the cosines of all-ones vectors of ``width``, rotated to ``ids``."""
+    table = rotary_embedding(decoder, like, ids, kind)
+    turned = torch.cat(table, dim=-1) if isinstance(table, tuple) else torch.view_as_real(table).flatten(-2)
+    size = table[0].shape[-1] if isinstance(table, tuple) else turned.shape[-1]
+    still = turned.new_full((*turned.shape[:-1], 1), (width - size) ** 0.5)  # channels that are not rotated
+    return F.normalize(torch.cat([F.normalize(turned.float(), dim=-1) * size**0.5, still.float()], dim=-1), dim=-1)

@@ -53,11 +53,12 @@ def score(inputs: Meta[Tensor], params: Meta[Any]) -> dict[str, Tensor]:
 
 def llama(inputs: Meta[Tensor], params: Meta[Any]) -> dict[str, Tensor]:
     """The whole language model, through prefill and one decode step."""
-    params.one_of("version", ("1", "1_0", "1.0"), "1")  # without gravity and heads of version 2
-    layers = tuple(params["pruning_layers"])
-    method = SparseVLM(
-        counts=tuple(params["keep_list"]), layers=layers, output_order="reference", recycle=params.get("recycle", True)
-    )
+    first = params.one_of("version", ("1", "1_0", "1.0", "2", "2_0", "2.0"), "1").startswith("1")
+    stages: dict[str, Any] = {"counts": tuple(params["keep_list"]), "layers": tuple(params["pruning_layers"])}
+    if first:
+        method = SparseVLM(**stages, output_order="reference", recycle=params.get("recycle", True))
+    else:  # position ids stay, and the correction takes either sign
+        method = SparseVLM(**stages, version=2, heads=params.get("selected_heads"), least=None)
     found = decoder.run(inputs, params, method, [visual_span(params, inputs["embeds"].shape[1])])
     return {
         "hidden": found.last(len(found.held) - 1),

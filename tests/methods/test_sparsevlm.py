@@ -8,6 +8,7 @@ import pytest
 import torch
 from eager_maps import maps
 from models import IMAGE_TOKEN, llava, prompt
+from torch import nn
 
 import tokenreduce as tr
 from tokenreduce.methods.sparsevlm import SparseVLM
@@ -26,12 +27,22 @@ def test_raters_are_above_the_mean_of_what_is_there():
     assert text_score(visual, more)[0, 3:].tolist() == [0.0] * 3
 
 
+def nearness(model: nn.Module, n: int, least: float) -> torch.Tensor:
+    """(n, n) cosines of all-ones vectors rotated to two positions, from the frequencies."""
+    decoder = model.get_decoder()
+    place = torch.arange(n)
+    distance = (place[:, None] - place).double()
+    return torch.cos(distance[..., None] * decoder.rotary_emb.inv_freq.double()).mean(dim=-1).clamp_min(least).float()
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_every_picture_is_rated_by_its_own_raters(side):
+@pytest.mark.parametrize("heads", [None, 1, 3])
+def test_every_picture_is_rated_by_its_own_raters(side, heads):
     """Against maps of eager attention, with the rule written out: two pictures in one sample, one in the other."""
     model, eager = llava(), llava(attention="eager")
     inputs = prompt(model, [2, 1], side)
-    with tr.wrapped(model, SparseVLM(layers=(1,), counts=(5,), recycle=False)), torch.no_grad():
+    more = {"recycle": False} if heads is None else {"version": 2, "heads": heads, "least": 0.3}
+    with tr.wrapped(model, SparseVLM(layers=(1,), counts=(5,), **more)), torch.no_grad():
         model(**inputs)
         trace = tr.trace(model)
     (attention,) = maps(eager, inputs, [eager.model.language_model.layers[1].self_attn])[0]
@@ -43,7 +54,12 @@ def test_every_picture_is_rated_by_its_own_raters(side):
         words = [c for c in range(last + 1, len(ids)) if mask[c] and ids[c] != IMAGE_TOKEN]
         share = (visual @ table[ids[words]].mT).softmax(dim=1).mean(dim=0)
         chosen = [c for c, m in zip(words, share) if m > share.mean()]
-        score = attention[image.sample][:, chosen][:, :, image.columns].mean(dim=(0, 1))
+        paid = attention[image.sample]
+        if heads is not None:
+            paid = paid / nearness(model, len(ids), 0.3)
+        paid = paid[:, chosen][:, :, image.columns]
+        believed = paid.sum(dim=(1, 2)).topk(heads or len(paid)).indices
+        score = paid[believed].mean(dim=(0, 1))
         assert 0 < len(chosen) < len(words)
         assert image.kept(2).tolist() == sorted(score.topk(5).indices.tolist())
 
@@ -84,6 +100,14 @@ def test_published_counts():
 def test_wrong_parameters_teach():
     with pytest.raises(ValueError, match="raters='before'; allowed: 'after', 'all'"):
         SparseVLM(raters="before")
+    with pytest.raises(ValueError, match="version=3; allowed: 1, 2"):
+        SparseVLM(version=3)
+    model = llava()
+    with (
+        tr.wrapped(model, SparseVLM(layers=(1,), counts=(5,), version=2, heads=99)),
+        pytest.raises(ValueError, match="heads=99; allowed: 1 to 4, the heads of this attention"),
+    ):
+        model(**prompt(model, [1]))
     with pytest.raises(ValueError, match=r"counts=\(5, 3\); allowed: 3 numbers, one for each of layers=\(0, 1, 2\)"):
         tr.wrap(llava(), SparseVLM(counts=(5, 3)))
     with pytest.raises(

@@ -5,19 +5,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
-from tokenreduce.kernels.rows import take_rows
-from tokenreduce.kernels.top_k import top_k
 from tokenreduce.method import Method, ModelFacts, Step
-from tokenreduce.reduction import DROPPED, Reduction
+from tokenreduce.reduction import Reduction
 from tokenreduce.schedules import scaled_layers
-from tokenreduce.signals import Hidden, Text, TextAttention
-from tokenreduce.text_raters import PUBLISHED, PUBLISHED_PLUS, average, clusters, raters, recycled, schedule, text_score
+from tokenreduce.signals import CorrectedAttention, Hidden, Text, TextAttention
+from tokenreduce.text_raters import PUBLISHED, PUBLISHED_PLUS, average, raters, schedule, text_score, with_means
 from tokenreduce.tokens import VisualTokens
-from tokenreduce.validation import ascending, choice
+from tokenreduce.validation import ascending, choice, in_range, whole
 
 ROLES = ("dropped", "kept", "recycled")
 #: decoder layers of 32 after which tokens are dropped
@@ -35,14 +33,20 @@ class SparseVLM(Method):
         layers: decoder layers (0-based) after which tokens are dropped; None scales 2, 6, 15 of 32 to the depth.
         counts: tokens kept after each of them, means not counted, in place of ``keep``; None: published for 192, 128, 96 and
             64 of 576, otherwise those for 192, scaled.
+        version: 1; or 2 (SparseVLM+): attention is divided by what the distance of two positions alone explains, and counted in
+            the heads where most is left; nothing is recycled, and other counts were published.
+        heads: of version 2, the heads that count; None: 14, as released for 28 heads, or half of fewer than 28.
+        least: of version 2, what attention is divided by at least, 1 at distance 0; None: the released formula, which changes
+            its sign 1,707 positions away (128 channels, base 10,000).
         raters: words that may rate: ``after`` the image, as released (template words often do), or ``all`` of the prompt.
-        recycle: whether dropped tokens are put together.
+        recycle: whether dropped tokens are put together; None: in version 1.
         output_order: ``raster``, each mean where its cluster's centre was; or the released ``reference`` order, means behind
             all others, by falling score, renumbered.
         positions: the release renumbers (``renumber``); the default keeps position ids.
 
     Source: Zhang et al., "SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model Inference", ICML 2025,
-        arXiv 2410.04417, section 3; counts and clusters as in the authors' code (its first version).
+        arXiv 2410.04417, section 3; "SparseVLM+: Visual Token Sparsification with Improved Text-Visual Attention Pattern",
+        2025; counts and clusters as in the authors' code.
     Departures from the release: any batch, several images, each with raters of its own; layers scale to any depth; of equal
         densities the lower index is denser (the release draws); position ids are kept.
     """
@@ -59,13 +63,20 @@ class SparseVLM(Method):
     layers: tuple[int, ...] | None = None
     counts: tuple[int, ...] | None = None
     raters: Literal["after", "all"] = "after"
-    recycle: bool = True
+    recycle: bool | None = None
+    version: Literal[1, 2] = 1
+    heads: int | None = None
+    least: float | None = 0.05
     output_order: Literal["raster", "reference"] = "raster"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         choice("raters", self.raters, ("after", "all"))
         choice("output_order", self.output_order, ("raster", "reference"))
+        choice("version", self.version, (1, 2))
+        if self.least is not None:
+            in_range("least", self.least, 0.001, 1.0)
+        whole("heads", self.heads, 1, ". The release counts 14 of 28.", none=True)
         if self.layers is not None:
             ascending("layers", self.layers, 0, f"The paper uses {LAYERS} of 32.")
         if self.counts is not None and any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in self.counts):
@@ -90,28 +101,35 @@ class SparseVLM(Method):
         if n is not None and not self.is_identity(n):
             self.kept(n, runs)
         rate = Step("projector", needs=(Hidden(), Text(self.raters)), amount=runs)
-        cut = (
-            Step("llm", i + 1, (TextAttention(i, "mean", "marked"),), (stage, runs)) for stage, i in enumerate(layers)
-        )
-        return (rate, *cut)
+        return (rate, *(Step("llm", i + 1, (self.paid(i),), (stage, runs)) for stage, i in enumerate(layers)))
+
+    def paid(self, layer: int) -> TextAttention:
+        """What raters pay the image in decoder ``layer``."""
+        if self.version == 1:
+            return TextAttention(layer, "mean", "marked")
+        return CorrectedAttention(layer, heads=self.heads, least=self.least)
+
+    @property
+    def recycles(self) -> bool:
+        return self.version == 1 if self.recycle is None else self.recycle
 
     def kept(self, n: int, runs: tuple[int, ...]) -> tuple[int, ...]:
         """Tokens of an image of ``n`` to keep after each pruning layer; stretches of ``runs`` layers lie between them."""
         if self.counts is not None:
             return self.counts
-        published = PUBLISHED if self.recycle else PUBLISHED_PLUS
+        published = PUBLISHED if self.recycles else PUBLISHED_PLUS
         if n == 576 and runs == (2, 4, 9, 17) and self.keep in published:
             return published[int(self.keep)]
         keep = self.budget.keep
         goal = float(keep * n if isinstance(keep, float) else keep)
-        least = average(n, (1,) * (len(runs) - 1), runs, recycle=self.recycle)
+        least = average(n, (1,) * (len(runs) - 1), runs, recycle=self.recycles)
         if least > goal + 0.5:
             raise ValueError(
                 f"keep={keep} of {n} tokens cannot be reached: all of them pass the first {runs[0]} of {sum(runs)} layers; "
                 f"allowed: an average of {math.ceil(least)} or more. Drop earlier (layers=...), or shorten in front of the "
                 "language model, for example with tr.wrap(model, tr.Pool(keep=0.5), tr.SparseVLM())"
             )
-        return schedule(n, goal, runs, recycle=self.recycle)
+        return schedule(n, goal, runs, recycle=self.recycles)
 
     def reduce(self, tokens: VisualTokens) -> Reduction:
         if tokens.stage == "projector":
@@ -126,20 +144,7 @@ class SparseVLM(Method):
 
     def cut(self, x: torch.Tensor, score: torch.Tensor, k: int) -> Reduction:
         """Keep the ``k`` best of ``x`` (B, N, C) by ``score`` (B, N), and means of the best of the others."""
-        n = x.shape[1]
-        if not self.recycle:
+        if not self.recycles:
             return Reduction.top(score, k, positions=self.policy)
-        best, count = recycled(n - k)
-        order = top_k(score, k + best)
-        kept, again = order[:, :k].sort(dim=1).values, order[:, k:].sort(dim=1).values
-        centre, place = clusters(take_rows(x, again), count)
-        source = torch.cat([kept, again.gather(1, centre)], dim=1)
-        row = torch.arange(k, device=x.device).expand_as(kept)
-        assign = torch.full_like(score, DROPPED, dtype=torch.long).scatter(1, kept, row).scatter(1, again, k + place)
-        role = torch.zeros_like(assign).scatter(1, again, 2).scatter(1, kept, 1)
-        if self.output_order == "raster":
-            source, old = source.sort(dim=1)
-            new = old.argsort(dim=1)
-            assign = torch.where(assign < 0, assign, new.gather(1, assign.clamp_min(0)))
-        more: dict[str, Any] = {"score": score, "role": role, "role_names": ROLES, "positions": self.policy}
-        return Reduction.merge(assign, source, **more)
+        assign, source, role = with_means(x, score, k, in_order=self.output_order == "raster")
+        return Reduction.merge(assign, source, score=score, role=role, role_names=ROLES, positions=self.policy)
