@@ -90,3 +90,9 @@ class Projection(NamedTuple):
     entered: Any
     run: Callable[[Any], Any]
     layers: tuple[Any, Any, Any] | None = None
+
+    @classmethod
+    def through(cls, within: Any, *layers: Any) -> Projection:
+        """That of rows which enter the first of three ``layers``: a linear one, a function of single numbers, a linear one."""
+        first, act, second = layers
+        return cls(within, first, lambda rows: second(act(first(rows))), (first, act, second))

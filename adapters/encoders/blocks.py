@@ -129,7 +129,17 @@ class TimmBlock(Block):
 
 
 class PackedBlock(TimmBlock):
-    """Blocks of Qwen-VL's towers, which run all pictures as one sequence (rows, C)."""
+    """Blocks of Qwen-VL's towers, which run all pictures as one sequence (rows, C); heads may share keys."""
+
+    @property
+    def heads(self) -> int:
+        return getattr(self.attention, "num_key_value_heads", None) or self.attention.num_heads
+
+    def listen_keys(self, heard: Callable[[Tensor], None]) -> Handle:
+        attention = self.attention
+        if hasattr(attention, "k"):
+            return attention.k.register_forward_hook(partial(_whole_output, heard))
+        return attention.qkv.register_forward_hook(partial(_before_values, heard, self.heads * attention.head_dim))
 
 
 class EvaBlock(Block):
@@ -167,6 +177,10 @@ def _whole_output(heard: Callable[[Tensor], None], module: Any, args: Any, outpu
 
 def _middle_third(heard: Callable[[Tensor], None], module: Any, args: Any, output: Tensor) -> None:
     heard(output.chunk(3, dim=-1)[1])
+
+
+def _before_values(heard: Callable[[Tensor], None], width: int, module: Any, args: Any, output: Tensor) -> None:
+    heard(output[..., -2 * width : -width])
 
 
 def _fused_projection(heard: Callable[[Tensor], None], module: Any, args: tuple[Any, ...]) -> None:

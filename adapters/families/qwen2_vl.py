@@ -55,8 +55,8 @@ class Qwen2VL(Family):
         return [tower.merger, *getattr(tower, "deepstack_merger_list", ())]
 
     def projection(self) -> Projection:
-        mlp = self.towers[0].merger.mlp
-        return Projection(mlp, mlp, mlp, tuple(mlp))
+        merger = self.towers[0].merger
+        return Projection.through(merger, *merger.mlp)
 
     def grids(self, call: TowerCall) -> list[list[int]]:
         """Patches of each picture of a pass: temporal, down, across."""

@@ -1,4 +1,4 @@
-"""Qwen3.5: as Qwen3-VL; most layers of the language model are recurrent and keep a state instead of a cache per token."""
+"""Qwen3.5, dense and mixture: as Qwen3-VL; most layers of the language model keep a state instead of a cache per token."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tokenreduce.method import ModelFacts
 
 
 class Qwen3_5(Qwen3VL):
-    model_types = ("qwen3_5",)
+    model_types = ("qwen3_5", "qwen3_5_moe")
     remarks = "dynamic resolution, M-RoPE; recurrent layers read the shortened sequence"
     decoder_layers = ("full_attention", "linear_attention")
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from torch import Tensor
-
 from tokenreduce.adapters.families.qwen2_vl import Qwen2VL
 from tokenreduce.adapters.visual_inputs import Projection
 
@@ -16,11 +14,4 @@ class Qwen3VL(Qwen2VL):
 
     def projection(self) -> Projection:
         merger = self.towers[0].merger
-        layers = (merger.linear_fc1, merger.act_fn, merger.linear_fc2)
-
-        def run(rows: Tensor) -> Tensor:
-            for layer in layers:
-                rows = layer(rows)
-            return rows
-
-        return Projection(merger, merger.linear_fc1, run, layers)
+        return Projection.through(merger, merger.linear_fc1, merger.act_fn, merger.linear_fc2)

@@ -116,13 +116,12 @@ def one_sample(given: dict[str, Any], sample: int, keep: Tensor) -> dict[str, An
         if x.ndim == 1 and len(x) == length:  # how far the cache is filled
             return torch.arange(len(keep))
         x = at(x, length, there[sample])
-        axis = 1 if x.ndim == 3 and not x.is_floating_point() else 0  # position ids on several axes
-        return x.narrow(axis, sample, 1) if x.ndim > 1 and x.shape[axis] == batch else x
+        return x[sample : sample + 1] if x.ndim > 1 and len(x) == batch else x
 
-    shorter = {name: cut(x) for name, x in given.items()}
-    if given.get("position_ids") is None:
-        shorter["position_ids"] = keep[None]
-    return shorter
+    shorter = {name: cut(x) for name, x in given.items() if name != "position_ids"}
+    ids = given.get("position_ids")  # of one or several axes, whole numbers or not, of every sample or of all
+    own = keep[None] if ids is None else ids[..., min(sample, ids.shape[-2] - 1), :][..., None, keep]
+    return {**shorter, "position_ids": own}
 
 
 def at(x: Any, length: int, stays: Tensor) -> Any:

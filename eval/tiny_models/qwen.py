@@ -1,8 +1,8 @@
-"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3.5: packed towers, 2 x 2 mergers, three-axis positions."""
+"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3.5 and their mixtures: packed towers, 2 x 2 mergers, three-axis positions."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import (
@@ -12,6 +12,8 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
     Qwen3_5Config,
     Qwen3_5ForConditionalGeneration,
+    Qwen3_5MoeConfig,
+    Qwen3_5MoeForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     Qwen3VLMoeConfig,
@@ -113,15 +115,32 @@ class Qwen3_5(Qwen3VL, key="qwen3_5"):
     """As Qwen3-VL without the extra features; the decoder layers ``recurrent`` are gated delta rules."""
 
     model: Any = Qwen3_5ForConditionalGeneration
+    kind: ClassVar[tuple[Any, str]] = (Qwen3_5Config, "qwen3_5_text")
+    experts: ClassVar[dict[str, int]] = {}
 
     def config(self, recurrent: tuple[int, ...] = (3,), **variant: Any) -> Any:
         kinds = ["linear_attention" if i in recurrent else "full_attention" for i in range(5)]
         linear: dict[str, Any] = {f"linear_{name}": n for name, n in (("num_key_heads", 2), ("num_value_heads", 4))}
         linear |= {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_conv_kernel_dim": 4}
-        more = {**linear, "layer_types": kinds, "head_dim": 16}
-        words = text("qwen3_5_text", **more, **rope(2, 1, 1, mrope_interleaved=True, partial_rotary_factor=0.5))
+        more = {**linear, "layer_types": kinds, "head_dim": 16, **self.experts}
+        kind, words = self.kind
+        decoder = text(words, **more, **rope(2, 1, 1, mrope_interleaved=True, partial_rotary_factor=0.5))
         tower = {**TOWER, "num_position_embeddings": 16}
-        return Qwen3_5Config(**{"vision_config": tower, "text_config": words, **IDS, **variant})
+        return kind(**{"vision_config": tower, "text_config": decoder, **IDS, **variant})
+
+
+class Qwen3_5Moe(Qwen3_5, key="qwen3_5_moe"):
+    """As Qwen3.5; a token passes two of four experts, and one that all tokens share."""
+
+    brief = True
+    model: Any = Qwen3_5MoeForConditionalGeneration
+    kind = (Qwen3_5MoeConfig, "qwen3_5_moe_text")
+    experts = {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 16,
+    }
 
 
 def seen(draw: Draw, grid: tuple[int, int, int], pixels: str, name: str) -> dict:
