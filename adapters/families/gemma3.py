@@ -7,42 +7,18 @@ from typing import Any
 
 from torch import Tensor
 
-from tokenreduce.adapters.families.base import Family, runs
-from tokenreduce.adapters.visual_inputs import Picture, Projection, TowerCall
-from tokenreduce.layout import Layout
-from tokenreduce.method import ModelFacts
+from tokenreduce.adapters.families.base import runs
+from tokenreduce.adapters.families.tile_grid import TileGrid
+from tokenreduce.adapters.visual_inputs import Projection
 
 
-class Gemma3(Family):
+class Gemma3(TileGrid):
     model_types = ("gemma3",)
     remarks = "image tokens attend both ways; crops of pan and scan are images of their own"
 
-    def __init__(self, model: Any) -> None:
-        super().__init__(model)
-        vision = model.config.vision_config
-        self.grid = vision.image_size // vision.patch_size
-        self.side = int(model.config.mm_tokens_per_image**0.5)
-
-    def facts(self) -> ModelFacts:
-        depth = len(self.layers())
-        return ModelFacts(
-            family="gemma3",
-            tower_depth=depth,
-            feature_block=depth - 1,
-            has_cls=False,
-            tower_grid=(self.grid, self.grid),
-            patches_per_token=(self.grid // self.side) ** 2,
-            decoder_depth=self.decoder.config.num_hidden_layers,
-            tokens_per_image=self.side**2,
-            stages=("projector", "llm", "cache"),
-        )
-
-    def pictures(self, call: TowerCall) -> list[Picture]:
-        return [Picture(Layout(self.side, self.side), self.side**2, pooled=True)] * call.rows
-
-    def tower_tokens(self, values: Tensor) -> Tensor:
-        patches = values.unflatten(1, (1, self.grid, self.grid))
-        return self.core.multi_modal_projector.avg_pool(patches).flatten(1)
+    @property
+    def unit(self) -> int:
+        return self.grid[0] // int(self.model.config.mm_tokens_per_image**0.5)
 
     def projection(self) -> Projection:
         projector = self.core.multi_modal_projector

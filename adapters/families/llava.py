@@ -30,7 +30,7 @@ class ClipTower(Family):
             )
         self.grid = vision.image_size // vision.patch_size
         #: rows that the model itself cuts off before the projector
-        self.cut = 1 if config.vision_feature_select_strategy == "default" else 0
+        self.cut = 1 if getattr(config, "vision_feature_select_strategy", "default") == "default" else 0
         depth = vision.num_hidden_layers
         layer = config.vision_feature_layer
         layers = layer if isinstance(layer, (list, tuple)) else [layer]
@@ -67,7 +67,7 @@ class ClipTower(Family):
 
     def projection(self) -> Projection:
         projector = self.core.multi_modal_projector
-        return Projection(projector, projector, projector, (projector.linear_1, projector.act, projector.linear_2))
+        return Projection.through(projector, projector.linear_1, projector.act, projector.linear_2)
 
     def projected_cells(self, rows: Tensor) -> Tensor:
         cut = self.tower_prefix + self.grid**2 - rows.shape[1]

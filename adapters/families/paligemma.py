@@ -8,39 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenreduce.adapters.families.base import Family
+from tokenreduce.adapters.families.tile_grid import TileGrid
 from tokenreduce.adapters.upstream.cache import given_cache
-from tokenreduce.adapters.visual_inputs import Picture, TowerCall
-from tokenreduce.layout import Layout
-from tokenreduce.method import ModelFacts
-from tokenreduce.tokens import STAGES
 
 
-class PaliGemma(Family):
+class PaliGemma(TileGrid):
     model_types = ("paligemma",)
     remarks = "PaliGemma 1 and 2; the prompt attends both ways"
     windowed = False
-
-    def __init__(self, model: Any) -> None:
-        super().__init__(model)
-        vision = model.config.vision_config
-        self.grid = vision.image_size // vision.patch_size
-
-    def facts(self) -> ModelFacts:
-        depth = len(self.layers())
-        return ModelFacts(
-            family="paligemma",
-            tower_depth=depth,
-            feature_block=depth - 1,
-            has_cls=False,
-            tower_grid=(self.grid, self.grid),
-            decoder_depth=self.decoder.config.num_hidden_layers,
-            tokens_per_image=self.grid**2,
-            stages=STAGES,
-        )
-
-    def pictures(self, call: TowerCall) -> list[Picture]:
-        return [Picture(Layout(self.grid, self.grid), self.grid**2)] * call.rows
 
     def two_way(self, arguments: Mapping[str, Any], embeds: Tensor) -> Tensor | None:
         kinds, cache = arguments.get("token_type_ids"), given_cache(arguments)

@@ -131,6 +131,11 @@ class TowerFacts:
         audio = self.core.get_encoder(modality="audio")
         return [m for m in self.core.children() if m is not audio and not any(x in m.modules() for x in others)]
 
+    @property
+    def opaque(self) -> list[nn.Module]:
+        """Those of towers and ``projectors`` that multiply more than their matrices, in ways that nothing else tells."""
+        return [tower for t, tower in enumerate(self.towers) if not len(self.layers(t))]
+
     def projection(self) -> Projection:
         """Where on the way through them one row is one token."""
         projector = self.core.multi_modal_projector

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenreduce.adapters.families.base import Family
+from tokenreduce.adapters.hooks.counted_flops import CountedFlops
 from tokenreduce.adapters.upstream.attention import borders_of
 from tokenreduce.flops import matrices, products, values_width
 
@@ -110,6 +111,9 @@ class EncodingHooks:
             self._outside("projector", projector, set(), handles)
 
     def _outside(self, stage: str, root: nn.Module, inside: set[nn.Module], handles: list[Any]) -> None:
+        if root in self.family.opaque:
+            CountedFlops(partial(self.add, stage)).attach(root, handles)
+            return
         leaves: list[nn.Module] = [module for module, _ in matrices(root)]
         if not leaves:  # a projector that is one bare parameter
             leaves = [m for m in root.modules() if any(p.ndim == 2 for p in m.parameters(recurse=False))]
@@ -127,9 +131,13 @@ class EncodingHooks:
             cost.rows[index] = (batch, rows, kwargs.get("cu_seqlens", borders_of(kwargs)))
 
     def matrix(self, stage: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if not torch.compiler.is_compiling():
+            self.add(stage, matrix_flops(module, args, kwargs, output))
+
+    def add(self, stage: str, flops: int) -> None:
         cost = self.latest()
-        if cost is not None and not torch.compiler.is_compiling():
-            cost.other[stage] = cost.other.get(stage, 0) + matrix_flops(module, args, kwargs, output)
+        if cost is not None:
+            cost.other[stage] = cost.other.get(stage, 0) + flops
 
 
 def matrix_flops(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> int:
@@ -140,6 +148,8 @@ def matrix_flops(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
         width, tokens, keys = module.embed_dim, query.numel(), key.numel()
         return 4 * (tokens + keys) * width + 4 * tokens * key.shape[1 if module.batch_first else 0]
     own = dict(matrices(module)).get(module)
+    if args and not args[0].is_floating_point():  # rows that are looked up
+        return 0
     if own is None:
         matrix = next(p for p in module.parameters(recurse=False) if p.ndim == 2)
         return 2 * output.numel() * matrix.numel() // output.shape[-1]

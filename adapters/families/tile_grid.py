@@ -1,0 +1,76 @@
+"""Towers that make one grid of tokens of every tile, whatever is in it; each tile is an image of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from tokenreduce.adapters.families.base import Family
+from tokenreduce.adapters.visual_inputs import Picture, TowerCall
+from tokenreduce.layout import Layout
+from tokenreduce.method import ModelFacts
+from tokenreduce.tokens import STAGES
+
+
+class TileGrid(Family):
+    """What they share: ``grid`` patches, of which squares of ``unit`` x ``unit`` are joined in a token."""
+
+    pointwise = True  #: whether a token is made of its own row in front of the projector, and of no other
+    heard = True  #: whether the blocks of the tower have attention that can be listened to
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches of a tile, down and across."""
+        vision = self.model.config.vision_config
+        side = vision.image_size // vision.patch_size
+        return side, side
+
+    @property
+    def unit(self) -> int:
+        """Patches along a side of a token."""
+        return 1
+
+    @property
+    def feature_block(self) -> int:
+        """The block of the tower (0-based) whose output is projected."""
+        layer = getattr(self.model.config, "vision_feature_layer", -1)  # hidden state i is the output of block i - 1
+        return layer - 1 if layer >= 0 else len(self.layers()) + layer
+
+    def view(self) -> Layout:
+        """Layout of the tokens of a tile."""
+        height, width = self.grid
+        return Layout(height // self.unit, width // self.unit)
+
+    def facts(self) -> ModelFacts:
+        depth = len(self.layers()) if self.heard else 0
+        return ModelFacts(
+            family=self.model.config.model_type,
+            tower_depth=depth,
+            feature_block=self.feature_block if depth else -1,
+            has_cls=self.tower_prefix > 0,
+            tower_prefix=self.tower_prefix,
+            tower_grid=self.grid if depth else None,
+            patches_per_token=self.unit**2,
+            interpolated="" if self.pointwise else "all pictures",
+            decoder_depth=self.decoder.config.num_hidden_layers,
+            tokens_per_image=None if self.tiled else self.view().num_tokens,
+            # merged patches have no place in squares of several, nor among features from elsewhere
+            stages=STAGES if depth and self.pointwise and self.unit == 1 else ("projector", "llm", "cache"),
+        )
+
+    def pictures(self, call: TowerCall) -> list[Picture]:
+        layout = self.view()
+        return [Picture(layout, layout.num_tokens, pooled=self.unit > 1)] * call.rows
+
+    def tower_tokens(self, values: Tensor) -> Tensor:
+        return self.pooled(values, self.unit)
+
+    def pooled(self, values: Tensor, unit: int) -> Tensor:
+        """Mean of ``values`` (M, rows) over squares of ``unit`` x ``unit`` patches."""
+        patches = values[:, self.tower_prefix :].unflatten(1, (1, *self.grid))
+        return F.avg_pool2d(patches, unit).flatten(1)
+
+    def projected_per_picture(self, call: TowerCall, rows: Tensor, pictures: list[Picture]) -> Sequence[Tensor | None]:
+        return super().projected_per_picture(call, rows, pictures) if self.pointwise else [None] * len(pictures)
