@@ -79,7 +79,7 @@ def doctor(family: str | None = None, progress: Callable[[str], None] = lambda f
 
     from .check import checks
 
-    known = list(tiny_models.FAMILIES)
+    known = [*tiny_models.FAMILIES, *tiny_models.BESIDE]
     if family is not None and family not in known:
         near = difflib.get_close_matches(family, known, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""

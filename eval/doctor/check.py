@@ -12,6 +12,7 @@ from torch import Tensor
 import tokenreduce as tr
 from tokenreduce.eval import tiny_models
 
+from .beside import shortened
 from .shortened import Columns, caught, hooked, logits
 from .stages import STAGES, left, merged_tower, methods
 
@@ -92,10 +93,34 @@ class Family:
         return [(columns, logits(self.bare, inputs, given, b, columns)) for b, columns in enumerate(samples)]
 
 
+class Beside(Family):
+    """The same where pictures are no columns of the decoder's sequence: every sample by itself, with fewer rows of them."""
+
+    def difference(self, stage: str) -> str:
+        case = tiny_models.case(self.key, "mixed", self.model)
+        length = case.inputs["input_ids"].shape[1]
+        with tr.wrapped(self.model, methods(self.key)[stage]), torch.no_grad():
+            passed, trace = self.model(**case.inputs).logits, tr.trace(self.model)
+            new = self.model.generate(**case.inputs, max_new_tokens=STEPS, do_sample=False)[:, -STEPS:]
+        if not any(image.stages for image in trace.images):
+            return "nothing was reduced"
+        for b in range(len(new)):
+            with shortened(self.key, self.bare, case, trace, b) as alone, torch.no_grad():
+                expected = self.bare(**alone).logits[0]
+                written = self.bare.generate(**alone, max_new_tokens=STEPS, do_sample=False)[0, -STEPS:]
+            own = passed[b, case.inputs["attention_mask"][b].bool()] if passed.shape[1] == length else passed[b]
+            worst = (own - expected).abs().max().item()
+            if not worst <= TOLERANCE:
+                return f"logits of sample {b} differ by {worst:.2g} from those with fewer rows of its pictures"
+            if new[b].tolist() != written.tolist():
+                return f"sample {b} writes {new[b].tolist()}, with fewer rows of its pictures {written.tolist()}"
+        return ""
+
+
 def checks(key: str) -> list[Check]:
     """Every stage of one family. A model that cannot even be built or run bare is wrong at every stage."""
     try:
-        family = Family(key)
+        family = (Beside if key in tiny_models.BESIDE else Family)(key)
         with torch.no_grad():
             family.model(**family.inputs)
     except Exception as error:

@@ -20,7 +20,7 @@ from . import gemma4  # noqa: F401
 from . import glm, grids, omni, qwen_towers, unheard  # noqa: F401
 
 # isort: on
-from .common import BESIDE, FAMILIES, Case, Draw, Sample, Visual, assemble, fill, prompt
+from .common import BESIDE, FAMILIES, Case, Draw, Plan, Sample, Visual, assemble, fill, prompt
 
 __all__ = [
     "BESIDE",
@@ -37,8 +37,6 @@ __all__ = [
     "kinds",
 ]
 
-# samples of numbered images ("i") and the video ("v"), and the side of the padding
-Plan = tuple[list[list[str]], str | None]
 KINDS: dict[str, Plan] = {
     "single": ([["i0"]], None),
     "equal": ([["i0"], ["i0"]], None),
@@ -53,7 +51,7 @@ KINDS: dict[str, Plan] = {
 
 def kinds(key: str) -> list[str]:
     """The kinds of prompts a family takes."""
-    family = FAMILIES[key]
+    family = (FAMILIES | BESIDE)[key]
     if family.film_shape is None:
         return [k for k in KINDS if "video" not in k]
     return [k for k in KINDS if family.mixes or k not in ("image_and_video", "videos")]
@@ -80,7 +78,7 @@ def case(key: str, kind: str | Plan, model: Any, seed: int = 0, *, plain: bool =
     ``plain``: of pictures whose every patch becomes a token.
     """
     family, draw = (FAMILIES | BESIDE)[key], Draw(seed)
-    plan, pad = KINDS[kind] if isinstance(kind, str) else kind
+    plan, pad = {**KINDS, **family.plans}[kind] if isinstance(kind, str) else kind
     shapes = family.plain_shapes if plain and family.plain_shapes else family.shapes
     samples = []
     for names in plan:

@@ -22,6 +22,8 @@ class Mllama(TinyFamily, key="mllama", beside=True):
 
     model: Any = MllamaForConditionalGeneration
     shapes = [1, 2, 4]  # tiles
+    plans = {"mixed": ([["i0"], ["i1", "i2"]], "left"), "right": ([["i0"], ["i1", "i2"]], "right")}
+    refuses = ("llm",)
     most = 4
 
     def config(self, **variant: Any) -> Any:
@@ -71,6 +73,9 @@ class Florence2(TinyFamily, key="florence2", beside=True):
 
     model: Any = Florence2ForConditionalGeneration
     shapes = [None] * 3
+    plans = {"mixed": ([["i0"], ["i1"]], "right"), "right": ([["i0"], ["i1"]], "right")}
+    listens = False
+    refuses = ("llm",)
 
     def config(self, **variant: Any) -> Any:
         words = {

@@ -55,6 +55,8 @@ class Case:
     config: Any = None
 
 
+#: samples of numbered images ("i") and the video ("v"), and the side of the padding
+Plan = tuple[list[list[str]], str | None]
 FAMILIES: dict[str, TinyFamily] = {}  # whose pictures are columns of the decoder's sequence
 BESIDE: dict[str, TinyFamily] = {}  # whose pictures join the text elsewhere
 
@@ -71,6 +73,7 @@ class TinyFamily:
         None  #: the same of pictures whose every patch becomes a token, where others have some cut
     )
     film_shape: Any = None  #: size of the video ``v``; None where the family takes no video
+    plans: ClassVar[dict[str, Plan]] = {}  #: what stands for kinds of prompts that its processor does not make
     attention: ClassVar[dict[str, Any]] = {}  #: what stands for an attention backend that a part cannot run on
     mixes: ClassVar[bool] = True  #: whether a batch may hold images and videos
     brief: ClassVar[bool] = False  #: whether what every family must show is enough, since its ways are those of others

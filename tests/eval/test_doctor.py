@@ -15,19 +15,19 @@ import tokenreduce as tr
 from tokenreduce import tested
 from tokenreduce.cli import app
 from tokenreduce.eval import doctor, tiny_models
-from tokenreduce.eval.doctor import check, shortened, stages
+from tokenreduce.eval.doctor import beside, check, shortened, stages
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.every_family
-@pytest.mark.parametrize("key", tiny_models.FAMILIES)
+@pytest.mark.parametrize("key", [*tiny_models.FAMILIES, *tiny_models.BESIDE])
 def test_no_family_is_wrong(key):
     found = check.checks(key)
     assert [one.stage for one in found] == list(stages.STAGES)
     assert [one for one in found if one.verdict == "wrong"] == []
     right = {one.stage for one in found if one.verdict == "right"}
-    assert right >= {"projector", "llm"} - {*tiny_models.FAMILIES[key].refuses}
+    assert right >= {"projector", "llm"} - {*{**tiny_models.FAMILIES, **tiny_models.BESIDE}[key].refuses}
     assert all(one.detail for one in found if one.verdict == "refused")
 
 
@@ -45,6 +45,14 @@ def test_what_is_shortened_by_nothing_is_the_bare_model(key):
         if sample == 0:
             fewer = shortened.logits(family.bare, family.inputs, given, 0, shortened.Columns(columns[1:]))
             assert (fewer - got[1:]).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("key", tiny_models.BESIDE)
+def test_a_row_of_a_picture_more_or_less_is_found_wrong(key, monkeypatch):
+    left, fewer = beside.WAYS[key]
+    monkeypatch.setitem(beside.WAYS, key, (lambda *given: left(*given)[:-1], fewer))
+    (found,) = [one for one in check.checks(key) if one.stage == "projector"]
+    assert (found.verdict, found.detail.partition(" of")[0]) == ("wrong", "logits")
 
 
 def test_logits_that_differ_are_found_wrong_at_every_stage():

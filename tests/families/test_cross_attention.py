@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from functools import cache
 
 import pytest
@@ -15,6 +14,7 @@ from transformers import DynamicCache
 
 import tokenreduce as tr
 from tokenreduce.eval import tiny_models as zoo
+from tokenreduce.eval.doctor.beside import fewer_rows, merged, rows_left
 from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.reduction import Reduction
 from tokenreduce.signals import AttentionReceived, Keys, ProjectorInput
@@ -22,7 +22,6 @@ from tokenreduce.signals import AttentionReceived, Keys, ProjectorInput
 TOLERANCE = 3e-5  # float32 logits of size 5
 STEPS = 4
 ROWS = 17  # of a tile: [CLS] and 4 x 4 patches; four tiles a picture
-PLANS = {"left": ([["i0"], ["i1", "i2"]], "left"), "right": ([["i0"], ["i1", "i2"]], "right")}
 METHODS = [
     tr.Uniform(keep=0.5),
     tr.Random(keep=5),
@@ -36,61 +35,9 @@ def model(attn: str = "sdpa"):
     return zoo.build("mllama", attn)
 
 
-@pytest.fixture(params=PLANS)
+@pytest.fixture(params=["mixed", "right"])
 def case(request):
-    return zoo.case("mllama", PLANS[request.param], model())
-
-
-@contextmanager
-def cut(bare, keep: list[int], change=None, before: int = 0):
-    """Let the decoder of ``bare`` attend to rows ``keep`` of every sample, which are alike; ``change`` (N, D) rewrites them.
-
-    ``before``: pictures of earlier turns, whose rows are counted first.
-    """
-    index, first = torch.tensor(keep), before * 4 * ROWS
-
-    def enter(module, args, kwargs):
-        kwargs, states = dict(kwargs), kwargs.get("cross_attention_states")
-        if states is not None:
-            rows = states.reshape(len(kwargs["input_ids"]), -1, states.shape[-1])
-            kwargs["cross_attention_states"] = torch.stack(
-                [(change(x) if change else x)[index[index >= first] - first] for x in rows]
-            )
-        lowest = torch.finfo(torch.float32).min
-        mask = kwargs["cross_attention_mask"][..., index]
-        # before it was zeroed, a row of a token that sees nothing held the lowest number everywhere
-        blind = (kwargs["full_text_row_masked_out_mask"] == 0) | (mask == lowest).all(-1, keepdim=True)
-        kwargs["cross_attention_mask"] = mask.masked_fill(blind, 0)
-        kwargs["full_text_row_masked_out_mask"] = (~blind).float()
-        return args, kwargs
-
-    handle = bare.get_decoder().register_forward_pre_hook(enter, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def rows_left(case, trace, b: int) -> list[int]:
-    """Rows of sample ``b`` by itself that stay: the [CLS] of each tile that is one, and what the trace says."""
-    first = torch.arange(4 * ROWS * len(case.samples[b].pieces)).view(-1, 4, ROWS)
-    classes = [first[i, t, 0] for i, p in enumerate(case.samples[b].pieces) for t in range(int(p.payload["tiles"]))]
-    return sorted([*map(int, classes), *trace.kept[b].tolist()])
-
-
-def merged(trace, b: int):
-    """What ``change`` in ``cut`` does for methods that merge: rows become the mean of those they stand for."""
-
-    def change(rows):
-        out = rows.clone()
-        for image in trace.images:
-            stage = image.reached(-1)
-            if image.sample == b and stage is not None:
-                for r, seat in enumerate(stage.seats.tolist()):
-                    out[seat] = rows[image.columns[stage.assign == r]].mean(0)
-        return out
-
-    return change
+    return zoo.case("mllama", request.param, model())
 
 
 @torch.no_grad()
@@ -125,7 +72,7 @@ def test_a_batch_is_its_samples_with_fewer_rows(case, method, attn):
         assert report.tokens_kept == [[method.budget.count(16)], [method.budget.count(n) for n in (32, 64)]]
     for b in range(2):
         alone = zoo.alone("mllama", case, b)
-        with cut(model(attn), rows_left(case, trace, b), merged(trace, b)), torch.no_grad():
+        with fewer_rows(model(attn), rows_left(case, trace, b), merged(trace, b)), torch.no_grad():
             expected = model(attn)(**alone).logits[0]
         real = case.inputs["attention_mask"][b].bool()
         torch.testing.assert_close(logits[b, real], expected, atol=TOLERANCE, rtol=0)
@@ -138,17 +85,17 @@ def test_a_batch_is_its_samples_with_fewer_rows(case, method, attn):
     "options", [{}, {"use_cache": False}, {"cache_implementation": "static"}, {"num_beams": 2}], ids=str
 )
 def test_written_tokens(method, options):
-    case = zoo.case("mllama", PLANS["left"], model())
+    case = zoo.case("mllama", "mixed", model())
     with tr.wrapped(model(), method):
         tokens, trace = write(case.inputs, **options), tr.trace(model())
     for b in range(2):
-        with cut(model(), rows_left(case, trace, b), merged(trace, b)):
+        with fewer_rows(model(), rows_left(case, trace, b), merged(trace, b)):
             alone = write(zoo.alone("mllama", case, b), num_beams=options.get("num_beams", 1))
         assert tokens[b] == alone[0]
 
 
 def test_a_second_turn_of_text():
-    case, method = zoo.case("mllama", PLANS["left"], model()), tr.Uniform(keep=0.25)
+    case, method = zoo.case("mllama", "mixed", model()), tr.Uniform(keep=0.25)
     cache = DynamicCache(config=model().get_decoder().config)
     with tr.wrapped(model(), method):
         first = model().generate(**case.inputs, past_key_values=cache, max_new_tokens=3, do_sample=False)
@@ -170,7 +117,7 @@ def test_a_second_turn_of_text():
             "input_ids": longer[b : b + 1, real],
             "attention_mask": mask[b : b + 1, real],
         }
-        with cut(model(), rows_left(case, trace, b)):
+        with fewer_rows(model(), rows_left(case, trace, b)):
             assert second[b] == write(alone)[0]
 
 
@@ -201,7 +148,10 @@ def test_a_second_turn_with_a_picture():
     tiles = [i * 4 * ROWS + t * ROWS for i, n in enumerate((2, 4)) for t in range(n)]
     rows, cache = sorted([*tiles, *kept]), DynamicCache(config=model().get_decoder().config)
     for i, given in enumerate(given_in_turns):
-        with cut(model(), [row for row in rows if row < (i + 1) * 4 * ROWS], before=i), torch.no_grad():
+        with (
+            fewer_rows(model(), [row for row in rows if row < (i + 1) * 4 * ROWS], earlier=i * 4 * ROWS),
+            torch.no_grad(),
+        ):
             expected = model()(**given, past_key_values=cache).logits
     torch.testing.assert_close(logits, expected, atol=TOLERANCE, rtol=0)
 
@@ -243,7 +193,7 @@ def test_attention_is_that_of_real_queries(block):
 
 
 def test_rows_before_the_projector_become_the_features():
-    case = zoo.case("mllama", PLANS["left"], model())
+    case = zoo.case("mllama", "mixed", model())
     signal = ProjectorInput()
     method, seen = probe((signal, Keys(1)))
     forward(case.inputs, method)
@@ -262,7 +212,7 @@ def test_the_bill_is_that_of_a_counter():
     _, trace, report = forward(case.inputs, tr.Uniform(keep=0.25))
     counted = []
     for keep in (rows_left(case, trace, 0), range(4 * ROWS)):
-        with cut(model(), list(keep)), torch.no_grad(), FlopCounterMode(display=False, depth=9) as counter:
+        with fewer_rows(model(), keep), torch.no_grad(), FlopCounterMode(display=False, depth=9) as counter:
             model()(**case.inputs)
         counted.append(sum(counter.get_flop_counts()["MllamaForConditionalGeneration.model.language_model"].values()))
     assert [report.flops, report.flops_unreduced] == pytest.approx(counted, rel=1e-6)
@@ -277,7 +227,7 @@ def test_the_bill_is_that_of_a_counter():
 
 
 def test_a_trace_shows_and_saves_itself(tmp_path):
-    _, trace, _ = forward(zoo.inputs("mllama", PLANS["left"], model()), tr.HiPrune(keep=0.25, object_layer=1))
+    _, trace, _ = forward(zoo.inputs("mllama", "mixed", model()), tr.HiPrune(keep=0.25, object_layer=1))
     assert isinstance(trace.show(), Image.Image)
     trace.save(tmp_path / "trace.npz")
     again = tr.load_trace(tmp_path / "trace.npz")

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from functools import cache
 
 import pytest
 import torch
-import torch.nn.functional as F
 from probe_methods import MergeAt, Ragged
 from torch.utils.flop_counter import FlopCounterMode
 
 import tokenreduce as tr
 from tokenreduce.eval import tiny_models as zoo
+from tokenreduce.eval.doctor.beside import columns_left, fewer_columns, merged, seats
 
 TOLERANCE = 3e-5  # float32 logits of size 5
 STEPS = 4
@@ -35,59 +34,6 @@ def model(attn: str = "sdpa"):
     return zoo.build("florence2", attn)
 
 
-@contextmanager
-def cut(bare, keep: list[int], change=None, renumber: bool = False):
-    """Let the encoder of ``bare`` read columns ``keep`` of every sample, which are alike; ``change`` (L, D) rewrites them."""
-    index = torch.tensor(keep)
-    language = bare.model.language_model
-    table, ids = language.encoder.embed_positions, torch.arange(len(keep)) if renumber else index
-
-    def enter(module, args, kwargs):
-        rows = kwargs["inputs_embeds"]
-        rows = rows if change is None else torch.stack([change(x) for x in rows])
-        return args, {**kwargs, "inputs_embeds": rows[:, index], "attention_mask": kwargs["attention_mask"][:, index]}
-
-    def across(module, args, kwargs):
-        return args, {**kwargs, "encoder_attention_mask": kwargs["encoder_attention_mask"][:, index]}
-
-    handles = [
-        language.encoder.register_forward_pre_hook(enter, with_kwargs=True),
-        table.register_forward_hook(lambda *_: F.embedding(ids + 2, table.weight)[None]),  # BART begins at row 2
-        language.decoder.register_forward_pre_hook(across, with_kwargs=True),
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def columns_left(trace, inputs) -> list[int]:
-    """Columns of a prompt by itself that stay: its text, the token of the whole picture, and what the trace says."""
-    first = int(inputs["input_ids"][0].eq(3).nonzero()[0])
-    text = inputs["input_ids"][0].ne(3).nonzero()[:, 0].tolist()
-    return sorted([first, *text, *trace])
-
-
-def kept(trace, b: int) -> list[int]:
-    """Columns at which tokens of the picture of sample ``b`` sit."""
-    (image,) = (image for image in trace.images if image.sample == b)
-    return image.seats(0).tolist()
-
-
-def merged(trace, b: int):
-    def change(rows):
-        out = rows.clone()
-        for image in trace.images:
-            stage = image.reached(-1)
-            if image.sample == b and stage is not None:
-                for r, seat in enumerate(stage.seats.tolist()):
-                    out[seat] = rows[image.columns[stage.assign == r]].mean(0)
-        return out
-
-    return change
-
-
 @torch.no_grad()
 def forward(inputs, *methods, attn="sdpa"):
     with tr.wrapped(model(attn), *methods):
@@ -100,7 +46,7 @@ def write(inputs, **options):
 
 
 def test_a_full_budget_changes_nothing():
-    inputs = zoo.inputs("florence2", PLAN, model())
+    inputs = zoo.inputs("florence2", "mixed", model())
     with torch.no_grad():
         bare, tokens = model()(**inputs, decoder_input_ids=ANSWER).logits, write(inputs)
     for method in (tr.Uniform(keep=1.0), tr.Random(keep=16)):
@@ -115,14 +61,14 @@ def test_a_full_budget_changes_nothing():
 @pytest.mark.parametrize("method", METHODS, ids=str)
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
 def test_a_batch_is_its_samples_with_fewer_columns(method, attn):
-    case = zoo.case("florence2", PLAN, model(attn))
+    case = zoo.case("florence2", "mixed", model(attn))
     logits, trace, report = forward(case.inputs, method, attn=attn)
-    assert report.tokens_kept == [[len(kept(trace, b))] for b in range(2)]
+    assert report.tokens_kept == [[len(seats(trace, b))] for b in range(2)]
     renumber = method.positions == "renumber"
     for b in range(2):
         alone = zoo.alone("florence2", case, b)
-        keep = columns_left(kept(trace, b), alone)
-        with cut(model(attn), keep, merged(trace, b), renumber), torch.no_grad():
+        keep = columns_left(case, trace, b)
+        with fewer_columns(model(attn), keep, merged(trace, b), renumber=renumber), torch.no_grad():
             expected = model(attn)(**alone, decoder_input_ids=ANSWER[b : b + 1]).logits[0]
         torch.testing.assert_close(logits[b], expected, atol=TOLERANCE, rtol=0)
     with torch.no_grad():
@@ -134,13 +80,13 @@ def test_a_batch_is_its_samples_with_fewer_columns(method, attn):
     "options", [{}, {"use_cache": False}, {"cache_implementation": "static"}, {"num_beams": 2}], ids=str
 )
 def test_written_tokens(method, options):
-    case = zoo.case("florence2", PLAN, model())
+    case = zoo.case("florence2", "mixed", model())
     with tr.wrapped(model(), method):
         tokens, trace = write(case.inputs, **options), tr.trace(model())
     for b in range(2):
         alone = zoo.alone("florence2", case, b)
         renumber = method.positions == "renumber"
-        with cut(model(), columns_left(kept(trace, b), alone), merged(trace, b), renumber):
+        with fewer_columns(model(), columns_left(case, trace, b), merged(trace, b), renumber=renumber):
             assert tokens[b] == write(alone, num_beams=options.get("num_beams", 1))[0]
 
 
@@ -166,17 +112,19 @@ def test_a_second_turn_reads_the_picture_anew():
         first = tr.trace(model()).kept[0].tolist()
         second = write(longer)
         assert tr.trace(model()).kept[0].tolist() == first
-        keep = columns_left(kept(tr.trace(model()), 0), longer)
-    with cut(model(), keep):
+        length = case.inputs["input_ids"].shape[1]
+        keep = [*columns_left(case, tr.trace(model()), 0), *range(length, length + 3)]
+    with fewer_columns(model(), keep):
         assert second == write(longer)
 
 
 def test_the_bill_is_that_of_a_counter():
-    inputs = zoo.inputs("florence2", ([["i0"]], None), model())
+    case = zoo.case("florence2", ([["i0"]], None), model())
+    inputs = case.inputs
     _, trace, report = forward(inputs, tr.Uniform(keep=0.25))
     counted, caches = [], []
-    for keep in (columns_left(kept(trace, 0), inputs), range(inputs["input_ids"].shape[1])):
-        with cut(model(), list(keep)), torch.no_grad(), FlopCounterMode(display=False, depth=9) as counter:
+    for keep in (columns_left(case, trace, 0), range(inputs["input_ids"].shape[1])):
+        with fewer_columns(model(), keep), torch.no_grad(), FlopCounterMode(display=False, depth=9) as counter:
             out = model()(**inputs, decoder_input_ids=ANSWER[:1], use_cache=True)
         found, language = counter.get_flop_counts(), "Florence2ForConditionalGeneration.model.language_model"
         counted.append(sum(sum(found[f"{language}.{part}"].values()) for part in ("encoder", "decoder")))
@@ -191,7 +139,7 @@ def test_the_bill_is_that_of_a_counter():
 
 
 def test_a_trace_shows_and_saves_itself(tmp_path):
-    _, trace, _ = forward(zoo.inputs("florence2", PLAN, model()), tr.Uniform(keep=0.25))
+    _, trace, _ = forward(zoo.inputs("florence2", "mixed", model()), tr.Uniform(keep=0.25))
     trace.show()
     trace.save(tmp_path / "trace.npz")
     assert [x.tolist() for x in tr.load_trace(tmp_path / "trace.npz").kept] == [x.tolist() for x in trace.kept]
