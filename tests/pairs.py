@@ -78,7 +78,7 @@ def keeps_the_contracts(key: str, name: str, changes: dict[str, Any], kind: str)
     """Assert contracts 1, 2, 4 and 5; returns whether anything was reduced."""
     model, method = reduced.model(key), made(name, **changes)
     case = zoo.case(key, kind, model)
-    setting = contracts.Setting(key, method, model, model, case)
+    setting = contracts.Setting(key, method, model, model, case, writes=not zoo.FAMILIES[key].brief)
     contracts.full_budget_changes_nothing(setting)
     contracts.batch_equals_its_samples(setting)
     with tr.wrapped(model, method), torch.no_grad():
@@ -133,23 +133,36 @@ class Notes:
         return f"[[{self.said.index(why) + 1}]](#refusals)"
 
 
-def cell(key: str, name: str, notes: Notes) -> str:
-    found = {kind: verdict(key, name, kind) for kind in kinds(key)}
-    images, videos = found["mixed"], found.get("videos", found.get("video"))
-    parts = []
-    for medium, one in (("images", images), ("videos", videos)):
-        if one is None:
-            continue
-        if not one.works:
-            parts.append((medium, f"refuses {notes.number(short(key, name, one.why))}"))
-        elif not one.reduces:
-            parts.append((medium, "passes them through"))
+def record(key: str) -> dict[str, Any]:
+    """What ran of a family, for JSON: its facts in words, and how every method fares with every kind of prompt."""
+    return {
+        "facts": facts_row(key),
+        "methods": {name: {kind: told(key, name, kind) for kind in kinds(key)} for name in registry()},
+    }
+
+
+def told(key: str, name: str, kind: str) -> dict[str, Any]:
+    found = verdict(key, name, kind)
+    return {
+        "works": found.works,
+        "with": ", ".join(f"{k}={v!r}" for k, v in found.with_),
+        "why": short(key, name, found.why),
+        "reduces": found.reduces,
+    }
+
+
+def cell(found: dict[str, dict[str, Any]], notes: Notes) -> str:
+    said = {}
+    for kind, one in found.items():
+        medium = "images" if kind == "mixed" else "videos"
+        if not one["works"]:
+            said[medium] = f"refuses {notes.number(one['why'])}"
+        elif not one["reduces"]:
+            said[medium] = "passes them through"
         else:
-            options = ", ".join(f"{k}={v!r}" for k, v in one.with_)
-            note = f"`{options}` {notes.number(short(key, name, one.why))}" if options else "works"
-            parts.append((medium, note))
-    same = len({text for _, text in parts}) == 1
-    return parts[0][1] if same else "; ".join(f"{medium}: {text}" for medium, text in parts)
+            said[medium] = f"`{one['with']}` {notes.number(one['why'])}" if one["with"] else "works"
+    same = len({*said.values()}) == 1
+    return said["images"] if same else "; ".join(f"{medium}: {text}" for medium, text in said.items())
 
 
 def short(key: str, name: str, why: str) -> str:
@@ -159,21 +172,18 @@ def short(key: str, name: str, why: str) -> str:
     return why.partition("; ")[0].removeprefix(f"method={name!r} ")
 
 
-def row(key: str, notes: Notes) -> list[str]:
-    return [f"`{key}`", *(cell(key, name, notes) for name in registry())]
-
-
 def facts_row(key: str) -> list[str]:
     """What a reader of the table of families wants to know, read off the model and a prompt."""
     model = reduced.model(key)
     family = family_of(model)
     facts = family.facts()
     images = seen(key, "mixed")
-    tower = model.config.vision_config.model_type + (", [CLS]" if facts.has_cls else "")
+    tower = getattr(getattr(model.config, "vision_config", None), "model_type", "-")
+    tower += ", [CLS]" if facts.has_cls else "" if facts.tower_depth else ", nothing to listen to"
     kinds_of = {(layout.views and "views of a picture") or "one grid" for layout in images}
     tiles = len(images) > sum(len(own) for own in zoo.case(key, "mixed", model).visuals)
     pictures = "tiles, each an image" if tiles else " or ".join(sorted(kinds_of))
-    axes = 3 if "mrope_section" in model.get_decoder().config.rope_parameters else 1
+    axes = len((getattr(model.get_decoder().config, "rope_parameters", None) or {}).get("mrope_section", [1]))
     positions = f"{axes} axes" if axes > 1 else "1 axis"
     if type(family).two_way is not Family.two_way:
         positions += ", both ways"
@@ -195,28 +205,32 @@ def seen(key: str, kind: str) -> list[tr.Layout]:
 def pooling(family: Any, facts: tr.ModelFacts, layout: tr.Layout) -> str:
     """How many patches of the tower make a token."""
     view = layout.views[0] if layout.views else layout
+    if not facts.tower_depth:
+        return ""
     patches = family.unit**2 if family.packs else math.prod(facts.tower_grid) // (view.height * view.width)
     return f", {patches} patches a token" if patches > 1 else ""
 
 
 HEAD = """# Families and methods
 
-Made by `python docs/make_families.py` from running every pair on small random models of the real classes: prompts with several
+Made by `python docs/make_families.py` from running every pair (kept in `docs/families.json`) on small random models of the real classes: prompts with several
 pictures of different size, a sample without any, and videos where the family takes them. A pair *works* when a full budget
 changes no bit, the budget is filled exactly for every picture and in source order, text is untouched, a padded batch equals its
-samples one by one, and so do the tokens it writes. Otherwise it *refuses*, before anything is attached or at the call, with an
+samples one by one, and so do the tokens it writes (of families like another one, a method of each stage writes). Otherwise it *refuses*, before anything is attached or at the call, with an
 error that says why (the number) and what to do instead. A cell that shows parameters works with these where the defaults are
 refused. Layers that hold a sliding window cannot be trimmed by MustDrop, whose `window` must also divide the grid of patches.
 """
 
 
-def page() -> str:
+def page(records: dict[str, dict[str, Any]]) -> str:
+    """The page of the ``records`` of every family."""
     notes = Notes([])
     facts = table(
         ["family", "`config.model_type`", "tower", "pictures", "positions", "videos", "remarks"],
-        [facts_row(key) for key in reduced.FAMILIES],
+        [own["facts"] for own in records.values()],
     )
-    pairs = table(["family", *registry()], [row(key, notes) for key in reduced.FAMILIES])
+    rows = [[f"`{key}`", *(cell(x, notes) for x in own["methods"].values())] for key, own in records.items()]
+    pairs = table(["family", *registry()], rows)
     said = "\n".join(f"{i}. {why}" for i, why in enumerate(notes.said, 1))
     return f"{HEAD}\n## Families\n\n{facts}\n\n## Methods\n\n{pairs}\n\n## Refusals\n\n{said}\n"
 

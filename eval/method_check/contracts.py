@@ -33,13 +33,17 @@ class Skipped(Exception):
 
 @dataclass
 class Setting:
-    """A method, the tiny model ``key`` to wrap, after a first call, the same one left bare, and a batch of prompts."""
+    """A method, the tiny model ``key`` to wrap, after a first call, the same one left bare, and a batch of prompts.
+
+    ``writes``: whether tokens are written and compared, too, besides logits.
+    """
 
     key: str
     method: Method
     model: Any
     bare: Any
     case: tiny_models.Case
+    writes: bool = True
 
     def __post_init__(self) -> None:
         self.untouched = self.state()
@@ -53,6 +57,8 @@ class Setting:
         ]
 
     def wrote(self, inputs: dict[str, Any], **more: Any) -> list[list[int]]:
+        if not self.writes:
+            return []
         new = self.model.generate(**inputs, max_new_tokens=STEPS, do_sample=False, **more)
         return new[:, -STEPS:].tolist()
 

@@ -68,6 +68,7 @@ class PaliGemma2(PaliGemma, key="paligemma2"):
     Not the logits, which transformers caps in some versions only.
     """
 
+    brief = True
     attention = {"sdpa": {"text_config": "eager", "vision_config": "sdpa"}}
 
     def config(self, window: int = 512, **variant: Any) -> Any:

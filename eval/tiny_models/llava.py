@@ -79,6 +79,7 @@ class LlavaNextVideo(LlavaNext, key="llava_next_video"):
     """Frames are pooled 2 x 2 after the tower; no newline tokens."""
 
     model: Any = LlavaNextVideoForConditionalGeneration
+    brief = True
     film_shape: Any = 3
 
     def config(self, **variant: Any) -> Any:

@@ -97,6 +97,7 @@ class Qwen3VLMoe(Qwen3VL, key="qwen3_vl_moe"):
     """As Qwen3-VL; a token passes two of four experts."""
 
     model: Any = Qwen3VLMoeForConditionalGeneration
+    brief = True
 
     def config(self, **variant: Any) -> Any:
         plain = super().config()

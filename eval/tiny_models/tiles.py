@@ -68,6 +68,7 @@ class AyaVision(InternVL, key="aya_vision"):
     """Tiles as in InternVL, a SigLIP tower, and words between tiles."""
 
     model: Any = AyaVisionForConditionalGeneration
+    brief = True
     film_shape: Any = None
 
     def config(self, window: int = 512, **variant: Any) -> Any:
@@ -88,6 +89,7 @@ class Idefics3(TinyFamily, key="idefics3"):
     """``shapes`` are (rows, columns) of tiles, followed by the whole picture; (0, 0) is the whole picture alone."""
 
     model: Any = Idefics3ForConditionalGeneration
+    brief = True
     shapes = [(1, 2), (0, 0), (2, 1)]
     film_shape: Any = None
 
@@ -133,6 +135,7 @@ class SmolVLM(Idefics3, key="smolvlm"):
     """As Idefics3; the frames of a video are whole pictures behind time stamps."""
 
     model: Any = SmolVLMForConditionalGeneration
+    brief = False
     film_shape: Any = 3
     mixes = False  # its processor hands over images and videos under one name and takes one of them
 
