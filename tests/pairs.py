@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import reduced
@@ -20,25 +19,12 @@ from tokenreduce.registry import registry
 
 #: for models this small: a window that divides grids of 4 x 4, and a budget that five layers can meet
 SMALL: dict[str, dict[str, Any]] = {"mustdrop": {"window": 2, "keep": 0.75}}
-#: what the refusals themselves name as a way out, least change first
-OTHERWISE: dict[str, list[dict[str, Any]]] = {"mustdrop": [{"trim_cache": False}]}
 ADVICE = ("allowed", "use ", "pass ", "give ", "offers", "choose")
+WORKS, PASSES, REFUSES = "works", "passes them through", "refuses: "
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """How a method fares with one kind of prompt: whether it works, ``with_`` which parameters where the defaults do not,
-    ``why`` they do not, and whether it ``reduces`` anything at all.
-    """
-
-    works: bool
-    with_: tuple[tuple[str, Any], ...] = ()
-    why: str = ""
-    reduces: bool = True
-
-
-def made(name: str, **changes: Any) -> Method:
-    return registry()[name](**{"keep": 0.5, **SMALL.get(name, {}), **changes})
+def made(name: str) -> Method:
+    return registry()[name](**{"keep": 0.5, **SMALL.get(name, {})})
 
 
 def kinds(key: str) -> list[str]:
@@ -46,15 +32,12 @@ def kinds(key: str) -> list[str]:
     return ["mixed", *[kind for kind in ("videos", "video") if kind in zoo.kinds(key)][:1]]
 
 
-@cache
-def verdict(key: str, name: str, kind: str) -> Verdict:
-    first = ""
-    for changes in ({}, *OTHERWISE.get(name, ())):
-        why = refusal(key, made(name, **changes), kind)
-        if not why:
-            return Verdict(True, tuple(changes.items()), first, keeps_the_contracts(key, name, changes, kind))
-        first = first or why
-    return Verdict(False, why=first)
+def verdict(key: str, name: str, kind: str) -> str:
+    """How a method fares with one kind of prompt: it works, passes pictures through, or refuses and says why."""
+    why = refusal(key, made(name), kind)
+    if why:
+        return REFUSES + short(key, name, why)
+    return WORKS if keeps_the_contracts(key, name, kind) else PASSES
 
 
 def refusal(key: str, method: Method, kind: str) -> str:
@@ -74,9 +57,9 @@ def refusal(key: str, method: Method, kind: str) -> str:
     return why
 
 
-def keeps_the_contracts(key: str, name: str, changes: dict[str, Any], kind: str) -> bool:
+def keeps_the_contracts(key: str, name: str, kind: str) -> bool:
     """Assert contracts 1, 2, 4 and 5; returns whether anything was reduced."""
-    model, method = reduced.model(key), made(name, **changes)
+    model, method = reduced.model(key), made(name)
     case = zoo.case(key, kind, model)
     setting = contracts.Setting(key, method, model, model, case, writes=not zoo.FAMILIES[key].brief)
     contracts.full_budget_changes_nothing(setting)
@@ -137,30 +120,16 @@ def record(key: str) -> dict[str, Any]:
     """What ran of a family, for JSON: its facts in words, and how every method fares with every kind of prompt."""
     return {
         "facts": facts_row(key),
-        "methods": {name: {kind: told(key, name, kind) for kind in kinds(key)} for name in registry()},
+        "methods": {name: {kind: verdict(key, name, kind) for kind in kinds(key)} for name in registry()},
     }
 
 
-def told(key: str, name: str, kind: str) -> dict[str, Any]:
-    found = verdict(key, name, kind)
-    return {
-        "works": found.works,
-        "with": ", ".join(f"{k}={v!r}" for k, v in found.with_),
-        "why": short(key, name, found.why),
-        "reduces": found.reduces,
-    }
-
-
-def cell(found: dict[str, dict[str, Any]], notes: Notes) -> str:
+def cell(found: dict[str, str], notes: Notes) -> str:
     said = {}
     for kind, one in found.items():
-        medium = "images" if kind == "mixed" else "videos"
-        if not one["works"]:
-            said[medium] = f"refuses {notes.number(one['why'])}"
-        elif not one["reduces"]:
-            said[medium] = "passes them through"
-        else:
-            said[medium] = f"`{one['with']}` {notes.number(one['why'])}" if one["with"] else "works"
+        if one.startswith(REFUSES):
+            one = f"refuses {notes.number(one.removeprefix(REFUSES))}"
+        said["images" if kind == "mixed" else "videos"] = one
     same = len({*said.values()}) == 1
     return said["images"] if same else "; ".join(f"{medium}: {text}" for medium, text in said.items())
 
@@ -205,7 +174,7 @@ def seen(key: str, kind: str) -> list[tr.Layout]:
 def pooling(family: Any, facts: tr.ModelFacts, layout: tr.Layout) -> str:
     """How many patches of the tower make a token."""
     view = layout.views[0] if layout.views else layout
-    if not facts.tower_depth:
+    if not facts.tower_depth or not (family.packs or facts.tower_grid):
         return ""
     patches = family.unit**2 if family.packs else math.prod(facts.tower_grid) // (view.height * view.width)
     return f", {patches} patches a token" if patches > 1 else ""
@@ -213,12 +182,13 @@ def pooling(family: Any, facts: tr.ModelFacts, layout: tr.Layout) -> str:
 
 HEAD = """# Families and methods
 
-Made by `python docs/make_families.py` from running every pair (kept in `docs/families.json`) on small random models of the real classes: prompts with several
-pictures of different size, a sample without any, and videos where the family takes them. A pair *works* when a full budget
-changes no bit, the budget is filled exactly for every picture and in source order, text is untouched, a padded batch equals its
-samples one by one, and so do the tokens it writes (of families like another one, a method of each stage writes). Otherwise it *refuses*, before anything is attached or at the call, with an
-error that says why (the number) and what to do instead. A cell that shows parameters works with these where the defaults are
-refused. Layers that hold a sliding window cannot be trimmed by MustDrop, whose `window` must also divide the grid of patches.
+Made by `python docs/make_families.py` from running every pair (`docs/families.json` keeps what ran) on small random models of
+the real classes: prompts with several pictures of different size, a sample without any, and videos where the family takes them.
+A pair *works* when a full budget changes no bit, the budget is filled exactly for every picture and in source order, text is
+untouched, a padded batch equals its samples one by one, and so do the tokens it writes (in families whose ways are those of
+others, only a method of each stage writes). Otherwise it *refuses*, before anything is attached or at the call, with an error
+that says why (the number) and what to do instead. Layers that hold a sliding window cannot be trimmed by MustDrop, whose
+`window` must also divide the grid of patches.
 """
 
 

@@ -19,9 +19,6 @@ RAN = json.loads((DOCS / "families.json").read_text())["families"]
 def test_every_pair_keeps_the_contracts_or_refuses_as_it_did_last(key):
     ran = pairs.record(key)
     assert ran == RAN[key], f"run python docs/make_families.py --only {key}"
-    for found in ran["methods"].values():
-        for one in found.values():
-            assert one["why"] if not one["works"] or one["with"] else not one["why"]
 
 
 @pytest.mark.every_family
