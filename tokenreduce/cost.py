@@ -37,8 +37,8 @@ def _nothing() -> dict[str, tuple[int, int]]:
 class Report:
     """The cost of the last prompt of a wrapped model.
 
-    FLOPs are those of real tokens, of all samples and beams together; padding is left out. Bytes are those of the cache as
-    it stands, padding included.
+    FLOPs are those of real tokens, of all samples and beams together; padding of prompts is left out. Bytes are those of the
+    cache as it stands, padding included.
 
     Attributes:
         tokens_in: visual tokens per image, per sample: ``tokens_in[b][i]``.

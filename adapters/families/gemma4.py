@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,9 @@ from tokenreduce.method import ModelFacts
 
 
 class Gemma4(Family):
-    model_types = ("gemma4",)
+    model_types: ClassVar[tuple[str, ...]] = ("gemma4",)
     remarks = "tokens leave in front of the layers that reuse keys; pictures of the mixture attend both ways"
-    two_way_layers = ("sliding_attention",)
+    two_way_layers: ClassVar[tuple[str, ...] | None] = ("sliding_attention",)
 
     @property
     def unit(self) -> int:
@@ -82,7 +82,7 @@ class Gemma4(Family):
         projector = self.core.embed_vision
         return Projection(projector, projector.embedding_pre_projection_norm, projector)
 
-    def projected_per_picture(self, call: TowerCall, rows: Tensor, pictures: list[Picture]) -> Sequence[Tensor]:
+    def projected_per_picture(self, call: TowerCall, rows: Tensor, pictures: list[Picture]) -> Sequence[Tensor | None]:
         return rows.split([picture.columns for picture in pictures])
 
     def two_way(self, arguments: Mapping[str, Any], embeds: Tensor) -> Tensor | None:

@@ -14,8 +14,9 @@
 | the same: the last `config.num_kv_shared_layers`, each of the last layer of its kind before them | 5.17 to 5.24 |
 | `logits_to_keep` among the arguments of a decoder: it drops the other columns itself, half-way (Gemma 3n and 4) | 5.17 to 5.24 |
 | a row in front of `config.rope_parameters["mrope_section"]`, three without, rows of ids tells documents apart | 5.17 to 5.24 |
-| `decoder.norm` follows the last layer | 5.17 to 5.24 |
-| a layer norms what enters its attention by `input_layernorm` | 5.17 to 5.24 |
+| `decoder.norm` follows the last layer; `embedding_norm` in LFM2, `norm_f` in Nemotron-H | 5.17 to 5.24 |
+| a layer norms what enters its attention by `input_layernorm`, in LFM2 `operator_norm`, in Nemotron-H `norm` | 5.17 to 5.24 |
+| a layer with an `altup` has several states of every token and mixes them before that norm (Gemma 3n) | 5.17 to 5.24 |
 | `decoder.rotary_emb(hidden, ids)`, with a third argument `layer_type` where layers differ (Gemma 3) | 5.17 to 5.24 |
 """
 
@@ -39,7 +40,8 @@ COLUMNS_ASKED_FOR = "logits_to_keep"
 ATTENTION = ("self_attn", "mixer")
 RECURRENT = ("linear_attention", "conv")  # kinds of layers that keep a state instead of keys
 TOKENWISE = ("moe", "mlp")  # kinds of layers that mix no tokens, and keep nothing
-ATTENTION_NORM = "input_layernorm"
+ATTENTION_NORMS = ("input_layernorm", "operator_norm", "norm")
+FINAL_NORMS = ("norm", "embedding_norm", "norm_f")
 AXES = ("time", "height", "width")
 DEEP_FEATURES, DEEP_PLACES = "deepstack_visual_embeds", "visual_pos_masks"
 
@@ -102,15 +104,22 @@ def softcap_of(attention: Any) -> float | None:
 def attention_norm(layer: Any) -> Any:
     """The norm through which a decoder ``layer`` hands its input to its attention.
 
-    Errors: ``UpstreamChanged`` for a layer without one of a known name.
+    Errors: ``ValueError`` for a layer that mixes several states before; ``UpstreamChanged`` for one without a known norm.
     """
-    norm = getattr(layer, ATTENTION_NORM, None)
-    if norm is None:
-        names = ", ".join(name for name, _ in layer.named_children())
-        raise seam_changed(
-            "transformers", f"the norm before the attention of a {type(layer).__name__}", ATTENTION_NORM, names
+    if hasattr(layer, "altup"):
+        raise ValueError(
+            f"a {type(layer).__name__} mixes several states of every token before its attention, which therefore cannot be "
+            "asked ahead; use a method that listens to the layer before"
         )
-    return norm
+    return _named(layer, ATTENTION_NORMS, f"the norm before the attention of a {type(layer).__name__}")
+
+
+def _named(module: Any, known: tuple[str, ...], what: str) -> Any:
+    found = next((own for name in known if (own := getattr(module, name, None)) is not None), None)
+    if found is None:
+        names = ", ".join(name for name, _ in module.named_children())
+        raise seam_changed("transformers", what, " or ".join(known), names)
+    return found
 
 
 def rotary_embedding(decoder: Any, hidden: Tensor, ids: Tensor, kind: str) -> Tensor | tuple[Tensor, ...]:
@@ -122,7 +131,7 @@ def rotary_embedding(decoder: Any, hidden: Tensor, ids: Tensor, kind: str) -> Te
 
 def final_norm(decoder: Any) -> Any:
     """The norm that follows the last layer of ``decoder``."""
-    return decoder.norm
+    return _named(decoder, FINAL_NORMS, f"the norm behind the last layer of a {type(decoder).__name__}")
 
 
 def rotated_back(attention: Any, decoder: Any, keys: Tensor, ids: Tensor, kind: str) -> Tensor:

@@ -16,8 +16,8 @@ import torch
 # isort: off
 from . import llava, qwen, tiles, gemma  # noqa: F401  (defining a family makes it known; tables keep this order)
 from . import beside  # noqa: F401
-from . import gemma4  # noqa: F401
 from . import glm, grids, omni, qwen_towers, unheard  # noqa: F401
+from . import gemma4, gemma3n, lfm2_vl  # noqa: F401
 
 # isort: on
 from .common import BESIDE, FAMILIES, Case, Draw, Plan, Sample, Visual, assemble, fill, prompt

@@ -7,7 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Gemma4Config, Gemma4ForConditionalGeneration
+from transformers import (
+    Gemma4Config,
+    Gemma4ForConditionalGeneration,
+    Gemma4UnifiedConfig,
+    Gemma4UnifiedForConditionalGeneration,
+)
 
 from .common import CLOCK, END, GLOBAL, IMAGE, START, VIDEO, VOCAB, Case, Draw, Piece, TinyFamily, gather, text
 
@@ -95,6 +100,20 @@ class Gemma4Moe(Gemma4, key="gemma4_moe"):
         "top_k_experts": 2,
         "moe_intermediate_size": 16,
     }
+
+
+class Gemma4Unified(Gemma4, key="gemma4_unified"):
+    """No tower: a token is a patch of 8 x 8 pixels; pictures attend both ways in all layers."""
+
+    model: Any = Gemma4UnifiedForConditionalGeneration
+    listens = False
+    patch, pool = 2 * PATCH, 1
+
+    def config(self, window: int = 512, **variant: Any) -> Any:
+        words = text("gemma4_unified_text", **layers(5, window))
+        seen = {"patch_size": PATCH, "pooling_kernel_size": 2, "mm_embed_dim": 24, "mm_posemb_size": 16}
+        own = {"vision_config": {**seen, "output_proj_dims": 24}, "text_config": words, "audio_config": None}
+        return Gemma4UnifiedConfig(**{**own, "tie_word_embeddings": False, **IDS, **variant})
 
 
 def layers(depth: int, window: int) -> dict[str, Any]:
