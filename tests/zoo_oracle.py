@@ -117,6 +117,8 @@ def caught(model, inputs: dict, generate: bool = False) -> list[Row]:
 def _blocks(model, inputs: dict) -> Tensor:
     """(B, L) number of the block within which tokens attend both ways, -1 for none."""
     kinds, family = inputs.get("token_type_ids"), model.config.model_type
+    if family == "molmo2":
+        return torch.where(inputs["mm_token_type_ids"] == 1, 0, -1)
     if kinds is None or family not in ("gemma3", "paligemma"):
         return torch.full_like(inputs["input_ids"], -1)
     if family == "paligemma":

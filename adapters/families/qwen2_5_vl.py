@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from tokenreduce.adapters.families.packed_raster import from_windows
 from tokenreduce.adapters.families.qwen2_vl import Qwen2VL
 
 
@@ -18,7 +18,4 @@ class Qwen2_5VL(Qwen2VL):
 
     def in_raster_order(self, units: Tensor, height: int, width: int) -> Tensor:
         side = self.towers[0].window_size // self.unit // self.towers[0].patch_size
-        down = torch.arange(height, device=units.device)[:, None] // side
-        window = (down * -(-width // side) + torch.arange(width, device=units.device) // side).flatten()
-        place = window.argsort(stable=True).argsort()
-        return units.view(-1, height * width)[:, place].flatten()
+        return from_windows(units, height, width, side)

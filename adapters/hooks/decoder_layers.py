@@ -39,7 +39,7 @@ class LayerHooks:
             hidden = reduced.shorten(self.index, hidden)
         if reduced.differs(self.index):
             own = {"attention_mask": reduced.masks.mask(self.index, hidden), "position_ids": None}
-            if ROTARY in kwargs:
+            if kwargs.get(ROTARY) is not None:  # some layers are given none
                 own[ROTARY] = reduced.positions.embeddings(self.index, kwargs[ROTARY], hidden)
             for name, value in kwargs.items():
                 if isinstance(value, Tensor) and name not in (names[0], *own):

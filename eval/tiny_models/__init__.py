@@ -18,6 +18,7 @@ from . import llava, qwen, tiles, gemma  # noqa: F401  (defining a family makes 
 from . import beside  # noqa: F401
 from . import glm, grids, omni, qwen_towers, unheard  # noqa: F401
 from . import gemma4, gemma3n, lfm2_vl  # noqa: F401
+from . import pixtral, minicpm, packed, molmo, muse  # noqa: F401
 
 # isort: on
 from .common import BESIDE, FAMILIES, Case, Draw, Plan, Sample, Visual, assemble, fill, prompt

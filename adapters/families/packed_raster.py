@@ -1,0 +1,77 @@
+"""Families whose tower packs pictures of any size into one sequence of patches in raster order, and pools squares of them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokenreduce.adapters.encoders.blocks import Block
+from tokenreduce.adapters.families.base import Family
+from tokenreduce.adapters.visual_inputs import Picture, TowerCall
+from tokenreduce.layout import Layout
+from tokenreduce.method import ModelFacts
+
+
+class PackedRaster(Family):
+    """``unit`` patches along a side of a token."""
+
+    packs = True
+    unit: int
+
+    def grids(self, call: TowerCall) -> list[tuple[int, int, int]]:
+        """Patches of each picture of a pass: frames, down, across."""
+        return [tuple(grid) for grid in call.arguments["grid_thw"].tolist()]
+
+    def unit_in(self, call: TowerCall) -> int:
+        """``unit``, where it differs from pass to pass."""
+        return self.unit
+
+    def joined(self, call: TowerCall, block: int) -> int:
+        """Patches along a side of a row of ``block``, in a tower that joins some on the way."""
+        return 1
+
+    def facts(self) -> ModelFacts:
+        depth = len(self.layers())
+        return ModelFacts(
+            family=self.model.config.model_type,
+            tower_depth=depth,
+            feature_block=depth - 1,
+            has_cls=False,
+            patches_per_token=self.unit**2,
+            decoder_depth=self.decoder.config.num_hidden_layers,
+            stages=("projector", "llm", "cache"),
+        )
+
+    def blocks(self, tower: int = 0) -> list[Block]:
+        return []  # merged patches would have no place in the squares
+
+    def patch_counts(self, call: TowerCall) -> list[int]:
+        return [t * h * w for t, h, w in self.grids(call)]
+
+    def row_counts(self, call: TowerCall, block: int) -> list[int]:
+        return [n // self.joined(call, block) ** 2 for n in self.patch_counts(call)]
+
+    def pictures(self, call: TowerCall) -> list[Picture]:
+        unit = self.unit_in(call)
+        layouts = [Layout(h // unit, w // unit, frames=t) for t, h, w in self.grids(call)]
+        return [Picture(layout, layout.num_tokens, rows=0, medium=None, pooled=unit > 1) for layout in layouts]
+
+    def per_picture(self, call: TowerCall, values: Tensor, pictures: list[Picture], block: int) -> list[Tensor]:
+        side, found = self.joined(call, block), []
+        unit = self.unit_in(call) // side
+        for own, (t, h, w) in zip(values.split(self.row_counts(call, block)), self.grids(call)):
+            down, across = h // side // unit, w // side // unit
+            rows = own.view(t, h // side, w // side)[:, : down * unit, : across * unit]
+            found.append(rows.unflatten(2, (across, unit)).unflatten(1, (down, unit)).mean(dim=(2, 4)).flatten())
+        return found
+
+    def placed(self, call: TowerCall, values: Tensor, pictures: list[Picture]) -> list[Tensor]:
+        return list(values.split([picture.layout.num_tokens for picture in pictures]))
+
+
+def from_windows(values: Tensor, height: int, width: int, side: int) -> Tensor:
+    """``values`` (T * height * width,) in raster order, from frames sorted by windows of ``side`` x ``side``."""
+    down = torch.arange(height, device=values.device)[:, None] // side
+    window = (down * -(-width // side) + torch.arange(width, device=values.device) // side).flatten()
+    place = window.argsort(stable=True).argsort()
+    return values.view(-1, height * width)[:, place].flatten()
