@@ -52,5 +52,7 @@ def _suppressed(x: Tensor, score: Tensor, k: int, gamma: float, least: float) ->
         if len(taken) == k:
             return torch.tensor(taken, device=x.device), left.new_tensor(values)
         gone[best] = -torch.inf
+        if values[-1] == 0:  # as all that follow, where scores stop at 0: nothing is lowered
+            continue
         likeness = (1 - cosines.row(best, alive)).clamp_min_(0).square_().mul_(-gamma).exp_()
         left = (left - likeness * values[-1]).clamp_min(least)

@@ -138,11 +138,17 @@ def in_rounds(
 
 
 def ordered(plan: Reduction, order: OutputOrder) -> Reduction:
-    """The rows of ``plan`` sorted by where they sit, for ``raster``; as they are for ``reference``."""
+    """The rows of ``plan`` sorted by where they sit, those without a place last; for ``reference``, as they are."""
     if order == "reference":
         return plan
-    source, index = plan.source.sort(dim=1)
-    return replace(plan, source=source, assign=index.argsort(dim=1).gather(1, plan.assign))
+    index = plan.source.masked_fill(plan.source < 0, torch.iinfo(torch.long).max).sort(dim=1, stable=True).indices
+    place = index.argsort(dim=1).gather(1, plan.assign.clamp_min(0))
+    return replace(
+        plan,
+        source=plan.source.gather(1, index),
+        assign=torch.where(plan.assign < 0, plan.assign, place),
+        features=None if plan.features is None else take_rows(plan.features, index),
+    )
 
 
 def fold(features: Tensor, score: Tensor, k: int) -> Reduction:

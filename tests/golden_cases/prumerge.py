@@ -8,7 +8,7 @@ from golden_cases.vectors import Meta
 from torch import Tensor
 
 from tokenreduce.kernels.attention_row import attention_row
-from tokenreduce.methods.prumerge import absorb, by_count, by_outliers
+from tokenreduce.outlier_absorption import absorb, by_count, by_outliers
 
 
 def run(inputs: Meta[Tensor], params: Meta[Any]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from golden_cases.vectors import Meta
 from torch import Tensor
 
 from tokenreduce.kernels.rows import take_rows
-from tokenreduce.methods.prunesid import select
+from tokenreduce.principal_groups import select
 
 
 def run(inputs: Meta[Tensor], params: Meta[Any]) -> dict[str, Tensor]:

@@ -9,9 +9,10 @@ from models import llava, prompt
 from torch import Tensor
 
 import tokenreduce as tr
+from tokenreduce import outlier_absorption, principal_groups
 from tokenreduce.eval import tiny_models as zoo
 from tokenreduce.kernels.fingerprint import hash_normal
-from tokenreduce.methods import prumerge, prunesid, vispruner, zoo_prune
+from tokenreduce.methods import vispruner, zoo_prune
 from tokenreduce.projection import Projector, TwoLayers
 
 
@@ -129,11 +130,11 @@ def test_outliers_decide_how_many_tokens_an_image_keeps():
     score = torch.full((3, 40), 0.1) + torch.arange(40) * 1e-3
     score[1, [5, 9]] = 1.0
     score[2, [1, 2, 3, 30]] = 2.0
-    order, count = prumerge.by_outliers(score)
+    order, count = outlier_absorption.by_outliers(score)
     assert count.tolist() == [1, 2, 4]
     assert sorted(order[1, :2].tolist()) == [5, 9]
     for b, m in enumerate((1, 2, 4)):
-        plus, more = (x[b] for x in prumerge.by_outliers(score, plus=True))
+        plus, more = (x[b] for x in outlier_absorption.by_outliers(score, plus=True))
         step = max(1, int(1 / (m / 40)) // 3)
         grid = [i for i in range(0, 39, step) if i not in plus[:m].tolist()]
         assert plus[m : int(more)].tolist() == grid
@@ -144,7 +145,7 @@ def test_a_number_of_tokens_is_half_outliers_and_half_grid(k):
     score = torch.rand(2, 25, generator=torch.Generator().manual_seed(2))
     score[0, [3, 12]] = 40.0
     score[1, :5] = 40.0
-    order, count = prumerge.by_count(score, k, plus=True)
+    order, count = outlier_absorption.by_count(score, k, plus=True)
     assert count.tolist() == [k, k]
     for b, outliers in enumerate((2, 5)):
         m = min(outliers, (k + 1) // 2)
@@ -246,7 +247,7 @@ def test_look_alikes_are_dropped_round_by_round():
 
 def test_quotas_are_met_and_suppressed_tokens_come_back():
     for left, size, k, cls in (([3, 1, 5], [9, 1, 10], 12, 0), ([1, 1, 1], [7, 8, 5], 16, 1), ([0, 4], [2, 30], 8, 0)):
-        got = prunesid.quotas(left, size, k, cls)
+        got = principal_groups.quotas(left, size, k, cls)
         assert sum(got) == k - cls
         assert all(0 <= g <= n for g, n in zip(got, size))
         assert all(g >= 1 for g, n in zip(got, size) if n)
@@ -272,4 +273,4 @@ def test_groups_suppressed_side_by_side_equal_one_token_after_the_other(seed) ->
     group = torch.randint(0, min(5, n), (3, n), generator=generator)
     limit = torch.rand(3, generator=generator) * 1.5  # above 1: nothing is set aside
     given = (unit @ unit.mT, rank, group, limit)
-    assert torch.equal(prunesid.suppressed(*given), one_after_the_other(*given))
+    assert torch.equal(principal_groups.suppressed(*given), one_after_the_other(*given))

@@ -95,12 +95,10 @@ class AIM(Method):
         if self.start is not None and self.prune and self.start > depth - 2:
             raise ValueError(f"start={self.start}; allowed in a language model of {depth} layers: 0 to {depth - 2}")
         schedule = self.schedule(depth, facts.tokens_per_image) if self.prune else Schedule(1, 1, 1.0)
-        steps = [Step("projector", amount=schedule)]
-        for layer in range(schedule.start, schedule.depth - 1):
-            if schedule.left(layer - 1) > 0:
-                walk = AttentionWalk(layer, self.steps, self.temperature)
-                steps.append(Step("llm", layer=layer + 1, needs=(walk,), amount=schedule.left(layer)))
-        return tuple(steps)
+        layers = (i for i in range(schedule.start, schedule.depth - 1) if schedule.left(i - 1) > 0)
+        walks = (AttentionWalk(i, self.steps, self.temperature) for i in layers)
+        drops = (Step("llm", walk.layer + 1, (walk,), schedule.left(walk.layer)) for walk in walks)
+        return (Step("projector", amount=schedule), *drops)
 
     def schedule(self, depth: int, n: int | None) -> Schedule:
         """The schedule of a model of ``depth`` layers whose images have ``n`` tokens, None: of any size."""

@@ -62,9 +62,7 @@ class HiPrune(Method):
         whole("object_layer", self.object_layer, 1, more, none=True)
 
     def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
-        layer = self.object_layer
-        if layer is None:
-            layer = default_object_layer(facts)
+        layer = self.object_layer or default_object_layer(facts)
         if not 1 <= layer <= facts.feature_block + 1:
             raise ValueError(
                 f"object_layer={layer} is outside [1, {facts.feature_block + 1}], the vision blocks up to the one that "
@@ -130,10 +128,8 @@ def neighbours(index: Tensor, source: Tensor, layout: Layout, border: str) -> Te
     """(B, N) bool: tokens at the four grid neighbours of the tokens ``index`` (B, A)."""
     height, width, frame = layout.height, layout.width, layout.height * layout.width
     cells = layout.frames * frame
-    cell_of = torch.arange(cells, device=source.device)
-    if layout.cells is not None:
-        cell_of = torch.tensor(layout.cells, device=source.device)
-    cell = cell_of[source]
+    cell_of = torch.arange(cells) if layout.cells is None else torch.tensor(layout.cells)
+    cell = cell_of.to(source.device)[source]
     at = cell.gather(1, index)
     flag = torch.zeros(source.shape[0], cells + 1, dtype=torch.bool, device=source.device)
     place = at % frame

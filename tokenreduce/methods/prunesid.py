@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
-from tokenreduce.kernels.rows import take_rows, unit_rows
+from tokenreduce.kernels.rows import take_rows
+from tokenreduce.matching import ordered
 from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.principal_groups import select
 from tokenreduce.projector_rows import in_front, needs_cls, rows_of, rows_substitute
 from tokenreduce.reduction import DROPPED, Reduction
 from tokenreduce.signals import ClsAttention, ProjectorInput, TowerPrefix
 from tokenreduce.tokens import VisualTokens
 from tokenreduce.validation import choice
-
-GROUP = 4  # tokens kept of a group on average
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,121 +85,16 @@ class PruneSID(Method):
         n = tokens.num_tokens
         found = select(rows, self.budget.count(n), score, cls=cls)
         plan = Reduction.select(found.order, n, score=found.score, positions=self.policy)
-        if self.output_order == "reference" or cls:
-            order = found.order if self.output_order == "reference" else plan.source
-            return self._with_cls(tokens, order, found.score, cls)
-        return plan
-
-    def _with_cls(self, tokens: VisualTokens, order: Tensor, score: Tensor, cls: int) -> Reduction:
-        """The tokens ``order`` (B, K) as they come, behind or in front of the [CLS] row."""
-        first = cls if self.output_order == "reference" else 0
-        assign = torch.full(tokens.source.shape, DROPPED, dtype=torch.long, device=order.device)
-        rows = torch.arange(order.shape[1], device=order.device).expand_as(order)
-        features, source = None, order
-        if cls:
+        if not cls and self.output_order == "raster":
+            return plan
+        assign = torch.full_like(tokens.source, DROPPED)
+        row = torch.arange(cls, cls + found.order.shape[1], device=assign.device).expand_as(found.order)
+        features, source = None, found.order
+        if cls:  # in front, at no patch
             (prefix,) = (x for s, x in tokens.signals.items() if isinstance(s, TowerPrefix))
-            row = tokens.projector(prefix[:, 0, :1]).to(tokens.features.dtype)
-            kept = take_rows(tokens.features, order)
-            features = torch.cat([row, kept] if first else [kept, row], dim=1)
-            source = F.pad(order, (1, 0) if first else (0, 1), value=DROPPED)
-        return Reduction(
-            source=source,
-            assign=assign.scatter(1, order, rows + first),
-            features=features,
-            positions=self.policy,
-            score=score,
-        )
-
-
-class Selected(NamedTuple):
-    """Tokens (B, T) group by group; of every token, its group and its score; how many each group's suppression left."""
-
-    order: Tensor
-    group: Tensor
-    score: Tensor
-    left: Tensor
-
-
-def loadings(x: Tensor, q: int) -> Tensor:
-    """(B, N, q) loadings of the rows ``x`` (B, N, C) on their q leading principal components.
-
-    Singular vectors of sigmoid(x), each row less its mean; from the eigenvectors of the table of products, in float64.
-    """
-    rows = torch.sigmoid(x.detach().float()).double()
-    rows = rows - rows.mean(dim=2, keepdim=True)
-    return torch.linalg.eigh(rows @ rows.mT).eigenvectors[..., -q:].flip(-1)
-
-
-def select(x: Tensor, k: int, score: Tensor | None = None, *, cls: int = 0, loading: Tensor | None = None) -> Selected:
-    """``k`` tokens of ``x`` (B, N, C), of which ``cls`` is the [CLS] row, which is not among them.
-
-    Args:
-        score: (B, N), [CLS] attention; None: the variant without, which ranks by the loading.
-        loading: (B, N, q), given instead of computed.
-    """
-    n, clip = x.shape[1], score is not None
-    k = min(k, n + cls)
-    if loading is None:
-        loading = loadings(x, min(max(1, k // GROUP) if clip else max(k // GROUP, GROUP), n, x.shape[2]))
-    size, group = loading.abs().max(dim=2)
-    rank = size if score is None else score.float()
-    similar = unit_rows(x) @ unit_rows(x).mT
-    limit = threshold(similar, k, clip)
-    taken = suppressed(similar, rank, group, limit)
-    groups = loading.shape[2]
-    members = F.one_hot(group, groups)
-    left = (members * taken[..., None]).sum(dim=1)
-    shares = [quotas(a, b, k, cls) for a, b in zip(left.tolist(), members.sum(dim=1).tolist())]
-    # within a group those taken first, by falling score, then the others
-    order = rank.sort(dim=1, descending=True, stable=True).indices
-    for key in (~taken, group):
-        order = order.gather(1, key.gather(1, order).sort(dim=1, stable=True).indices)
-    sizes = members.sum(dim=1)
-    own = group.gather(1, order)
-    place = torch.arange(n, device=x.device) - (sizes.cumsum(dim=1) - sizes).gather(1, own)
-    kept = place < torch.tensor(shares, device=x.device).gather(1, own)
-    first = (~kept).to(torch.int8).sort(dim=1, stable=True).indices[:, : k - cls]
-    return Selected(order.gather(1, first), group, rank, left)
-
-
-def threshold(similar: Tensor, k: int, clip: bool) -> Tensor:
-    """(B,) similarity above which a token is set aside; may exceed 1, and then none is."""
-    n = similar.shape[1]
-    upper = torch.triu(similar, diagonal=int(clip)).double().sum(dim=(1, 2))
-    if clip:
-        return (k / 32) * upper / max(n * (n - 1) // 2, 1)
-    return max(18 * k / n, 1) * upper / n**2
-
-
-def suppressed(similar: Tensor, rank: Tensor, group: Tensor, limit: Tensor) -> Tensor:
-    """(B, N) bool: tokens that are taken where in each group the highest ``rank`` (B, N) above 0 is taken, those more than
-    ``limit`` similar to it are set aside, and so on."""
-    n = rank.shape[1]
-    order = rank.sort(dim=1, descending=True, stable=True).indices
-    place = order.argsort(dim=1)
-    waits, taken = rank > 0, torch.zeros_like(rank, dtype=torch.bool)
-    while bool(waits.any()):  # one token of every group in each round
-        first = torch.full_like(place, n).scatter_reduce(1, group, place.masked_fill(~waits, n), "amin")
-        best = first.gather(1, group)  # of every token, the place of the best one that waits in its group; n: none
-        now = waits & (place == best)
-        near = similar.gather(1, order.gather(1, best.clamp_max(n - 1))[:, None])[:, 0] > limit[:, None]
-        taken |= now
-        waits &= ~(now | near)
-    return taken
-
-
-def quotas(left: list[int], size: list[int], k: int, cls: int = 0) -> list[int]:
-    """Tokens of each group, ``k`` in all less ``cls``, where suppression left ``left`` of its ``size``."""
-    low = [min(1, n) for n in size]
-    high = [min(5 * -(-k // 64), n, a) for n, a in zip(size, left)]
-    while sum(high) < min(k, sum(size)):
-        high = [min(h + 1, n) for h, n in zip(high, size)]
-    rest = max(0, k - sum(low) - cls)
-    part = torch.tensor(left).cumsum(0).float() * rest / max(sum(left), 1)
-    upto = [0, *part.round().long().tolist()]
-    got = [min(a + n - m, h) for a, m, n, h in zip(low, upto, upto[1:], high)]
-    missing = rest + sum(low) - sum(got)
-    for g in sorted(range(len(left)), key=lambda g: -left[g]):
-        more = min(max(missing, 0), high[g] - got[g])
-        got[g], missing = got[g] + more, missing - more
-    return got
+            own = tokens.projector(prefix[:, 0, :1]).to(tokens.features.dtype)
+            features = torch.cat([own, take_rows(tokens.features, source)], dim=1)
+            source = F.pad(source, (1, 0), value=DROPPED)
+        assign = assign.scatter(1, found.order, row)
+        plan = Reduction(source, assign, features=features, positions=self.policy, score=found.score)
+        return ordered(plan, self.output_order)

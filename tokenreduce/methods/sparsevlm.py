@@ -9,11 +9,12 @@ from typing import Literal
 
 import torch
 
+from tokenreduce.matching import ordered
 from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.reduction import Reduction
 from tokenreduce.schedules import scaled_layers
 from tokenreduce.signals import CorrectedAttention, Hidden, Text, TextAttention
-from tokenreduce.text_raters import PUBLISHED, PUBLISHED_PLUS, average, raters, schedule, text_score, with_means
+from tokenreduce.text_raters import average, raters, schedule, text_score, with_means
 from tokenreduce.tokens import VisualTokens
 from tokenreduce.validation import ascending, choice, in_range, whole
 
@@ -117,9 +118,6 @@ class SparseVLM(Method):
         """Tokens of an image of ``n`` to keep after each pruning layer; stretches of ``runs`` layers lie between them."""
         if self.counts is not None:
             return self.counts
-        published = PUBLISHED if self.recycles else PUBLISHED_PLUS
-        if n == 576 and runs == (2, 4, 9, 17) and self.keep in published:
-            return published[int(self.keep)]
         keep = self.budget.keep
         goal = float(keep * n if isinstance(keep, float) else keep)
         least = average(n, (1,) * (len(runs) - 1), runs, recycle=self.recycles)
@@ -146,5 +144,6 @@ class SparseVLM(Method):
         """Keep the ``k`` best of ``x`` (B, N, C) by ``score`` (B, N), and means of the best of the others."""
         if not self.recycles:
             return Reduction.top(score, k, positions=self.policy)
-        assign, source, role = with_means(x, score, k, in_order=self.output_order == "raster")
-        return Reduction.merge(assign, source, score=score, role=role, role_names=ROLES, positions=self.policy)
+        assign, source, role = with_means(x, score, k)
+        plan = Reduction.merge(assign, source, score=score, role=role, role_names=ROLES, positions=self.policy)
+        return ordered(plan, self.output_order)

@@ -12,6 +12,7 @@ from torch import Tensor
 from tokenreduce.kernels.group_mean import group_mean
 from tokenreduce.kernels.rows import take_rows
 from tokenreduce.kernels.top_k import top_k
+from tokenreduce.matching import ordered
 from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.projector_rows import in_front, needs_cls, rows_of, rows_substitute
 from tokenreduce.reduction import DROPPED, Reduction
@@ -95,17 +96,11 @@ class VisionZip(Method):
             features = torch.cat([features, made.to(features.dtype)], dim=1)
         source = torch.cat([best, target], dim=1)
         role = torch.zeros_like(assign).scatter(1, best, 1).scatter(1, target, 2)
-        if self.output_order == "raster":
-            source, order = source.sort(dim=1)
-            place = order.argsort(dim=1).gather(1, assign.clamp_min(0))
-            features, assign = take_rows(features, order), torch.where(assign < 0, assign, place)
         if cls:
             row = tokens.projector(tokens.signal(TowerPrefix(self._block(tokens)))[:, 0, :1]).to(features.dtype)
-            last = self.output_order == "raster"
-            features = torch.cat([features, row] if last else [row, features], dim=1)
-            source = F.pad(source, (0, 1) if last else (1, 0), value=DROPPED)
-            assign = assign if last else torch.where(assign < 0, assign, assign + 1)
-        return Reduction(
+            features, source = torch.cat([row, features], dim=1), F.pad(source, (1, 0), value=DROPPED)
+            assign = torch.where(assign < 0, assign, assign + 1)
+        plan = Reduction(
             source=source,
             assign=assign,
             features=features,
@@ -114,6 +109,7 @@ class VisionZip(Method):
             role_names=ROLES,
             score=score,
         )
+        return ordered(plan, self.output_order)
 
     @staticmethod
     def _block(tokens: VisualTokens) -> int:
