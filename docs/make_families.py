@@ -38,17 +38,17 @@ def main() -> None:
     import tokenreduce as tr
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=reduced.FAMILIES, metavar="FAMILY", help="run these anew")
+    parser.add_argument("--only", nargs="+", choices=reduced.EVERY, metavar="FAMILY", help="run these anew")
     parser.add_argument("--workers", type=int, default=2, help="families at a time (default: 2)")
     chosen = parser.parse_args()
     before = json.loads(RAN.read_text())["families"] if RAN.exists() else {}
-    todo = chosen.only or reduced.FAMILIES
+    todo = chosen.only or reduced.EVERY
     with ProcessPoolExecutor(chosen.workers, mp_context=get_context("spawn")) as pool:
         found = dict(track(pool.map(run, todo), "families", total=len(todo)))
-    missing = [key for key in reduced.FAMILIES if key not in found and key not in before]
+    missing = [key for key in reduced.EVERY if key not in found and key not in before]
     if missing:
         sys.exit(f"never ran: {', '.join(missing)}; add them to --only, or leave it out")
-    kept = {key: found.get(key) or before[key] for key in reduced.FAMILIES}
+    kept = {key: found.get(key) or before[key] for key in reduced.EVERY}
     versions = {row["library"]: row["installed"] for row in tr.versions()}
     RAN.write_text(json.dumps({"versions": versions, "families": kept}, indent=1) + "\n")
     PAGE.write_text(pairs.page(kept))

@@ -152,8 +152,7 @@ def facts_row(key: str) -> list[str]:
     kinds_of = {(layout.views and "views of a picture") or "one grid" for layout in images}
     tiles = len(images) > sum(len(own) for own in zoo.case(key, "mixed", model).visuals)
     pictures = "tiles, each an image" if tiles else " or ".join(sorted(kinds_of))
-    axes = len((getattr(model.get_decoder().config, "rope_parameters", None) or {}).get("mrope_section", [1]))
-    positions = f"{axes} axes" if axes > 1 else "1 axis"
+    positions = POSITIONS.get(family.pictures_join) or axes(model)
     if type(family).two_way is not Family.two_way:
         positions += ", both ways"
     videos = "-"
@@ -163,6 +162,17 @@ def facts_row(key: str) -> list[str]:
         videos += pooling(family, facts, layouts[0])
     types = ", ".join(f"`{t}`" for t, cls in families().items() if cls is type(family))
     return [f"`{key}`", types, tower, pictures + pooling(family, facts, images[0]), positions, videos, family.remarks]
+
+
+#: of families whose pictures are no columns of the decoder's sequence
+POSITIONS = {"cross_attention": "none, attended to across", "text_encoder": "learned, of a text encoder"}
+
+
+def axes(model: Any) -> str:
+    """Along how many axes the language model counts positions."""
+    rope = getattr(model.get_decoder().config, "rope_parameters", None) or {}
+    n = len(rope.get("mrope_section", [1]))
+    return f"{n} axes" if n > 1 else "1 axis"
 
 
 def seen(key: str, kind: str) -> list[tr.Layout]:

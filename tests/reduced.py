@@ -26,6 +26,8 @@ def model(key: str, attn: str = "sdpa", **variant):
 
 #: keys of the zoo that an adapter serves
 FAMILIES = [key for key in zoo.FAMILIES if zoo.FAMILIES[key].config().model_type in families()]
+#: the same, and those whose pictures are no columns of the decoder's sequence
+EVERY = [*FAMILIES, *(key for key in zoo.BESIDE if zoo.BESIDE[key].config().model_type in families())]
 VIDEO = [key for key in FAMILIES if "video" in zoo.kinds(key)]
 
 

@@ -24,6 +24,7 @@ class Mllama(TinyFamily, key="mllama", beside=True):
     shapes = [1, 2, 4]  # tiles
     plans = {"mixed": ([["i0"], ["i1", "i2"]], "left"), "right": ([["i0"], ["i1", "i2"]], "right")}
     refuses = ("llm",)
+    brief = True
     most = 4
 
     def config(self, **variant: Any) -> Any:
@@ -76,6 +77,7 @@ class Florence2(TinyFamily, key="florence2", beside=True):
     plans = {"mixed": ([["i0"], ["i1"]], "right"), "right": ([["i0"], ["i1"]], "right")}
     listens = False
     refuses = ("llm",)
+    brief = True
 
     def config(self, **variant: Any) -> Any:
         words = {
@@ -83,7 +85,7 @@ class Florence2(TinyFamily, key="florence2", beside=True):
             "vocab_size": VOCAB,
             "d_model": 32,
             "encoder_layers": 3,
-            "decoder_layers": 2,
+            "decoder_layers": 4,
             "encoder_attention_heads": 4,
             "decoder_attention_heads": 4,
             "encoder_ffn_dim": 48,
