@@ -46,8 +46,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def is_brief(item: pytest.Item) -> bool:
     """Whether a test is one more of its kind, of a family whose ways are those of others."""
     key = getattr(item, "callspec", None) and item.callspec.params.get("key")
-    known = {**tiny_models.FAMILIES, **tiny_models.BESIDE}
-    family = known.get(key) if isinstance(key, str) else None
+    family = tiny_models.KNOWN.get(key) if isinstance(key, str) else None
     return family is not None and family.brief and "every_family" not in item.keywords
 
 

@@ -61,7 +61,7 @@ def keeps_the_contracts(key: str, name: str, kind: str) -> bool:
     """Assert contracts 1, 2, 4 and 5; returns whether anything was reduced."""
     model, method = reduced.model(key), made(name)
     case = zoo.case(key, kind, model)
-    setting = contracts.Setting(key, method, model, model, case, writes=not zoo.FAMILIES[key].brief)
+    setting = contracts.Setting(key, method, model, model, case, writes=not zoo.KNOWN[key].brief)
     contracts.full_budget_changes_nothing(setting)
     contracts.batch_equals_its_samples(setting)
     with tr.wrapped(model, method), torch.no_grad():

@@ -63,7 +63,7 @@ STAGES = ("encoder", "projector", "llm", "cache")
 
 def methods(key: str) -> dict[str, tr.Method]:
     """A method of each stage, for the tiny family ``key``."""
-    family = {**tiny_models.FAMILIES, **tiny_models.BESIDE}[key]
+    family = tiny_models.KNOWN[key]
     return {
         "encoder": MergeLastPairs(),
         "projector": tr.HiPrune(keep=0.4) if family.listens else tr.Uniform(keep=0.4),

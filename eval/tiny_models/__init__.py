@@ -21,12 +21,13 @@ from . import gemma4, gemma3n, lfm2_vl  # noqa: F401
 from . import pixtral, minicpm, packed, molmo, muse  # noqa: F401
 
 # isort: on
-from .common import BESIDE, FAMILIES, Case, Draw, Plan, Sample, Visual, assemble, fill, prompt
+from .common import BESIDE, FAMILIES, KNOWN, Case, Draw, Plan, Sample, Visual, assemble, fill, prompt
 
 __all__ = [
     "BESIDE",
     "FAMILIES",
     "KINDS",
+    "KNOWN",
     "Case",
     "Visual",
     "alone",
@@ -52,7 +53,7 @@ KINDS: dict[str, Plan] = {
 
 def kinds(key: str) -> list[str]:
     """The kinds of prompts a family takes."""
-    family = (FAMILIES | BESIDE)[key]
+    family = KNOWN[key]
     if family.film_shape is None:
         return [k for k in KINDS if "video" not in k]
     return [k for k in KINDS if family.mixes or k not in ("image_and_video", "videos")]
@@ -63,7 +64,7 @@ def build(key: str, attn: str = "sdpa", seed: int = 0, **variant: Any) -> Any:
 
     ``window=`` gives the sliding layers of aya_vision, gemma3 and paligemma2 a short window.
     """
-    family = (FAMILIES | BESIDE)[key]
+    family = KNOWN[key]
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # newline and class embeddings are drawn at construction
         model = family.model(family.config(**variant)).eval()
@@ -78,7 +79,7 @@ def case(key: str, kind: str | Plan, model: Any, seed: int = 0, *, plain: bool =
 
     ``plain``: of pictures whose every patch becomes a token.
     """
-    family, draw = (FAMILIES | BESIDE)[key], Draw(seed)
+    family, draw = KNOWN[key], Draw(seed)
     plan, pad = {**KINDS, **family.plans}[kind] if isinstance(kind, str) else kind
     shapes = family.plain_shapes if plain and family.plain_shapes else family.shapes
     samples = []
@@ -109,7 +110,7 @@ def follow(key: str, inputs: dict, tokens: torch.Tensor) -> dict:
 
 def alone(key: str, case: Case, b: int) -> dict:
     """The inputs of sample ``b`` by itself, without padding."""
-    return assemble((FAMILIES | BESIDE)[key], case.samples[b : b + 1], None, case.config).inputs
+    return assemble(KNOWN[key], case.samples[b : b + 1], None, case.config).inputs
 
 
 def joined(key: str, one: Case, two: Case) -> dict:
@@ -117,4 +118,4 @@ def joined(key: str, one: Case, two: Case) -> dict:
     (a,), (b,) = one.samples, two.samples
     owner = a.owner + [i if i < 0 else i + len(a.pieces) for i in b.owner]
     both = Sample(a.tokens + b.tokens, owner, a.pieces + b.pieces)
-    return assemble(FAMILIES[key], [both], None, one.config).inputs
+    return assemble(KNOWN[key], [both], None, one.config).inputs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import ChainMap
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -59,6 +60,7 @@ class Case:
 Plan = tuple[list[list[str]], str | None]
 FAMILIES: dict[str, TinyFamily] = {}  # whose pictures are columns of the decoder's sequence
 BESIDE: dict[str, TinyFamily] = {}  # whose pictures join the text elsewhere
+KNOWN = ChainMap(FAMILIES, BESIDE)
 
 
 class TinyFamily:

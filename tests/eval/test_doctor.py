@@ -27,7 +27,7 @@ def test_no_family_is_wrong(key):
     assert [one.stage for one in found] == list(stages.STAGES)
     assert [one for one in found if one.verdict == "wrong"] == []
     right = {one.stage for one in found if one.verdict == "right"}
-    assert right >= {"projector", "llm"} - {*{**tiny_models.FAMILIES, **tiny_models.BESIDE}[key].refuses}
+    assert right >= {"projector", "llm"} - {*tiny_models.KNOWN[key].refuses}
     assert all(one.detail for one in found if one.verdict == "refused")
 
 
