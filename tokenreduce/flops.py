@@ -66,12 +66,14 @@ class LayerShape:
     Attributes:
         products: multiply-adds of a token in the layer's matrices.
         pair: multiply-adds of a query with a key: their score, and the key's value weighted; 0 without attention.
+        again: multiply-adds of an earlier token, whose keys and values are made of what the cache holds in every call.
         window: tokens that attention looks back on, the token itself included; None for all.
         state: (key channels, value channels, heads) of a linear-attention layer's state; None without one.
     """
 
     products: int
     pair: int = 0
+    again: int = 0
     window: int | None = None
     state: tuple[int, int, int] | None = None
 
@@ -81,7 +83,7 @@ class LayerShape:
 
     def flops(self, new: int, past: int) -> int:
         """FLOPs over ``new`` tokens with ``past`` before them."""
-        mixing = new * (self.seen(past) + new) * self.pair
+        mixing = new * (self.seen(past) + new) * self.pair + self.seen(past) * self.again
         return 2 * (new * self.products + mixing + self._state_products(new))
 
     def _state_products(self, new: int) -> int:

@@ -94,7 +94,13 @@ class DecoderSignals:
         def told(attention: nn.Module, query: Tensor, key: Tensor, *args: Any) -> None:
             scale = args[1]
             if past:
-                key = torch.cat([cached_keys(reduced.cache, layer, past).to(key), key], dim=2)
+                held = cached_keys(reduced.cache, layer, past)
+                if held.shape[1::2] != key.shape[1::2]:
+                    raise ValueError(
+                        f"the cache of decoder layer {layer} holds what keys are made of, not the keys of earlier turns; allowed "
+                        "with a method that looks ahead in this model: all turns in one prompt"
+                    )
+                key = torch.cat([held.to(key), key], dim=2)
             heard = Heard(reduced, layer, attention, query, key, scale)
             made = sum(heard.packing.counts) * products(attention)
             for signal in self.ahead[layer]:

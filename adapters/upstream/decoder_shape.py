@@ -5,6 +5,7 @@
 | the output projection of an attention is its last matrix | 5.17 to 5.24 |
 | names for experts per token, how far a layer looks back, the state of a linear-attention layer | 5.17 to 5.24 |
 | `config.qk_head_dim`: latent attention, whose keys are wider than its values | 5.17 to 5.24 |
+| latent attention with `expand_kv` makes them of what is cached, through `kv_b_proj`, in every call | 5.17 to 5.24 |
 """
 
 from __future__ import annotations
@@ -42,4 +43,5 @@ def _layer_shape(layer: Any, config: Any, index: int) -> LayerShape:
     key_width = getattr(config, "qk_head_dim", None)
     keys = values if key_width is None else key_width * config.num_attention_heads
     window = getattr(config, WINDOWS[kind], None) if kind in WINDOWS else None
-    return LayerShape(matrices, keys + values, window)
+    again = products(attention.kv_b_proj) if hasattr(attention, "expand_kv") else 0
+    return LayerShape(matrices, keys + values, again, window)

@@ -17,8 +17,8 @@ import torch
 from . import llava, qwen, tiles, gemma  # noqa: F401  (defining a family makes it known; tables keep this order)
 from . import beside  # noqa: F401
 from . import glm, grids, omni, qwen_towers, unheard  # noqa: F401
-from . import gemma4, gemma3n, lfm2_vl  # noqa: F401
 from . import pixtral, minicpm, packed, molmo, muse  # noqa: F401
+from . import gemma4, gemma3n, lfm2_vl, kimi_k25  # noqa: F401
 
 # isort: on
 from .common import BESIDE, FAMILIES, KNOWN, Case, Draw, Plan, Sample, Visual, assemble, fill, prompt
@@ -103,7 +103,8 @@ def inputs(key: str, kind: str | Plan, model: Any, seed: int = 0) -> dict:
 
 def follow(key: str, inputs: dict, tokens: torch.Tensor) -> dict:
     """The same batch with text ``tokens`` (B, n) written behind it, as answers and later questions are."""
-    kinds = {"attention_mask": 1, "mm_token_type_ids": 0, "token_type_ids": int(key.startswith("paligemma"))}
+    kinds = {"attention_mask": 1, "mm_token_type_ids": 0, "moe_mm_token_type_ids": 0}
+    kinds["token_type_ids"] = int(key.startswith("paligemma"))
     new = {name: torch.full_like(tokens, kind) for name, kind in kinds.items()} | {"input_ids": tokens}
     return {name: torch.cat([x, new[name]], dim=1) if name in new else x for name, x in inputs.items()}
 

@@ -100,7 +100,7 @@ def ways(model, inputs: dict) -> list[dict]:
     plain = model.generate(**inputs, max_new_tokens=reduced.STEPS, do_sample=False)
     found = []
     for way in (STATIC, {"use_cache": False}):
-        with suppress(ValueError, RuntimeError, AttributeError, TypeError):
+        with suppress(ValueError, RuntimeError, AttributeError, TypeError, IndexError):
             if torch.equal(model.generate(**inputs, max_new_tokens=reduced.STEPS, do_sample=False, **way), plain):
                 found.append(way)
     return found
