@@ -21,10 +21,16 @@ class Operations(TorchDispatchMode):
     total = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
         formula = flop_registry.get(func._overloadpacket)
+        if formula is None:  # under inference mode, operations come before they are taken apart
+            with self:
+                output = func.decompose(*args, **kwargs)
+            if output is not NotImplemented:
+                return output
+        output = func(*args, **kwargs)
         if formula is not None:
-            self.total += formula(*args, **(kwargs or {}), out_val=output)
+            self.total += formula(*args, **kwargs, out_val=output)
         return output
 
 

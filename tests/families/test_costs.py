@@ -117,8 +117,11 @@ def test_flops_of_the_whole_prefill_as_a_sweep_tells_them(key, variant):
 
     def counted(own) -> int:
         found = Counted(model, lambda: model(**own, logits_to_keep=1))
-        return found.total - found.of(model.get_output_embeddings())  # which some models run over all columns
+        head = model.get_output_embeddings()  # which some models run over all columns
+        return found.total - found.of(head, *ears)
 
+    hears = model.base_model.get_encoder(modality="audio")  # no part of the bill, as it reads no picture
+    ears = [] if hears is model.base_model else [hears]
     pictured = [own for own in alone if own.keys() & {"pixel_values", "pixel_values_videos"}]
     whole = [counted(own) for own in alone]
     with tr.wrapped(model, *METHODS):
