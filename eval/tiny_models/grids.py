@@ -1,14 +1,18 @@
-"""One grid of tokens per tile, as in InternVL or LLaVA: Command A Vision, VipLLaVA, Qianfan-OCR, DeepSeek-VL, Janus, Ovis2."""
+"""One grid of tokens per tile, of towers that can be listened to: Command A Vision, VipLLaVA, DeepSeek-VL, Janus and others."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
+import transformers
 from transformers import (
     Cohere2VisionConfig,
     Cohere2VisionForConditionalGeneration,
     DeepseekVLConfig,
     DeepseekVLForConditionalGeneration,
+    DeepseekVLHybridConfig,
+    DeepseekVLHybridForConditionalGeneration,
     JanusConfig,
     JanusForConditionalGeneration,
     Ovis2Config,
@@ -19,9 +23,26 @@ from transformers import (
     VipLlavaForConditionalGeneration,
 )
 
-from .common import END, GLOBAL, IMAGE, NEWLINE, SIDE, START, TILE, VOCAB, Draw, Piece, text, vision
+from .common import (
+    END,
+    GLOBAL,
+    IMAGE,
+    NEWLINE,
+    PAD,
+    SIDE,
+    START,
+    TILE,
+    VOCAB,
+    Case,
+    Draw,
+    Piece,
+    gather,
+    stack_tiles,
+    text,
+    vision,
+)
 from .llava import CLIP, Llava
-from .tiles import PER_TILE, InternVL
+from .tiles import PER_TILE, Idefics3, InternVL
 
 
 class Cohere2Vision(InternVL, key="cohere2_vision"):
@@ -110,3 +131,64 @@ class Ovis2(InternVL, key="ovis2"):
         for i in range(tiles):
             tokens += [IMAGE] * PER_TILE + [NEWLINE if i + 1 < tiles else END]
         return Piece("image", tokens, IMAGE, {"pixel_values": draw.pixels(tiles, 3, SIDE, SIDE)})
+
+
+class DeepseekVLHybrid(DeepseekVL, key="deepseek_vl_hybrid"):
+    """A second tower sees every picture at twice the size, through windows; its features stand beside SigLIP's."""
+
+    model: Any = DeepseekVLHybridForConditionalGeneration
+
+    def config(self, **variant: Any) -> Any:
+        sam = {"output_channels": 16, "window_size": 7, "global_attn_indexes": [1], "mlp_ratio": 2.0}
+        second = {**vision("sam_vision_model", 4, depth=2), **sam, "image_size": 2 * SIDE, "num_attention_heads": 2}
+        del second["intermediate_size"]
+        first = vision("siglip_vision_model", vision_use_head=False)
+        own = {"vision_config": first, "high_res_vision_config": second, "text_config": text("llama")}
+        return DeepseekVLHybridConfig(**{**own, "image_token_id": IMAGE, "tie_word_embeddings": False, **variant})
+
+    def picture(self, config: Any, shape: Any, alone: bool, draw: Draw) -> Piece:
+        piece = super().picture(config, shape, alone, draw)
+        piece.payload["high_res_pixel_values"] = draw.pixels(1, 3, 2 * SIDE, 2 * SIDE)
+        return piece
+
+    def collate(self, samples: list[list[Piece]], case: Case, config: Any) -> dict:
+        return super().collate(samples, case, config) | gather(samples, "high_res_pixel_values")
+
+
+class GraniteDocling(Idefics3, key="granite_docling"):
+    """4 x 4 cells make a token; features of two blocks more join the first two decoder layers."""
+
+    brief = True
+    model: Any = getattr(transformers, "GraniteDoclingForConditionalGeneration", None)
+    fine: ClassVar[bool] = False
+
+    def config(self, **variant: Any) -> Any:
+        tower = vision("granite_docling_vision", 4, out_hidden_size=32, scale_factor=4, deepstack_visual_indexes=[0, 2])
+        scales: dict[str, Any] = {"attention_multiplier": 0.35, "embedding_multiplier": 1.0, "logits_scaling": 1.0}
+        words = text("granite_docling_text", **scales, residual_multiplier=1.0)
+        own = {"vision_config": tower, "text_config": words, "image_token_id": IMAGE, "pad_token_id": PAD}
+        return transformers.GraniteDoclingConfig(**{**own, "tie_word_embeddings": False, **variant})
+
+    def picture(self, config: Any, tiles: Any, alone: bool, draw: Draw) -> Piece:
+        piece, per_tile = super().picture(config, tiles, alone, draw), PER_TILE if self.fine else PER_TILE // 4
+        tokens: list[int] = []
+        for token in piece.tokens:
+            tokens += [token] if tokens[-per_tile:] != [IMAGE] * per_tile or token != IMAGE else []
+        return Piece("image", tokens, IMAGE, {"pixel_values": piece.payload["pixel_values"]})
+
+    def collate(self, samples: list[list[Piece]], case: Case, config: Any) -> dict:
+        """Tiles per sample, filled up with empty ones, and which of them are real."""
+        rows = [[piece.payload["pixel_values"] for piece in pieces] for pieces in samples]
+        counts = [sum(map(len, own)) for own in rows]
+        if not any(counts):
+            return {}
+        pixels = stack_tiles([torch.cat([torch.zeros(0, 3, SIDE, SIDE), *own]) for own in rows])
+        real = torch.arange(pixels.shape[1]) < torch.tensor(counts)[:, None]
+        finer = {"tile_fine_mask": torch.ones(len(rows), dtype=torch.bool)} if self.fine else {}
+        return {"pixel_values": pixels, "pixel_attention_mask": real, **finer}
+
+
+class GraniteDoclingFine(GraniteDocling, key="granite_docling_fine"):
+    """The fine route: 2 x 2 cells make a token."""
+
+    fine = True
