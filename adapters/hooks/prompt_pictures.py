@@ -12,6 +12,7 @@ from torch import Tensor
 from tokenreduce.adapters.families.base import Family
 from tokenreduce.adapters.hooks.call_scope import CallScopes, Scope
 from tokenreduce.adapters.hooks.features_ahead import EncodingMethod, FeaturesAhead
+from tokenreduce.adapters.hooks.repeated_prompts import show_the_same, warn_of_mixed_pictures
 from tokenreduce.adapters.hooks.tower_passes import Encoded, Finished, Pick
 from tokenreduce.adapters.hooks.visual_token_positions import share_of
 from tokenreduce.adapters.upstream.model import ENCODING_METHODS, feature_rows
@@ -49,6 +50,7 @@ class PromptPictures:
         self.wanted = [s for s in pipeline.now.listens if s.part == "tower"]
         self.merges = bool(pipeline.now.layers("encoder"))
         self.ahead = FeaturesAhead()
+        self.warned = False  # of mixed-up pictures, once
 
     def attach(self, handles: list[Any]) -> None:
         """Append to ``handles`` what notes the pictures that a program encodes by itself."""
@@ -71,7 +73,15 @@ class PromptPictures:
             if found is not None:
                 return Shown(found.visual, found.video, self._encoded(found.picks, repeat))
         count = int(visual.sum())
-        return Shown(visual, video, self.of_this_call(count, call, len(embeds), continues) if count else None)
+        encoded = self.of_this_call(count, call, len(embeds), continues) if count else None
+        if (
+            encoded is not None
+            and encoded.repeat > 1
+            and not (self.warned or show_the_same(embeds, visual, encoded.repeat))
+        ):
+            self.warned = True
+            warn_of_mixed_pictures(self.family.model.config.model_type)
+        return Shown(visual, video, encoded)
 
     def _note_ahead(self, scope: Scope, output: Any) -> None:
         rows = feature_rows(output)

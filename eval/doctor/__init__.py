@@ -24,10 +24,14 @@ __all__ = ["Diagnosis", "doctor"]
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found: ``versions`` of the libraries (rows of ``tr.versions()``), and a check per family and stage."""
+    """What was found: ``versions`` of the libraries (rows of ``tr.versions()``), and a check per family and stage.
+
+    ``faults``: of the bare models, in words.
+    """
 
     versions: Table
     checks: list[Check]
+    faults: tuple[str, ...] = ()
 
     @property
     def wrong(self) -> list[Check]:
@@ -55,10 +59,11 @@ class Diagnosis:
 
     def as_dict(self) -> dict[str, Any]:
         """The same for JSON."""
-        return {"versions": self.versions, "checks": [asdict(check) for check in self.checks], "wrong": len(self.wrong)}
+        checks = [asdict(check) for check in self.checks]
+        return {"versions": self.versions, "checks": checks, "wrong": len(self.wrong), "faults": self.faults}
 
     def __str__(self) -> str:
-        return "\n".join([str(self.versions), "", str(self.table()), "", *self.reasons()])
+        return "\n".join([str(self.versions), "", str(self.table()), "", *self.reasons(), *self.faults])
 
 
 def doctor(family: str | None = None, progress: Callable[[str], None] = lambda family: None) -> Diagnosis:
@@ -77,19 +82,20 @@ def doctor(family: str | None = None, progress: Callable[[str], None] = lambda f
 
     from tokenreduce.eval import tiny_models
 
-    from .check import checks
+    from .check import checks, mixed_up_beams
 
     known = [*tiny_models.FAMILIES, *tiny_models.BESIDE]
     if family is not None and family not in known:
         near = difflib.get_close_matches(family, known, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"family={family!r} is unknown; known: {', '.join(known)}.{hint}")
-    found, threads = [], torch.get_num_threads()
+    found, faults, threads = [], [], torch.get_num_threads()
     torch.set_num_threads(1)  # several cost these small products more than they give
     try:
         for key in known if family is None else [family]:
             progress(key)
             found += checks(key)
+            faults += [fault] if (fault := mixed_up_beams(key)) else []
     finally:
         torch.set_num_threads(threads)
-    return Diagnosis(tr.versions(), found)
+    return Diagnosis(tr.versions(), found, tuple(faults))
