@@ -1,4 +1,4 @@
-"""Gemma 3: a SigLIP tower, average pooling to a fixed number of tokens, image tokens that attend to each other both ways."""
+"""Gemma 3, and ShieldGemma 2 around it: SigLIP, average pooling to a fixed number of tokens, which attend both ways."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ from tokenreduce.adapters.visual_inputs import Projection
 
 
 class Gemma3(TileGrid):
-    model_types = ("gemma3",)
+    model_types = ("gemma3", "shieldgemma2")
     remarks = "image tokens attend both ways; crops of pan and scan are images of their own"
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        self.core = self.core.base_model  # ShieldGemma 2 is a classifier around the language model with its head
 
     @property
     def unit(self) -> int:
