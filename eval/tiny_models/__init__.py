@@ -17,7 +17,7 @@ import torch
 from . import llava, qwen, tiles, gemma  # noqa: F401  (defining a family makes it known; tables keep this order)
 from . import beside  # noqa: F401
 from . import glm, grids, omni, qwen_towers, unheard  # noqa: F401
-from . import pixtral, minicpm, packed, molmo, muse, pages  # noqa: F401
+from . import pixtral, minicpm, packed, molmo, muse, pages, aria  # noqa: F401
 from . import gemma4, gemma3n, lfm2_vl, kimi_k25  # noqa: F401
 
 # isort: on
