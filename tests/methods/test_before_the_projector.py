@@ -245,6 +245,24 @@ def test_look_alikes_are_dropped_round_by_round():
         assert sorted(found[1][0].tolist()) == sorted(rest if k > first else [])
 
 
+@torch.no_grad()
+def test_tiles_share_the_budget_or_compete_for_it(monkeypatch):
+    model, seen = reduced.model("llava_next"), []
+    choose = vispruner.select
+    monkeypatch.setattr(vispruner, "select", lambda score, *rest: seen.append(score.shape[1]) or choose(score, *rest))
+    inputs = zoo.inputs("llava_next", "mixed", model)
+    for unit in ("tile", "image"):
+        seen.clear()
+        with tr.wrapped(model, tr.VisPruner(keep=0.4, unit=unit)):
+            model(**inputs)
+            trace = tr.trace(model)
+        whole = {len(image.columns) for image in trace.images}
+        assert [len(image.kept()) for image in trace.images] == [round(0.4 * len(i.columns)) for i in trace.images]
+        assert set(seen) == whole if unit == "image" else max(seen) < min(whole)
+    with pytest.raises(ValueError, match="unit='frame'; allowed: 'tile', 'image'"):
+        tr.VisPruner(unit="frame")
+
+
 def test_quotas_are_met_and_suppressed_tokens_come_back():
     for left, size, k, cls in (([3, 1, 5], [9, 1, 10], 12, 0), ([1, 1, 1], [7, 8, 5], 16, 1), ([0, 4], [2, 30], 8, 0)):
         got = principal_groups.quotas(left, size, k, cls)

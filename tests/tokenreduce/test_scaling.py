@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import test_zoo_processors as processors
+import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 import tokenreduce as tr
 from tokenreduce.budgets import Budget
+from tokenreduce.cli import app
 from tokenreduce.eval import demo
 from tokenreduce.picture_tokens import PictureTokens
 from tokenreduce.scaling import SHORTEST_SIDE, BudgetUnreachable, Scaling
@@ -135,3 +138,14 @@ def test_wrong_arguments_teach(processor):
         tr.scaled_down(picture((64, 64)), 0.5, type("Tokenizer", (), {"__call__": lambda self: None})())
     with pytest.raises(ValueError, match=r"keep=1.5 is outside"):
         tr.scaled_down(picture((64, 64)), 1.5, processor)
+
+
+def test_compare_and_run_say_where_the_baseline_of_pictures_acts():
+    model, _ = demo.load()
+    inputs = {"input_ids": torch.zeros(1, 1, dtype=torch.long)}
+    with pytest.raises(ValueError, match=r"downscale acts on the picture.*tr.scaled_down\(picture, 0.5, processor\)"):
+        tr.compare(model, inputs, ["downscale"], keep=0.5)
+    done = CliRunner().invoke(app, ["run", "--model", "demo", "--method", "downscale", "--keep", "0.5"])
+    assert done.exit_code != 0
+    assert "downscale acts on the picture" in " ".join(done.output.split())
+    assert not tr.is_wrapped(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ class VisPruner(Method):
         important_ratio: share in [0, 1] of T that goes to the most attended tokens, rounded down. The paper uses 0.5, and
             0.75 for 64 of 576.
         step: tokens dropped in a round, at least 1.
+        unit: what is chosen from at once: each ``tile`` or frame with its share of the budget, or the whole ``image``.
         score: as for ``FasterVLM``.
 
     Source: Zhang et al., "Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning in VLMs", ICCV
@@ -44,17 +46,22 @@ class VisPruner(Method):
     paper = "arXiv 2412.01818v2"
     stages = ("projector",)
     looks_at = "[CLS] attention of the feature block, rows before the projector"
-    sees = "frame"
 
     important_ratio: float = 0.5
     step: int = 8
+    unit: Literal["tile", "image"] = "tile"
     score: Score | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         in_range("important_ratio", self.important_ratio, 0.0, 1.0)
+        choice("unit", self.unit, ("tile", "image"))
         choice("score", self.score, SCORES)
         whole("step", self.step, 1, ", tokens dropped in a round. The paper uses 8.")
+
+    @property
+    def sees(self) -> Literal["image", "frame"]:  # type: ignore[override]  # a parameter decides
+        return "image" if self.unit == "image" else "frame"
 
     def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
         needs = (saliency(self.name, facts, facts.feature_block, self.score), ProjectorInput())
