@@ -33,6 +33,10 @@ class Gemma4Unified(Gemma4):
         return call.arguments["image_position_ids"]
 
     @property
+    def opaque(self) -> list[nn.Module]:
+        return []
+
+    @property
     def projectors(self) -> list[nn.Module]:
         return [self.core.embed_vision.multimodal_embedder]
 

@@ -34,15 +34,23 @@ def trace_of(reduced: DecoderPass) -> Trace:
     return Trace(reduced.groups, reduced.visual, reduced.offset, reduced.pipeline.layers("llm"), reduced.repeat)
 
 
+def with_last_alone(tokens: list[int], past: list[int], readers: list[int]) -> tuple[list[int], list[int]]:
+    """What each layer works on and has before it, where ``readers`` work on the last token alone."""
+    new = [1 if i in readers else n for i, n in enumerate(tokens)]
+    return new, [before + n - own for before, n, own in zip(past, tokens, new)]
+
+
 def report_of(reduced: DecoderPass, trace: Trace, shape: DecoderShape, output: Any) -> Report:
     """What this prompt cost a decoder of ``shape``; the pipeline's stopwatch is read and starts again at zero."""
     images, layers = trace.images_per_sample(), range(reduced.depth)
     packings, before = reduced.packings, reduced.masks.past
     counts = [packings.at(i).counts for i in layers]
+    readers = [i for i, holder in enumerate(reduced.masks.holders) if holder != i] if reduced.last_alone else []
+    alone = readers if output[0].shape[1] == 1 else []
     flops = whole = step = whole_step = 0
     for b, length in enumerate(reduced.length_in):
-        flops += shape.prefill([counts[i][b] for i in layers], before)
-        whole += shape.prefill([length] * reduced.depth, [reduced.offset] * reduced.depth)
+        flops += shape.prefill(*with_last_alone([counts[i][b] for i in layers], before, alone))
+        whole += shape.prefill(*with_last_alone([length] * reduced.depth, [reduced.offset] * reduced.depth, readers))
         step += shape.step([before[i] + reduced.held(i)[b] for i in layers])
         whole_step += shape.step([reduced.offset + length] * reduced.depth)
     cache = reduced.cache if reduced.cache is not None else returned_cache(output)

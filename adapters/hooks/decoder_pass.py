@@ -28,6 +28,7 @@ class DecoderPass(PicturePass):
 
     Attributes:
         packings, masks, positions: what each layer is handed.
+        last_alone: whether layers that reuse keys were asked for the last column alone.
         passive: nothing changes in this pass; it is only reported.
         captured: signals heard in decoder layers so far, with the packing they were heard under.
         signal_flops: what these cost.
@@ -55,6 +56,7 @@ class DecoderPass(PicturePass):
         self.positions = PositionIds(decoder, self.packings, shift)
         self.masks = LayerMasks(decoder.config, self.packings, cache, past, past_real, held)
         self.passive = False
+        self.last_alone = False
         self.captured: dict[Signal, tuple[Tensor, Packing]] = {}
         self.signal_flops = 0
         self.question_end: Tensor | None = None

@@ -29,6 +29,7 @@ from tokenreduce.adapters.hooks.model_hooks import ModelHooks
 from tokenreduce.adapters.hooks.packed_rows import note_documents
 from tokenreduce.adapters.hooks.sequence_packing import Packing, real_columns
 from tokenreduce.adapters.upstream.cache import Cache, given_cache
+from tokenreduce.adapters.upstream.decoder import reads_last_alone
 from tokenreduce.adapters.upstream.decoder_shape import decoder_shape
 from tokenreduce.flops import DecoderShape
 from tokenreduce.per_thread import PerThread, nothing
@@ -108,6 +109,7 @@ class VisionLanguageHooks(ModelHooks):
         if length > 1:
             reduced.masks.two_way = self.scopes.of_prompt(self.family.two_way(self.call.arguments, embeds), past)
         reduced.masks.windowed, reduced.masks.two_way_layers = self.family.windowed, self.family.two_way_layers
+        reduced.last_alone = reads_last_alone(decoder, kwargs)
         changed = False
         if images:
             self.show(reduced, images, encoded, embeds.device)

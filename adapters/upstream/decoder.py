@@ -12,7 +12,7 @@
 | `apply_rotary_pos_emb(q, k, cos, sin)` of a decoder's own file, where ids have one axis | 5.17 to 5.24 |
 | layers that reuse keys of earlier ones: `config.kv_sharing_modes` | 5.18 to 5.24 |
 | the same: the last `config.num_kv_shared_layers`, each of the last layer of its kind before them | 5.17 to 5.24 |
-| `logits_to_keep` among the arguments of a decoder: it drops the other columns itself, half-way (Gemma 3n and 4) | 5.17 to 5.24 |
+| `logits_to_keep` of a decoder with `_maybe_slice_kv_shared_inputs`: layers that reuse keys run on those columns alone | 5.24 |
 | a row in front of `config.rope_parameters["mrope_section"]`, three without, rows of ids tells documents apart | 5.17 to 5.24 |
 | `decoder.norm` follows the last layer; `embedding_norm` in LFM2, `norm_f` in Nemotron-H | 5.17 to 5.24 |
 | a layer norms what enters its attention by `input_layernorm`, in LFM2 `operator_norm`, in Nemotron-H `norm` | 5.17 to 5.24 |
@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
@@ -86,6 +86,12 @@ def holders(config: Any) -> list[int]:
             last[kind] = layer
         held.append(last[kind])
     return held
+
+
+def reads_last_alone(decoder: Any, arguments: Mapping[str, Any]) -> bool:
+    """Whether a call of ``decoder`` lets its layers that reuse keys work on the last column alone."""
+    asked = arguments.get(COLUMNS_ASKED_FOR)
+    return isinstance(asked, int) and asked == 1 and hasattr(decoder, "_maybe_slice_kv_shared_inputs")
 
 
 def documents_row(config: Any, positions: Tensor) -> Tensor | None:

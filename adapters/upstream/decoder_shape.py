@@ -5,6 +5,7 @@
 | the output projection of an attention is its last matrix | 5.17 to 5.24 |
 | names for experts per token, how far a layer looks back, the state of a linear-attention layer | 5.17 to 5.24 |
 | `config.qk_head_dim`: latent attention, whose keys are wider than its values | 5.17 to 5.24 |
+| a layer with `altup` multiplies `config.altup_num_inputs` states of a token with each other (Gemma 3n) | 5.17 to 5.24 |
 | latent attention with `expand_kv` makes them of what is cached, through `kv_b_proj`, in every call | 5.17 to 5.24 |
 """
 
@@ -24,7 +25,9 @@ def decoder_shape(decoder: Any) -> DecoderShape:
     config = decoder.config
     layers = [_layer_shape(layer, config, i) for i, layer in enumerate(decoder.layers)]
     chosen = _experts_per_token(config)
-    return DecoderShape(tuple(layers), products(decoder, chosen) - sum(layer.products for layer in layers))
+    return DecoderShape(
+        tuple(layers), products(decoder, chosen) - sum(products(layer, chosen) for layer in decoder.layers)
+    )
 
 
 def _experts_per_token(config: Any) -> int:
@@ -33,6 +36,8 @@ def _experts_per_token(config: Any) -> int:
 
 def _layer_shape(layer: Any, config: Any, index: int) -> LayerShape:
     kind, matrices = layer_type(config, index), products(layer, _experts_per_token(config))
+    if hasattr(layer, "altup"):
+        matrices += config.altup_num_inputs**2 * config.hidden_size
     if kind == "linear_attention" and hasattr(config, "linear_num_value_heads"):
         state = (config.linear_key_head_dim, config.linear_value_head_dim, config.linear_num_value_heads)
         return LayerShape(matrices, state=state)

@@ -81,6 +81,7 @@ class TinyFamily:
     brief: ClassVar[bool] = False  #: whether what every family must show is enough, since its ways are those of others
     listens: ClassVar[bool] = True  #: whether its tower has attention to listen to
     layer: ClassVar[int] = 2  #: a decoder layer behind one that attends, in front of which tokens can be dropped
+    unbilled: ClassVar[str] = ""  #: what is computed outside of the decoder and is no part of a picture's bill
     refuses: ClassVar[tuple[str, ...]] = ()  #: what no method can do here, of the stages "projector" and "llm"
 
     def __init_subclass__(cls, *, key: str, beside: bool = False) -> None:

@@ -21,6 +21,7 @@ class Gemma3n(TinyFamily, key="gemma3n"):
     shapes = [(SIDE, SIDE)] * 3
     brief = True
     listens = False
+    unbilled = "the projector embeds the ids of all columns, too, in case some are of its own vocabulary"
 
     def config(self, window: int = 512, **variant: Any) -> Any:
         words = text(
