@@ -230,6 +230,12 @@ SIZES = (
         "728 x 728, four tiles and a thumbnail", 845, 10, [676] * 5, 3380, 845,
     ),
     Published(
+        "mistralai/Mistral-Small-3.1-24B-Instruct-2503", 24.01, "Mistral3ForConditionalGeneration",
+        {"text_config": words("mistral", 5120, 32768, 40, 32, 8, 131072, head_dim=128, sliding_window=None),
+         "vision_config": {"model_type": "pixtral", "image_size": 1540, "patch_size": 14}, "tie_word_embeddings": False},
+        "1008 x 756", 972, 27, [3888], 3888, 972,
+    ),
+    Published(
         "meta-llama/Llama-3.2-11B-Vision-Instruct", 10.67, "MllamaForConditionalGeneration",
         {"text_config": LLAMA_32, "vision_config": MLLAMA_TOWER}, "1120 x 1120, four tiles", 6400, 4, [4 * 1608], 6400, 6404,
     ),
