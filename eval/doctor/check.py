@@ -132,11 +132,15 @@ def checks(key: str) -> list[Check]:
 @torch.no_grad()
 def mixed_up_beams(key: str) -> str:
     """What to say where the bare model shows rows that repeat one prompt different pictures; empty for nothing."""
-    family, given = Family(key), dict[str, Any]()
+    given: dict[str, Any] = {}
 
     def catch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given.update({} if given else kwargs)
 
+    try:
+        family = Family(key)
+    except Exception:
+        return ""  # the checks of the stages say so
     try:
         with hooked(family.bare.get_decoder().register_forward_pre_hook(catch, with_kwargs=True)):
             family.bare.generate(**family.inputs, max_new_tokens=1, do_sample=False, num_beams=2)
