@@ -38,10 +38,14 @@ def bipartite_matching(source: Tensor, destination: Tensor, *, chunk: int | None
     if fast is not None:
         return fast.bipartite_matching(source, destination)
     a, b = unit_rows(source), unit_rows(destination)
+    blocks = list(row_blocks(rows, columns, chunk))
+    if batch == len(blocks) == 1:
+        best, partner = (a[0] @ b[0].mT).max(dim=-1)
+        return best[None], partner[None]
     best = a.new_empty(batch, rows)
     partner = torch.empty(batch, rows, dtype=torch.long, device=a.device)
     for image in range(batch):
         columns_of_image = b[image].mT
-        for here in row_blocks(rows, columns, chunk):
+        for here in blocks:
             best[image, here], partner[image, here] = (a[image, here] @ columns_of_image).max(dim=-1)
     return best, partner

@@ -10,7 +10,31 @@ from tokenreduce.kernels import dispatch
 from tokenreduce.kernels.shapes import fits
 
 
-@dispatch.operation
+class GroupMean:
+    """``group_mean`` over the groups of ``assign``, for several tensors: what a CPU looks up of the groups, it does once.
+
+    ``covers``: whether every row is known to be in a group.
+    """
+
+    def __init__(self, assign: Tensor, k: int, weight: Tensor | None = None, *, covers: bool = False) -> None:
+        self.assign = assign
+        self.k = k
+        self.weight = weight
+        self.covers = covers
+        self._members: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """``features`` (B, N, D): (B, k, D)."""
+        return _mean(features, self)
+
+    @property
+    def members(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The rows of all images, group by group, the first of each group among them, and the share of each row in its."""
+        if self._members is None:
+            self._members = _members(self)
+        return self._members
+
+
 def group_mean(features: Tensor, assign: Tensor, k: int, weight: Tensor | None = None) -> Tensor:
     """Mean of ``features`` over the groups of ``assign``.
 
@@ -27,6 +51,12 @@ def group_mean(features: Tensor, assign: Tensor, k: int, weight: Tensor | None =
 
     Errors: ``ValueError`` for shapes that do not fit each other.
     """
+    return _mean(features, GroupMean(assign, k, weight))
+
+
+@dispatch.operation
+def _mean(features: Tensor, groups: GroupMean) -> Tensor:
+    assign, k, weight = groups.assign, groups.k, groups.weight
     fits("group_mean", "assign", assign, *features.shape[:2])
     if weight is not None:
         fits("group_mean", "weight", weight, *features.shape[:2])
@@ -34,18 +64,29 @@ def group_mean(features: Tensor, assign: Tensor, k: int, weight: Tensor | None =
     if fast is not None:
         return fast.group_mean(features, assign, k, weight)
     batch = len(features)
-    # all images in one list, one group more for what belongs to none; bags of rows are summed without copying them
-    last = batch * k
-    first = torch.arange(0, last, k, device=assign.device)[:, None]
-    group, member = torch.where(assign >= 0, assign + first, last).flatten().sort(stable=True)
-    if assign.device.type == "cpu" and not torch.compiler.is_compiling():
-        members = int((assign >= 0).sum())  # what belongs to none comes last and need not be read
-        group, member = group[:members], member[:members]
-    start = torch.searchsorted(group, torch.arange(last + 1, device=assign.device))
-    weight = torch.ones_like(assign, dtype=torch.float32) if weight is None else weight.float()
-    share = weight.flatten()[member]
-    mass = share.new_zeros(last + 1).scatter_add_(0, group, share)
-    share = share / mass.clamp_min(torch.finfo(torch.float32).tiny)[group]
+    # bags of rows are summed without copying them
+    member, start, share = groups.members
     rows = features.float().flatten(0, 1)
     mean = F.embedding_bag(member, rows, start, mode="sum", per_sample_weights=share)
-    return mean[:last].view(batch, k, -1).to(features.dtype)
+    return mean[: batch * k].view(batch, k, -1).to(features.dtype)
+
+
+def _members(groups: GroupMean) -> tuple[Tensor, Tensor, Tensor]:
+    assign, weight, covers = groups.assign, groups.weight, groups.covers
+    last = len(assign) * groups.k
+    # all images in one list, one group more for what belongs to none
+    group = assign
+    if len(assign) > 1:
+        group = assign + torch.arange(0, last, groups.k, device=assign.device)[:, None]
+    if not covers:
+        group = torch.where(assign >= 0, group, last)
+    group, member = group.flatten().sort(stable=True)
+    start = torch.searchsorted(group, torch.arange(last + (not covers), device=assign.device))
+    if not covers and assign.device.type == "cpu" and not torch.compiler.is_compiling():
+        members = int(start[-1])  # what belongs to none comes last and need not be read
+        group, member = group[:members], member[:members]
+    weight = torch.ones_like(assign, dtype=torch.float32) if weight is None else weight.float()
+    share = weight.flatten().index_select(0, member)
+    mass = share.new_zeros(last + 1).scatter_add_(0, group, share)
+    mass = mass.clamp_min_(torch.finfo(torch.float32).tiny)
+    return member, start, share / mass.index_select(0, group)

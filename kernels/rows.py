@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 EPSILON = 1e-12
@@ -35,7 +34,8 @@ def take_rows(x: Tensor, index: Tensor) -> Tensor:
 
 def unit_rows(x: Tensor) -> Tensor:
     """Rows of ``x`` (B, N, C) at length 1, in float32 and without a graph; rows shorter than 1e-12 are divided by that."""
-    return F.normalize(x.detach().float(), dim=-1, eps=EPSILON)
+    x = x.detach().float()
+    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min_(EPSILON)
 
 
 def row_blocks(rows: int, columns: int, chunk: int | None = None) -> Iterator[slice]:

@@ -47,7 +47,7 @@ class Pairs(NamedTuple):
         place = torch.arange(anchor.shape[1], device=anchor.device).expand_as(anchor)
         assign = torch.empty(batch, n, dtype=torch.long, device=anchor.device).scatter_(1, anchor, place)
         assign.scatter_(1, self.leaving, assign.gather(1, self.joined))
-        return Reduction.merge(assign, anchor, weight=weight)
+        return Reduction.merge(assign, anchor, weight=weight, covers=True)
 
 
 def match(metric: Tensor, r: int, prefix: int = 0) -> Pairs:
@@ -66,15 +66,19 @@ def match(metric: Tensor, r: int, prefix: int = 0) -> Pairs:
     """
     batch, n, _ = metric.shape
     assert 1 <= r <= (n - prefix) // 2, "r fits"
-    rows = torch.arange(prefix, n, device=metric.device)
-    odd = prefix == 1
-    pairs = best_pairs(metric, rows[odd::2].expand(batch, -1), rows[1 - odd :: 2].expand(batch, -1), r)
+    rows = torch.arange(n, device=metric.device).expand(batch, -1)
+    a, b = ((rows[:, first::2], metric[:, first::2]) for first in (prefix + (prefix == 1), prefix + (prefix != 1)))
+    pairs = _best_pairs(*a, *b, r)
     return pairs._replace(alone=pairs.alone.sort(dim=1).values) if prefix else pairs
 
 
 def best_pairs(metric: Tensor, a: Tensor, b: Tensor, r: int) -> Pairs:
     """The best partner in ``b`` (B, M) of each of ``a`` (B, A), rows of ``metric`` (B, N, C); the ``r`` best pairs merge."""
-    best, partner = bipartite_matching(take_rows(metric, a), take_rows(metric, b))
+    return _best_pairs(a, take_rows(metric, a), b, take_rows(metric, b), r)
+
+
+def _best_pairs(a: Tensor, a_metric: Tensor, b: Tensor, b_metric: Tensor, r: int) -> Pairs:
+    best, partner = bipartite_matching(a_metric, b_metric)
     score, order = best.sort(dim=1, descending=True, stable=True)
     a = a.gather(1, order)
     joined = b.gather(1, partner.gather(1, order[:, :r]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -90,6 +91,7 @@ class Step:
 CountsAt = Literal["kept", "average", "output_average"]
 
 _REGISTERED: dict[str, type[Method]] = {}
+OWN = "tokenreduce.methods."  # modules whose plans are tested here
 _LOOKED_AT: set[tuple[object, ...]] = set()
 
 
@@ -188,18 +190,20 @@ class Method:
     def checked(self, tokens: VisualTokens) -> Reduction:
         """``reduce``, with a plan that fits ``tokens``.
 
-        Values are looked at where that does not make a device wait: always on a CPU, elsewhere the first time that a method
-        of this kind acts at this place.
+        Values are looked at the first time that a method of this kind acts at this place, and on a CPU, where no device waits
+        for it, every time that a method of somebody else's acts.
 
         Errors: ``TypeError`` / ``ValueError`` for a plan that does not fit. Warns of NaN in what tokens are ranked by.
         """
         place = (type(self), tokens.stage, tokens.layer, tokens.features.dtype)
-        look = (tokens.features.device.type == "cpu" or place not in _LOOKED_AT) and not torch.compiler.is_compiling()
+        free = tokens.features.device.type == "cpu"
+        first = place not in _LOOKED_AT
+        compiling = torch.compiler.is_compiling()
         _LOOKED_AT.add(place)
-        if look:
+        if (free or first) and not compiling:
             for signal, shown in tokens.signals.items():
                 value = shown.features[shown.valid] if isinstance(shown, Rows) else shown
-                if value.is_floating_point() and bool(value.isnan().any()):
+                if value.is_floating_point() and not isfinite(value.sum()) and bool(value.isnan().any()):
                     at = tokens.stage if tokens.layer is None else f"{tokens.stage} layer {tokens.layer}"
                     warnings.warn(
                         f"method={self.name!r} at {at} ranks by {signal}, which holds NaN ({tokens.features.dtype}): tokens of "
@@ -212,7 +216,8 @@ class Method:
                 f"{type(self).__name__}.reduce returned a {type(reduction).__name__}; allowed: a Reduction, from "
                 "Reduction.top, .select, .merge or .identity"
             )
-        return reduction.check(tokens, values=look)
+        own = type(self).__module__.startswith(OWN)
+        return reduction.check(tokens, values=(first or (free and not own)) and not compiling)
 
 
 def registered() -> dict[str, type[Method]]:

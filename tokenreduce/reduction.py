@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from tokenreduce.kernels.group_mean import group_mean
+from tokenreduce.kernels.group_mean import GroupMean, group_mean
 from tokenreduce.kernels.rows import take_rows
 from tokenreduce.kernels.top_k import top_k
 from tokenreduce.tokens import VisualTokens
@@ -34,6 +35,7 @@ class Reduction:
         score: (B, N) float of the *input* tokens, what they were ranked by, higher is kept first (None: no ranking). Only
             noted in the trace.
         valid: (B, K) bool for data-dependent counts: rows that really exist, trailing rows False. None: all rows.
+        covers: True when it is known that no token is dropped, so that nobody has to look for one.
         in_order: True when rows are unchanged tokens in ascending source order (``select`` sets it).
         notes: tensors by name, first axis B, that later steps of the same method find in ``tokens.notes``. What they say of
             tokens they say of the original ones (``tokens.assign``), so that nothing has to follow when others act between.
@@ -49,6 +51,7 @@ class Reduction:
     role_names: tuple[str, ...] = ()
     score: Tensor | None = None
     valid: Tensor | None = None
+    covers: bool = False
     in_order: bool = False
     notes: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -106,8 +109,12 @@ class Reduction:
     def carry(self, x: Tensor) -> Tensor:
         """The rows (B, K, D) that the input rows ``x`` (B, N, D) become: selected or averaged."""
         if self.merges and self.num_kept:
-            return group_mean(x, self.assign, self.num_kept, self.weight)
+            return self._mean(x)
         return take_rows(x, self.source)
+
+    @cached_property
+    def _mean(self) -> GroupMean:
+        return GroupMean(self.assign, self.num_kept, self.weight, covers=self.covers)
 
     @property
     def num_kept(self) -> int:
@@ -187,6 +194,8 @@ class Reduction:
                 f"Reduction.source holds token {token} twice in one image; allowed: each token once. Give tokens that become "
                 "one the same row in assign, for example by Reduction.merge"
             )
+        if self.covers and bool((self.assign < 0).any()):
+            raise ValueError("Reduction.covers is True, but assign drops a token (-1); allowed: covers=False")
         if self.merges:
             given = torch.zeros(len(real), self.num_kept + 1, dtype=torch.bool, device=real.device)
             empty = real & ~given.scatter_(1, self.assign + 1, True)[:, 1:]

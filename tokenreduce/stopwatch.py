@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -24,20 +23,10 @@ class Stopwatch:
         self._seconds = 0.0
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
-    @contextmanager
-    def __call__(self, device: torch.device) -> Iterator[None]:
+    def __call__(self, device: torch.device) -> AbstractContextManager[None]:
         if torch.compiler.is_compiling():
-            yield
-        elif device.type == "cuda":
-            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            yield
-            stop.record()
-            self._events.append((start, stop))
-        else:
-            start_s = now()
-            yield
-            self._seconds += now() - start_s
+            return nullcontext()
+        return _CudaLap(self) if device.type == "cuda" else _Lap(self)
 
     @property
     def milliseconds(self) -> float:
@@ -65,3 +54,27 @@ class Stopwatch:
 
     def __deepcopy__(self, memo: dict[int, object]) -> Stopwatch:
         return Stopwatch()
+
+
+class _Lap(AbstractContextManager[None]):
+    def __init__(self, of: Stopwatch) -> None:
+        self.of = of
+
+    def __enter__(self) -> None:
+        self.start = now()
+
+    def __exit__(self, *error: object) -> None:
+        self.of._seconds += now() - self.start
+
+
+class _CudaLap(AbstractContextManager[None]):
+    def __init__(self, of: Stopwatch) -> None:
+        self.of = of
+
+    def __enter__(self) -> None:
+        self.start, self.stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self.start.record()
+
+    def __exit__(self, *error: object) -> None:
+        self.stop.record()
+        self.of._events.append((self.start, self.stop))

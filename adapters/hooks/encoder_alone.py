@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -56,8 +57,6 @@ class EncoderHooks:
         prefix = self.family.prefix
         counts = state.counts(len(self.shapes))
         whole = counts[0][0]
-        visual = torch.arange(max(whole) - prefix) < torch.tensor(whole)[:, None] - prefix
-        trace = Trace(self._groups(state), visual)
         report = Report(
             tokens_in=[[n - prefix] for n in whole],
             tokens_kept=[[n - prefix] for n in state.numbers],
@@ -70,22 +69,23 @@ class EncoderHooks:
             substitutes=self.pipeline.substitutes,
             stopwatch=self.pipeline.stopwatch.lap(),
         )
-        self.done.note(trace, report)
+        self.done.note(partial(self._trace, state), report)
 
-    def _groups(self, state: TowerState) -> list[ImageGroup]:
+    def _trace(self, state: TowerState) -> Trace:
         """The images of a pass with what happened to each."""
         prefix, device = self.family.prefix, state.assign.device
         alike: dict[Any, list[int]] = {}
         for b, layout in enumerate(state.layouts):
             alike.setdefault((layout, *(left[b] for left in state.left)), []).append(b)  # of equally many rows
-        groups = []
+        groups: list[ImageGroup] = []
         for images in alike.values():
             columns = torch.arange(state.layouts[images[0]].num_tokens)
             (group,) = group_images([Image(b, columns, state.layouts[b]) for b in images], device)
             group.members = images
             group.history = in_patches(state.history_of(images), prefix)
             groups.append(group)
-        return groups
+        numbers = torch.tensor([layout.num_tokens for layout in state.layouts])
+        return Trace(groups, torch.arange(int(numbers.max())) < numbers[:, None])
 
 
 class Collecting(Shadow):

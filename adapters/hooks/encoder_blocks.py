@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from tokenreduce.adapters.hooks.exporting import refuse_strict_export
 from tokenreduce.adapters.hooks.ragged_rows import Group, View, ask, grouped, kind_after, kinds, numbers
 from tokenreduce.adapters.hooks.row_arguments import RowArguments
 from tokenreduce.adapters.hooks.tower_state import TowerState, rows_of
+from tokenreduce.kernels.rows import take_rows
 from tokenreduce.method import Method, Step
 from tokenreduce.per_thread import PerThread, nothing
 from tokenreduce.pipeline import ActivePipeline, Pipeline
@@ -24,6 +26,26 @@ from tokenreduce.tokens import VisualTokens
 UNSEEN = -1e4  # added to the logits of an absent row: none is left of it after the softmax, in any precision
 
 
+@dataclass
+class MergingPass:
+    """One pass of a tower: what is done in which block, and the rows as they are.
+
+    Attributes:
+        groups: where the views are not alike; ``kind``, of their rows.
+        widen: whether all blocks give full width.
+        keys: of the block under way; ``pending``, the reductions carried out between its attention and MLP.
+    """
+
+    pipeline: Pipeline
+    state: TowerState
+    steps: dict[int, list[tuple[Method, Step]]]
+    groups: list[Group]
+    kind: Tensor | None
+    widen: bool
+    keys: Tensor | None = None
+    pending: list[Reduction] = field(default_factory=list)
+
+
 class EncoderMerging:
     """Carries out the encoder steps of a pipeline in the blocks of one tower.
 
@@ -32,14 +54,8 @@ class EncoderMerging:
     merging is linear and constant on groups, ``merge(x + spread(m)) = merge(x) + m``.
     """
 
-    state = PerThread[TowerState | None](nothing)
-    keys = PerThread[Tensor | None](nothing)
-    pending = PerThread[list[Reduction]](list)
-    steps = PerThread[dict[int, list[tuple[Method, Step]]]](dict)
-    groups = PerThread[list[Group]](list)  # where the views of this pass are not alike
-    kind = PerThread[Tensor | None](nothing)  # of their rows
+    now = PerThread[MergingPass | None](nothing)  # the pass under way, or the last one
     collecting = PerThread[bool](bool)  # the same as ``every_block``, for the call under way
-    widen = PerThread[bool](bool)  # whether all blocks of this pass do
 
     def __init__(
         self, blocks: list[Block], pipeline: ActivePipeline, grid: PatchGrid, prefix: int, *, expand: bool = True
@@ -57,6 +73,10 @@ class EncoderMerging:
     @property
     def pipeline(self) -> Pipeline:
         return self.active.now
+
+    @property
+    def state(self) -> TowerState | None:
+        return None if self.now is None else self.now.state
 
     def attach(self, handles: list[Any], done: Callable[[TowerState], None] | None = None) -> None:
         """Append the hooks to ``handles``; none when no step merges and nobody waits for ``done``, called after each pass."""
@@ -79,7 +99,7 @@ class EncoderMerging:
                 handles.append(block.norm2.register_forward_pre_hook(hook.shorten))
                 handles.append(block.mlp.register_forward_hook(hook.spread))
 
-    def begin(self, x: Tensor) -> None:
+    def begin(self, x: Tensor) -> MergingPass:
         """Rows ``x`` (B, N, D) arrive at the first block: what to do in which block is known from now on."""
         n = x.shape[1] - self.prefix
         arrived = self.grid.arrived(len(x), n)
@@ -91,28 +111,28 @@ class EncoderMerging:
         layouts = [image.layout for image in arrived]
         views = self.views(len(x)) or [View()] * len(x)
         views = [view._replace(filling=image.filling or ()) for view, image in zip(views, arrived, strict=True)]
-        self.state, self.pending, self.groups = TowerState.start(x, layouts), [], []
-        self.widen = self.every_block or self.collecting
+        pipeline, state, widen = self.pipeline, TowerState.start(x, layouts), self.every_block or self.collecting
         if all(view.numbers(n) == (n, n) for view in views) and len({*zip(layouts, (v.shares for v in views))}) == 1:
-            self.steps = self.pipeline.encoder_steps((layouts[0].height, layouts[0].width), views[0].shares)
-            return
-        self.kind, self.state.alike = kinds(views, n, self.prefix, x.device), False
+            steps = pipeline.encoder_steps((layouts[0].height, layouts[0].width), views[0].shares)
+            self.now = found = MergingPass(pipeline, state, steps, [], None, widen)
+            return found
         if any(view.filling for view in views):
-            self.state.own = [view.own(n, self.prefix) for view in views]
-        self.groups = grouped(views, layouts, n, self.prefix, self.pipeline, x.device)
-        self.state.numbers = numbers(self.groups)
-        self.steps = {
-            block: max((group.steps.get(block, []) for group in self.groups), key=len)
-            for block in range(len(self.blocks))
-        }
+            state.own = [view.own(n, self.prefix) for view in views]
+        groups = grouped(views, layouts, n, self.prefix, pipeline, x.device)
+        state.numbers, state.alike = numbers(groups), False
+        blocks = range(len(self.blocks))
+        steps = {block: max((group.steps.get(block, []) for group in groups), key=len) for block in blocks}
+        kind = kinds(views, n, self.prefix, x.device)
+        self.now = found = MergingPass(pipeline, state, steps, groups, kind, widen)
+        return found
 
-    def reduce(self, index: int, x: Tensor, steps: list[tuple[Method, Step]]) -> tuple[Tensor, list[Reduction]]:
+    def reduce(
+        self, now: MergingPass, index: int, x: Tensor, steps: list[tuple[Method, Step]]
+    ) -> tuple[Tensor, list[Reduction]]:
         """Ask the methods of a block, one after the other; returns what becomes of ``x`` and their reductions."""
-        state = self.state
-        assert state is not None
-        done = []
+        state, done = now.state, []
         for position, (method, step) in enumerate(steps):
-            with self.pipeline.stopwatch(x.device):
+            with now.pipeline.stopwatch(x.device):
                 tokens = VisualTokens(
                     features=x,
                     layout=state.layouts[0],
@@ -120,17 +140,16 @@ class EncoderMerging:
                     layer=index,
                     source=state.source,
                     size=state.size,
-                    signals={need: self.keys for need in step.needs if isinstance(need, Keys)},
+                    signals={need: now.keys for need in step.needs if isinstance(need, Keys)},
                     prefix=self.prefix,
                     amount=step.amount,
                 )
-                if self.groups:
-                    assert self.kind is not None
-                    joined = ask(tokens, self.groups, self.kind, position)
+                if now.kind is not None:
+                    joined = ask(tokens, now.groups, now.kind, position)
                     if joined is None:
                         continue
                     reduction = joined
-                    self.kind = kind_after(self.kind, reduction, self.groups)
+                    now.kind = kind_after(now.kind, reduction, now.groups)
                 else:
                     reduction = method.checked(tokens)
                 if reduction.valid is not None:
@@ -140,7 +159,7 @@ class EncoderMerging:
                     )
                 if reduction.does_nothing(x.shape[1]):
                     continue
-                state.apply(reduction, index, method.name, numbers(self.groups) if self.groups else None)
+                state.apply(reduction, index, method.name, numbers(now.groups) if now.groups else None)
                 x = reduction.carry(x)
             done.append(reduction)
         return x, done
@@ -156,8 +175,8 @@ class BlockHooks:
         self.arguments = RowArguments(block.module, block.rope_by_head)
         self.proportional = False
 
-    def steps(self, when: str) -> list[tuple[Method, Step]]:
-        return [(m, s) for m, s in self.merging.steps.get(self.index, []) if s.when == when]
+    def steps(self, now: MergingPass, when: str) -> list[tuple[Method, Step]]:
+        return [(m, s) for m, s in now.steps.get(self.index, []) if s.when == when]
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         x = args[0] if args else next(iter(kwargs.values()))
@@ -177,43 +196,50 @@ class BlockHooks:
         return ((x, *rest), kwargs) if args else (args, {**kwargs, next(iter(kwargs)): x})
 
     def hear(self, keys: Tensor) -> None:
-        if self.index not in self.merging.steps:
+        now = self.merging.now
+        if now is None or self.index not in now.steps:
             return
         batch, n, width = keys.shape
-        self.merging.keys = keys.reshape(batch, n, self.block.heads, width // self.block.heads).float().mean(dim=2)
+        now.keys = keys.reshape(batch, n, self.block.heads, width // self.block.heads).float().mean(dim=2)
 
     def bias(self) -> Tensor | None:
-        state, groups = self.merging.state, self.merging.groups
-        if state is None or not state.touched:  # no row is absent, or counts for several, before the first merge
+        now = self.merging.now
+        if now is None or not now.state.touched:  # no row is absent, or counts for several, before the first merge
             return None
-        row = state.size.log() if self.proportional else torch.zeros_like(state.size)
-        return row.masked_fill(state.size == 0, UNSEEN) if groups else row if self.proportional else None
+        size = now.state.size
+        row = size.log() if self.proportional else torch.zeros_like(size)
+        return row.masked_fill(size == 0, UNSEEN) if now.groups else row if self.proportional else None
 
     def shorten(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
-        steps = self.steps("middle")
-        if not steps:
+        now = self.merging.now
+        steps = [] if now is None else self.steps(now, "middle")
+        if now is None or not steps:
             return None
-        x, self.merging.pending = self.merging.reduce(self.index, args[0], steps)
+        x, now.pending = self.merging.reduce(now, self.index, args[0], steps)
         return (x, *args[1:])
 
     def spread(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        with self.merging.pipeline.stopwatch(output.device):
-            for reduction in reversed(self.merging.pending):
-                output = rows_of(output, reduction.assign)
+        now = self.merging.now
+        if now is not None and now.pending:
+            with now.pipeline.stopwatch(output.device):
+                for reduction in reversed(now.pending):
+                    spread = take_rows if reduction.covers else rows_of
+                    output = spread(output, reduction.assign)
         return output
 
     def leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        merging, now = self.merging, self.merging.now
+        if now is None:
+            return output
         x = output[0] if isinstance(output, tuple) else output
-        with self.merging.pipeline.stopwatch(x.device):
-            for reduction in self.merging.pending:
+        with now.pipeline.stopwatch(x.device):
+            for reduction in now.pending:
                 x = reduction.carry(x)
-        self.merging.pending = []
-        x, _ = self.merging.reduce(self.index, x, self.steps("after"))
-        merging, state = self.merging, self.merging.state
-        if state is not None:
-            last = self.index == len(merging.blocks) - 1
-            if state.touched and ((last and merging.expand) or merging.widen):
-                x = rows_of(x, state.assign)
-            if last and merging.done is not None:
-                merging.done(state)
+        now.pending = []
+        x, _ = merging.reduce(now, self.index, x, self.steps(now, "after"))
+        last = self.index == len(merging.blocks) - 1
+        if now.state.touched and ((last and merging.expand) or now.widen):
+            x = rows_of(x, now.state.assign)
+        if last and merging.done is not None:
+            merging.done(now.state)
         return (x, *output[1:]) if isinstance(output, tuple) else x

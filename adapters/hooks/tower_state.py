@@ -41,6 +41,7 @@ class TowerState:
     history: list[StageTrace] = field(default_factory=list)
     left: list[list[int]] = field(default_factory=list)
     touched: bool = False
+    gone: bool = False  # whether a row may be in none by now
     alike: bool = True  # whether all images have equally many rows
 
     @classmethod
@@ -92,11 +93,15 @@ class TowerState:
 
     def apply(self, reduction: Reduction, layer: int, method: str, numbers: list[int] | None = None) -> None:
         """What becomes of the rows by ``reduction``, and, where they differ, of the ``numbers`` of the images."""
-        k, joined = reduction.num_kept, reduction.assign.clamp_min(0)
-        mass = self.size * (reduction.assign >= 0)
-        self.size = torch.zeros(len(self.size), k, device=self.size.device).scatter_add_(1, joined, mass)
-        gone = self.assign < 0
-        self.assign = reduction.assign.gather(1, self.assign.clamp_min(0)).masked_fill(gone, -1)
+        k, joined, mass = reduction.num_kept, reduction.assign, self.size
+        if not reduction.covers:
+            joined, mass = joined.clamp_min(0), mass * (joined >= 0)
+        self.size = torch.zeros(len(mass), k, device=mass.device).scatter_add_(1, joined, mass)
+        before = self.assign
+        self.assign = reduction.assign.gather(1, before.clamp_min(0) if self.gone else before)
+        if self.gone:
+            self.assign = self.assign.masked_fill(before < 0, -1)
+        self.gone = self.gone or not reduction.covers
         self.source = self.source.gather(1, reduction.source)
         self.history.append(
             StageTrace("encoder", layer, method, self.assign, self.source, self.source, None, reduction.role_names)

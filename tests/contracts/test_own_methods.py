@@ -87,6 +87,7 @@ FULL = long(0, 1, 2, 3)
         (None, TypeError, ["NoneType", "Reduction.top"]),
         (FULL, TypeError, ["Tensor", "Reduction.top"]),
         (Reduction.select(long(0, 0), 4), ValueError, ["token 0 twice", "Reduction.merge"]),
+        (Reduction.merge(long(0, 0, 1, -1), long(0, 2), covers=True), ValueError, ["drops a token", "covers=False"]),
         (Reduction(long(0, 4), FULL.clamp_max(1)), ValueError, ["source holds 4", "0 to 3"]),
         (Reduction(long(0, -2), FULL.clamp_max(1)), ValueError, ["source holds -2"]),
         (Reduction(long(0, 1), FULL), ValueError, ["assign holds 3", "0 to 1"]),

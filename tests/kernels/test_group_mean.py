@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tokenreduce.kernels.group_mean import group_mean
+from tokenreduce.kernels.group_mean import GroupMean, group_mean
 
 # Sums are float32 in any order; the result is rounded to its dtype, half a unit in the last place more.
 CLOSE = {
@@ -54,6 +54,18 @@ def test_equals_a_loop_over_groups(size, weighted, dtype, mean) -> None:
     found = mean(x, assign, size[3], *more)
     assert found.dtype == dtype
     torch.testing.assert_close(found, by_group(x, assign, size[3], *more), **CLOSE[dtype])
+
+
+@pytest.mark.parametrize("covers", [False, True])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_groups_are_looked_up_once_for_several_tensors(batch, covers) -> None:
+    first, assign, weight = draw((batch, 37, 5, 11))
+    assign = assign.clamp_min(0) if covers else assign
+    mean = GroupMean(assign, 11, weight, covers=covers)
+    looked_up = mean.members
+    for x in (first, torch.randn(batch, 37, 2)):
+        torch.testing.assert_close(mean(x), by_group(x, assign, 11, weight), **CLOSE[torch.float32])
+    assert mean.members is looked_up
 
 
 def test_empty_groups_and_dropped_tokens_are_zero(mean) -> None:

@@ -209,7 +209,9 @@ class PiToMe(Method):
         pairs = self._pairs(metric, r, how, prefix)
         plan = pairs.merge(prefix, weight=tokens.size if how.weighted else None)
         if self.prune:
-            plan = replace(plan, assign=plan.assign.scatter(1, pairs.leaving, DROPPED), merges=False, weight=None)
+            plan = replace(
+                plan, assign=plan.assign.scatter(1, pairs.leaving, DROPPED), merges=False, weight=None, covers=False
+            )
         return replace(plan, positions=self.policy)
 
     def _pairs(self, metric: Tensor, r: int, how: Merge, prefix: int = 0) -> Pairs:
