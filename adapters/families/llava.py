@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenreduce.adapters.families.base import Family
+from tokenreduce.adapters.upstream.model import feature_layer
 from tokenreduce.adapters.visual_inputs import NotedCall, Picture, Projection, TowerCall
 from tokenreduce.layout import Layout
 from tokenreduce.method import ModelFacts
@@ -32,7 +33,7 @@ class ClipTower(Family):
         #: rows that the model itself cuts off before the projector
         self.cut = 1 if getattr(config, "vision_feature_select_strategy", "default") == "default" else 0
         depth = vision.num_hidden_layers
-        layer = config.vision_feature_layer
+        layer = feature_layer(config)
         layers = layer if isinstance(layer, (list, tuple)) else [layer]
         #: hidden state i is the output of block i - 1
         self.feature_block = max(i if i >= 0 else depth + 1 + i for i in layers) - 1

@@ -5,6 +5,7 @@
 | `generate` encodes first and hands on `mm_encoder_outputs`, a dict of `image` and `video` | from 5.18 |
 | names of pixel arguments | 5.17 to 5.24 |
 | ids of special tokens stand in a configuration, or one inside it, as `*_token_id` or `*_token_index` | 5.17 to 5.24 |
+| the blocks whose rows are the features: `vision_feature_layer`; in VipLLaVA `vision_feature_layers` before 5.23 | 5.17 to 5.24 |
 | encoding methods return what joins the prompt as `pooler_output`, a tensor or one per picture | 5.17 to 5.24 |
 """
 
@@ -29,6 +30,12 @@ def encoded_ahead(arguments: Mapping[str, Any]) -> list[Any]:
 def pixels_of(arguments: Mapping[str, Any]) -> list[Any]:
     """Pixels among the ``arguments`` of a call."""
     return [arguments[name] for name in PIXELS if arguments.get(name) is not None]
+
+
+def feature_layer(config: Any) -> Any:
+    """Of which hidden states of the tower the features are made: an index, or several."""
+    name = "vision_feature_layer" if hasattr(config, "vision_feature_layer") else "vision_feature_layers"
+    return getattr(config, name)
 
 
 def prompt_shape(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, int] | None:

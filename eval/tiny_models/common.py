@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
+import transformers
 from torch import Tensor
 
 PAD, BOS, EOS, IMAGE, VIDEO = 0, 1, 2, 3, 4
@@ -16,6 +17,7 @@ START, END, GLOBAL, NEWLINE, CLOCK = 5, 6, 7, 8, 9  # around images, tile marker
 TILE = 10  # ids 10 ... 18 name the tile at row r, column c: TILE + 3 * r + c
 WORDS = 20  # ids from here on are text
 VOCAB = 120
+TRANSFORMERS = tuple(map(int, transformers.__version__.split(".")[:2]))
 SIDE = 32  # pixels of an image or tile that a fixed-size tower takes
 
 
@@ -70,6 +72,7 @@ class TinyFamily:
     """
 
     model: Any  #: the class of transformers; None where the installed one does not have it yet
+    since: ClassVar[tuple[int, int]] = (5, 17)  #: the first transformers whose bare model runs
     shapes: list[Any]  #: sizes of the pictures ``i0``, ``i1`` and ``i2``, in the unit that ``picture`` takes
     plain_shapes: list[Any] | None = (
         None  #: the same of pictures whose every patch becomes a token, where others have some cut
@@ -85,7 +88,7 @@ class TinyFamily:
     refuses: ClassVar[tuple[str, ...]] = ()  #: what no method can do here, of the stages "projector" and "llm"
 
     def __init_subclass__(cls, *, key: str, beside: bool = False) -> None:
-        if cls.model is not None:
+        if cls.model is not None and cls.since <= TRANSFORMERS:
             (BESIDE if beside else FAMILIES)[key] = cls()
 
     def config(self, **variant: Any) -> Any:

@@ -85,7 +85,8 @@ class VipLlava(Llava, key="vipllava"):
 
     def config(self, **variant: Any) -> Any:
         own = {"vision_config": CLIP, "text_config": text("llama"), "image_token_index": IMAGE}
-        return VipLlavaConfig(**{**own, "vision_feature_layer": [-1, -2], "tie_word_embeddings": False, **variant})
+        layer = "vision_feature_layer" if hasattr(VipLlavaConfig(), "vision_feature_layer") else "vision_feature_layers"
+        return VipLlavaConfig(**{**own, layer: [-1, -2], "tie_word_embeddings": False, **variant})
 
 
 class DeepseekVL(Llava, key="deepseek_vl"):

@@ -17,6 +17,7 @@ class MiniCPMV4_6(TinyFamily, key="minicpmv4_6"):
     """Shapes in tokens (rows, columns), of ``unit`` x ``unit`` patches; a video is (frames, rows, columns)."""
 
     model: Any = getattr(transformers, "MiniCPMV4_6ForConditionalGeneration", None)
+    since = (5, 19)
     kind = "MiniCPMV4_6Config"
     brief = True
     unit = 4
