@@ -10,7 +10,7 @@ import argparse
 import json
 import os
 import sys
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # the pairs are run by what tests them
 
 
-def run(key: str) -> tuple[str, dict[str, Any]]:
+def run(key: str) -> dict[str, Any]:
     import pairs
     import torch
 
     torch.set_num_threads(1)
-    return key, pairs.record(key)
+    return pairs.record(key)
 
 
 def main() -> None:
@@ -43,8 +43,16 @@ def main() -> None:
     chosen = parser.parse_args()
     before = json.loads(RAN.read_text())["families"] if RAN.exists() else {}
     todo = chosen.only or reduced.EVERY
+    found, failed = {}, []
     with ProcessPoolExecutor(chosen.workers, mp_context=get_context("spawn")) as pool:
-        found = dict(track(pool.map(run, todo), "families", total=len(todo)))
+        running = {pool.submit(run, key): key for key in todo}
+        for one in track(as_completed(running), "families", total=len(todo)):
+            if error := one.exception():
+                failed.append(f"{running[one]}: {type(error).__name__}: {error}")
+            else:
+                found[running[one]] = one.result()
+    if failed:
+        sys.exit("nothing was written, since these did not run:\n" + "\n".join(failed))
     missing = [key for key in reduced.EVERY if key not in found and key not in before]
     if missing:
         sys.exit(f"never ran: {', '.join(missing)}; add them to --only, or leave it out")

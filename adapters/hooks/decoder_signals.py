@@ -14,7 +14,14 @@ from tokenreduce.adapters.hooks.decoder_pass import DecoderPass
 from tokenreduce.adapters.hooks.decoder_statistics import Statistic, multiply_adds, statistic
 from tokenreduce.adapters.hooks.marked_attention import Heard
 from tokenreduce.adapters.upstream.cache import NAMES, cache_argument, cached_keys
-from tokenreduce.adapters.upstream.decoder import HIDDEN, ROTARY, attention_norm, layer_type, rotated_back
+from tokenreduce.adapters.upstream.decoder import (
+    HIDDEN,
+    ROTARY,
+    attention_norm,
+    layer_type,
+    makes_keys_anew,
+    rotated_back,
+)
 from tokenreduce.flops import products
 from tokenreduce.pipeline import Pipeline
 from tokenreduce.signals import DecoderKeys, LastQueryAttention, Text
@@ -35,6 +42,12 @@ class DecoderSignals:
                 attention_norm(family.decoder.layers[signal.layer])  # known, or refused before anything is attached
                 continue
             heard = signal.of if isinstance(signal, Text) else signal
+            if isinstance(heard, DecoderKeys) and makes_keys_anew(family.decoder_attention(heard.layer)):
+                raise ValueError(
+                    f"{heard} is asked for, but decoder layer {heard.layer} of this {family.model.config.model_type} model "
+                    "makes its keys anew from compressed rows (latent attention), and they cannot be turned back to a common "
+                    "start; allowed here: methods that look at attention or features instead"
+                )
             if (
                 isinstance(heard, (Statistic, DecoderKeys))
                 and heard.part == "llm"
@@ -109,7 +122,7 @@ class DecoderSignals:
 
         kwargs = {name: x for name, x in kwargs.items() if name not in (*NAMES, HIDDEN, "use_cache")}
         kwargs["attention_mask"] = None
-        if ROTARY in kwargs:
+        if kwargs.get(ROTARY) is not None:
             kwargs[ROTARY] = reduced.positions.embeddings(layer, kwargs[ROTARY], hidden)
         with reduced.pipeline.stopwatch(hidden.device), probe.front.only_telling(told):
             attention = probe.front.module

@@ -99,5 +99,17 @@ class PromptText:
 
 @torch.no_grad()
 def normed(rows: Tensor, signal: Hidden, norm: Callable[[Tensor], Tensor]) -> Tensor:
-    """``rows`` as ``signal`` asks for them, ``norm`` being the decoder's last."""
-    return norm(rows) if signal.norm == "final" else rows.detach()
+    """``rows`` as ``signal`` asks for them, ``norm`` being the decoder's last.
+
+    Errors: ``ValueError`` where a token has several states, which that norm only meets joined in one.
+    """
+    if signal.norm != "final":
+        return rows.detach()
+    width = getattr(norm, "weight", rows).shape[-1]
+    if rows.shape[-1] != width:
+        raise ValueError(
+            f"{signal} is asked for inside a language model whose tokens have {rows.shape[-1] // width} states of {width} "
+            "channels each, which its last norm only meets joined; allowed here: Hidden(norm=None), or methods in front of the "
+            "first layer"
+        )
+    return norm(rows)

@@ -74,6 +74,7 @@ def attention_statistic(
         if mask.shape[-1] == mask.shape[-2]:  # rows that may be seen, but do not see themselves, are padding, too
             real = visible & _open(mask[:, 0].diagonal(dim1=-2, dim2=-1))
     if signal.heads == "joined":
+        key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)  # heads may share keys
         query, key = (x.transpose(1, 2).flatten(2)[:, None] for x in (query, key))
         scale = query.shape[-1] ** -0.5
     if isinstance(signal, ClsAttention):

@@ -177,7 +177,7 @@ class VisionTower:
         state = self.encoders[tower].state if self.encoders[tower].blocks else None
         if state is not None and signal.axis == "token":
             rows = rows_of(rows, state.entered[block])
-        call.values.setdefault(signal, []).append(rows)
+        call.values.setdefault(signal, []).append(rows if call.rows else rows.flatten(0, -2))
 
     def hear_projector(self, rows: Tensor) -> None:
         if self.scopes.encoded.passes and not self.rows.projecting:

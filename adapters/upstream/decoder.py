@@ -14,8 +14,10 @@
 | the same: the last `config.num_kv_shared_layers`, each of the last layer of its kind before them | 5.17 to 5.24 |
 | `logits_to_keep` of a decoder with `_maybe_slice_kv_shared_inputs`: layers that reuse keys run on those columns alone | 5.24 |
 | a row in front of `config.rope_parameters["mrope_section"]`, three without, rows of ids tells documents apart | 5.17 to 5.24 |
+| a file's `apply_rotary_pos_emb` takes queries and keys, in Gemma 3n and 4 one of them, then the table | 5.17 to 5.24 |
 | `decoder.norm` follows the last layer; `embedding_norm` in LFM2, `norm_f` in Nemotron-H | 5.17 to 5.24 |
 | a layer norms what enters its attention by `input_layernorm`, in LFM2 `operator_norm`, in Nemotron-H `norm` | 5.17 to 5.24 |
+| a layer without any of these, but with norms behind attention and MLP, hands its input on as it is (EXAONE 4) | 5.17 to 5.24 |
 | a layer with an `altup` has several states of every token and mixes them before that norm (Gemma 3n) | 5.17 to 5.24 |
 | `decoder.rotary_emb(hidden, ids)`, with a third argument `layer_type` where layers differ (Gemma 3) | 5.17 to 5.24 |
 """
@@ -30,7 +32,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from tokenreduce.adapters.upstream.seams import seam_changed
 
@@ -40,6 +42,7 @@ COLUMNS_ASKED_FOR = "logits_to_keep"
 ATTENTION = ("self_attn", "mixer")
 RECURRENT = ("linear_attention", "conv")  # kinds of layers that keep a state instead of keys
 TOKENWISE = ("moe", "mlp")  # kinds of layers that mix no tokens, and keep nothing
+NORMS_BEHIND = ("post_attention_layernorm", "post_feedforward_layernorm")
 ATTENTION_NORMS = ("input_layernorm", "operator_norm", "norm")
 FINAL_NORMS = ("norm", "embedding_norm", "norm_f")
 AXES = ("time", "height", "width")
@@ -107,6 +110,11 @@ def softcap_of(attention: Any) -> float | None:
     return getattr(attention, "attn_logit_softcapping", None)
 
 
+def makes_keys_anew(attention: Any) -> bool:
+    """Whether an ``attention`` module is latent: its keys are made of narrower rows, and only some channels are rotated."""
+    return hasattr(attention, "kv_b_proj")
+
+
 def attention_norm(layer: Any) -> Any:
     """The norm through which a decoder ``layer`` hands its input to its attention.
 
@@ -117,6 +125,8 @@ def attention_norm(layer: Any) -> Any:
             f"a {type(layer).__name__} mixes several states of every token before its attention, which therefore cannot be "
             "asked ahead; use a method that listens to the layer before"
         )
+    if all(hasattr(layer, name) for name in NORMS_BEHIND) and not any(hasattr(layer, name) for name in ATTENTION_NORMS):
+        return nn.Identity()
     return _named(layer, ATTENTION_NORMS, f"the norm before the attention of a {type(layer).__name__}")
 
 
@@ -144,6 +154,8 @@ def rotated_back(attention: Any, decoder: Any, keys: Tensor, ids: Tensor, kind: 
     """``keys`` (B, H, N, d) of a layer of type ``kind`` as they were, had every token come ``ids`` (B, 1) places sooner."""
     rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
     cos, sin = rotary_embedding(decoder, keys, ids, kind)
+    if [*inspect.signature(rotate).parameters][2] == "sin":
+        return rotate(keys, cos, -sin)
     return rotate(keys, keys, cos, -sin)[1]
 
 

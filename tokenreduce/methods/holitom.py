@@ -225,7 +225,7 @@ def per_frame(tokens: VisualTokens) -> int:
     if tokens.num_tokens != whole or (cells is not None and cells != cells[:n] * layout.frames):
         raise ValueError(
             f"method='holitom' compares whole frames, but {tokens.num_tokens} of {whole} tokens of a video of "
-            f"{layout.frames} frames arrive, or frames differ in shape; put it before the other methods of its stage, and "
-            "merge nothing in the encoder"
+            f"{layout.frames} frames arrive, or frames differ in shape; allowed: first among the methods of its stage, with "
+            "nothing merged in the encoder, where the processor leaves no token of a video out"
         )
     return n
