@@ -21,6 +21,28 @@ def test_every_pair_keeps_the_contracts_or_refuses_as_it_did_last(key):
     assert ran == RAN[key], f"run python docs/make_families.py --only {key}"
 
 
+#: what a method asks for and a family has in a way of its own
+OWN_WAYS = [
+    ("exaone4_5", "prumerge"),  # heads of the tower share keys
+    ("exaone4_5", "pyramiddrop"),  # norms stand behind attention and MLP
+    ("mistral3", "visionzip"),  # packed rows come with an axis of one in front
+    ("minicpmv4_6", "prumerge"),  # the same, joined half-way
+    ("muse_glimmer", "pyramiddrop"),  # a layer without a rotary table
+    ("muse_glimmer", "holitom"),  # merging leaves fewer than the budget
+    ("video_llama_3", "holitom"),  # the processor leaves tokens of a video out
+    ("gemma4", "dart"),  # queries and keys are rotated one by one
+    ("kimi_k25", "dart"),  # keys are made anew of narrower rows
+    ("gemma3n", "dart"),  # several states of a token
+]
+
+
+@pytest.mark.every_family
+@pytest.mark.parametrize(("key", "name"), [pair for pair in OWN_WAYS if pair[0] in reduced.EVERY])
+def test_what_a_family_does_in_a_way_of_its_own(key, name):
+    for kind in pairs.kinds(key):
+        assert pairs.verdict(key, name, kind) == RAN[key]["methods"][name][kind]
+
+
 @pytest.mark.every_family
 @pytest.mark.parametrize("key", reduced.EVERY)
 def test_no_cell_is_empty(key):
