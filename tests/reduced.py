@@ -41,7 +41,7 @@ def told(trace: tr.Trace, mask: torch.Tensor) -> dict:
     door = any(image.reached(-1) is not None for image in trace.images)
 
     def change(b: int, row: zoo_oracle.Row) -> zoo_oracle.Row:
-        embeds, ids, deep = row.embeds.clone(), row.ids.clone(), [x.clone() for x in row.deepstack]
+        embeds, ids, deep = row.embeds.clone(), row.ids.clone(), {i: x.clone() for i, x in row.deepstack.items()}
         first = int(row.columns[0])
         for image in trace.images:
             stage = image.reached(-1) if image.sample == b else None
@@ -50,8 +50,8 @@ def told(trace: tr.Trace, mask: torch.Tensor) -> dict:
             for r, (seat, source) in enumerate(zip(stage.seats - first, stage.source)):
                 members = image.columns[stage.assign == r] - first
                 embeds[seat] = row.embeds[members].mean(0)
-                for new, old in zip(deep, row.deepstack):
-                    new[seat] = old[members].mean(0)
+                for i, old in row.deepstack.items():
+                    deep[i][seat] = old[members].mean(0)
                 if source >= 0:
                     ids[:, seat] = row.ids[:, image.columns[source] - first]
         return replace(row, embeds=embeds, ids=ids, deepstack=deep)

@@ -227,6 +227,7 @@ SEAMS = (
     "attn_logit_softcapping",
     "create_causal_mask",
     "cu_seq_lens_q",
+    "deepstack_features",
     "deepstack_visual_embeds",
     "eager_attention_forward",
     "mm_encoder_outputs",

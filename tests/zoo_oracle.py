@@ -23,7 +23,7 @@ class Row:
     embeds: Tensor  # (T, D)
     ids: Tensor  # (A, T) position ids on A axes, 1 or 3
     blocks: Tensor  # (T,) tokens of equal number >= 0 attend to each other both ways
-    deepstack: list[Tensor]  # (T, D) to add after layer i, zero for text
+    deepstack: dict[int, Tensor]  # (T, D) to add in front of layer i, zero for text
 
     def take(self, which: Tensor) -> Row:
         return Row(
@@ -31,7 +31,7 @@ class Row:
             self.embeds[which],
             self.ids[:, which],
             self.blocks[which],
-            [features[which] for features in self.deepstack],
+            {layer: features[which] for layer, features in self.deepstack.items()},
         )
 
     def write(self, embed: Tensor, position: int) -> Row:
@@ -41,7 +41,7 @@ class Row:
             torch.cat([self.embeds, embed[None]]),
             torch.cat([self.ids, torch.full_like(self.ids[:, :1], position)], dim=1),
             torch.cat([self.blocks, torch.tensor([-1])]),
-            [torch.cat([features, features.new_zeros(1, features.shape[1])]) for features in self.deepstack],
+            {i: torch.cat([x, x.new_zeros(1, x.shape[1])]) for i, x in self.deepstack.items()},
         )
 
 
@@ -103,13 +103,14 @@ def caught(model, inputs: dict, generate: bool = False) -> list[Row]:
     ids = ids[-3:].expand(axes, b, width) if ids.ndim == 3 else ids.expand(axes, b, width)
     real = inputs["attention_mask"].bool()
     blocks = _blocks(model, inputs)
-    deepstack = []
-    for features in got.get("deepstack_visual_embeds") or []:
-        deepstack.append(torch.zeros_like(embeds))
-        deepstack[-1][got["visual_pos_masks"]] = features
+    deepstack = {}
+    behind = dict(enumerate(got.get("deepstack_visual_embeds") or [], start=1))
+    for layer, features in (got.get("deepstack_features") or behind).items():
+        deepstack[layer] = torch.zeros_like(embeds)
+        deepstack[layer][got["visual_pos_masks"] if behind else got["vision_mask"][..., 0]] = features
     whole = torch.arange(width)
     return [
-        Row(whole, embeds[i], ids[:, i], blocks[i], [features[i] for features in deepstack]).take(whole[real[i]])
+        Row(whole, embeds[i], ids[:, i], blocks[i], {k: x[i] for k, x in deepstack.items()}).take(whole[real[i]])
         for i in range(b)
     ]
 
@@ -149,18 +150,18 @@ def _run(model, row: Row, drop_at: dict[int, Tensor], positions: str) -> tuple[T
     """Logits (T', V) of one sample and the columns (T',) they belong to."""
     lm = model.get_decoder()
     kinds = getattr(lm.config, "layer_types", None) or ["full_attention"] * lm.config.num_hidden_layers
-    hidden = row.embeds
+    hidden = row.embeds * getattr(lm, "embedding_multiplier", 1)
     for i, (layer, kind) in enumerate(zip(lm.layers, kinds)):
         if i in drop_at:
             stay = torch.isin(row.columns, drop_at[i]) | (row.columns < 0)
             row, hidden = row.take(stay), hidden[stay]
             if positions == "renumber":
                 row = _renumbered(row)
+        if i in row.deepstack:
+            hidden = hidden + row.deepstack[i]
         mask = None if kind == "linear_attention" else _mask(model, row, kind)
         hidden = layer(hidden[None], attention_mask=mask, position_embeddings=_tables(lm, row, kind))[0]
-        if i < len(row.deepstack):
-            hidden = hidden + row.deepstack[i]
-    return model.lm_head(lm.norm(hidden)), row.columns
+    return model.lm_head(lm.norm(hidden)) / getattr(lm.config, "logits_scaling", 1), row.columns
 
 
 def _mask(model, row: Row, kind: str) -> Tensor:

@@ -72,10 +72,10 @@ class AnyresTower(ClipTower):
         """One-channel ``features``, (views, cells, 1) per image, as the model packs them: (columns,) each, newlines -1."""
         given = call.arguments["pack"]
         more = {k: v for k, v in given.items() if k not in ("views", "image_newline")}
-        made, _ = type(self.core).pack_image_features(
+        made = type(self.core).pack_image_features(
             self.core, features, image_newline=torch.full_like(features[0][0, 0], -1), **more
         )
-        return [x[:, 0] for x in made]
+        return [x[:, 0] for x in (made[0] if isinstance(made, tuple) else made)]
 
     def _picture(self, packed: Tensor, views: int) -> Picture:
         """From the number of the cell that each column holds; -1 for a newline."""

@@ -116,7 +116,6 @@ REFUSALS: tuple[Refusal, ...] = (
             "cosmos3_edge",
             "deepseek_ocr2",
             "ernie4_5_vl_moe",
-            "granite4_vision",
             "hunyuan_vl",
             "lfm3_vl",
             "llama4",

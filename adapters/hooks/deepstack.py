@@ -1,4 +1,4 @@
-"""Deep-stacked visual features, which a decoder adds to its visual tokens after its first layers: they share their fate."""
+"""Deep-stacked visual features, which a decoder adds to its visual tokens in front of some layers: they share their fate."""
 
 from __future__ import annotations
 
@@ -8,22 +8,30 @@ import torch
 from torch import Tensor
 
 from tokenreduce.adapters.hooks.decoder_pass import DecoderPass
-from tokenreduce.adapters.upstream.decoder import DEEP_FEATURES, DEEP_PLACES
+from tokenreduce.adapters.upstream.decoder import DeepStack, deep_stack, put_deep_stack
 
 
 def spread(deep: list[Tensor], visual: Tensor, embeds: Tensor) -> Tensor:
-    """(B, L, E) what is added to each column after the first layers, side by side; zero at text."""
+    """(B, L, E) what is added to each column in front of some layers, side by side; zero at text."""
     batch, length, width = embeds.shape
     whole = embeds.new_zeros(batch, length, width * len(deep))
-    whole[visual.to(embeds.device)] = torch.cat([x.to(embeds) for x in deep], dim=-1)
+    if deep:
+        whole[visual.to(embeds.device)] = torch.cat([x.to(embeds) for x in deep], dim=-1)
     return whole
 
 
-def take_over(reduced: DecoderPass, kwargs: dict[str, Any]) -> None:
-    """Note what the decoder is to add to its visual tokens, where it is to add anything."""
-    deep = kwargs.get(DEEP_FEATURES)
-    if deep is not None:
-        reduced.beside[0] = spread(deep, kwargs[DEEP_PLACES], kwargs["inputs_embeds"])
+def take_over(reduced: DecoderPass, kwargs: dict[str, Any]) -> Tensor:
+    """Note what the decoder is to add to its visual tokens, where it is to add anything; returns what methods are shown.
+
+    That is (B, L, D) what enters the decoder. Where this holds nothing of a picture, the first that is added stands in it.
+    """
+    embeds: Tensor = kwargs["inputs_embeds"]
+    stack = deep_stack(kwargs)
+    if stack is None:
+        return embeds
+    first = stack.features[: int(stack.alone)]
+    reduced.beside[0] = spread(stack.features[len(first) :], stack.places, embeds)
+    return embeds + spread(first, stack.places, embeds) if first else embeds
 
 
 def hand_over(reduced: DecoderPass, kwargs: dict[str, Any]) -> None:
@@ -31,11 +39,27 @@ def hand_over(reduced: DecoderPass, kwargs: dict[str, Any]) -> None:
 
     Where tokens leave while it is still being added, it is taken out of them: the hooks of the layers add it instead.
     """
-    deep = kwargs.pop(DEEP_FEATURES)
-    mask = kwargs.pop(DEEP_PLACES)
-    if any(layer < len(deep) for layer in reduced.pipeline.layers("llm")):
+    stack = deep_stack(kwargs)
+    assert stack is not None, "what travels beside came from there"
+    embeds, valid = kwargs["inputs_embeds"], reduced.packings.by_first[0].valid
+    places = stack.places.to(embeds.device)
+    if stack.alone:
+        text = places.logical_not().unsqueeze(-1)
+        kwargs["inputs_embeds"] = embeds.masked_fill(~text, 0)
+        reduced.beside[0] = torch.cat([embeds.masked_fill(text, 0), reduced.beside[0]], dim=-1)
+    reduced.joined_at = stack.layers
+    if any(layer < stack.layers[-1] for layer in reduced.pipeline.layers("llm")):
+        put_deep_stack(kwargs, None)
         return
-    valid = reduced.packings.by_first[0].valid
-    mask = kwargs[DEEP_PLACES] = mask if valid is None else mask & valid
+    places = places if valid is None else places & valid
     whole = reduced.beside.pop(0)
-    kwargs[DEEP_FEATURES] = [x[mask] for x in whole.split(whole.shape[-1] // len(deep), dim=-1)]
+    left = [x[places] for x in whole.split(embeds.shape[-1], dim=-1)]
+    put_deep_stack(kwargs, DeepStack(stack.layers, left, places, stack.alone))
+
+
+def joined(reduced: DecoderPass, layer: int, hidden: Tensor) -> Tensor:
+    """``hidden`` (B, W, D) with what the decoder itself would have added in front of ``layer``, had no tokens left."""
+    if not reduced.beside or layer not in reduced.joined_at:
+        return hidden
+    parts = reduced.beside[reduced.packings.start(max(layer - 1, 0))].split(hidden.shape[-1], dim=-1)
+    return hidden + parts[reduced.joined_at.index(layer)].to(hidden)

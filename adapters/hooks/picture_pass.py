@@ -33,7 +33,7 @@ class PicturePass:
         tower_values: signals of the towers, per encoded picture; ``behind``, the encoded pictures behind each image.
         project: makes features of rows that enter the projector.
         decisions: the reductions carried out so far; ``recalled``, those of an earlier pass over the same prompt.
-        beside: by first layer, (B, W, E) what is added to the hidden states of later layers.
+        beside: by first layer, (B, W, E) what is added to the hidden states in front of the layers ``joined_at``, in order.
         hidden: what is being shortened, (B, W, D), and the slot in it of each column, (B, L); None: columns are slots.
     """
 
@@ -50,6 +50,7 @@ class PicturePass:
         self.project: Projector = Projector.none()
         self.behind: list[tuple[int, ...]] = []
         self.beside: dict[int, Tensor] = {}
+        self.joined_at: tuple[int, ...] = ()
         self.hidden: tuple[Tensor, Tensor | None] | None = None
         self.decisions: dict[tuple[Stage, int | None], list[Reduction]] = {}
         self.recalled: dict[tuple[Stage, int | None], list[Reduction]] = {}

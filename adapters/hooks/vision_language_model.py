@@ -53,7 +53,6 @@ class VisionLanguageHooks(ModelHooks):
             for i, layer in enumerate(decoder.layers):
                 hook = LayerHooks(i, signals)
                 handles.append(layer.register_forward_pre_hook(hook.enter, with_kwargs=True))
-                handles.append(layer.register_forward_hook(hook.leave))
             signals.attach(handles)
 
     def under_way(self) -> DecoderPass | None:
@@ -110,7 +109,7 @@ class VisionLanguageHooks(ModelHooks):
             reduced.masks.two_way = self.scopes.of_prompt(self.family.two_way(self.call.arguments, embeds), past)
         reduced.masks.windowed, reduced.masks.two_way_layers = self.family.windowed, self.family.two_way_layers
         reduced.last_alone = reads_last_alone(decoder, kwargs)
-        changed = False
+        changed, shown = False, embeds
         if images:
             self.show(reduced, images, encoded, embeds.device)
             reduced.recalled = self._recall(kwargs)
@@ -119,10 +118,10 @@ class VisionLanguageHooks(ModelHooks):
                 reduced.question_end = None if ends is None else torch.tensor(ends, device=embeds.device)
                 given = (self.call.input_ids, self.call.inputs_embeds)
                 decoder_inputs.note_text(reduced, self.family, self.scopes, [item.image for item in images], given)
-            deepstack.take_over(reduced, kwargs)
+            shown = deepstack.take_over(reduced, kwargs)
             if encoded is not None and encoded.states:
-                changed = decoder_inputs.drop_merged(reduced, self.family, encoded, embeds)
-            changed |= decoder_inputs.reduce_projected(reduced, embeds)
+                changed = decoder_inputs.drop_merged(reduced, self.family, encoded, shown)
+            changed |= decoder_inputs.reduce_projected(reduced, shown)
         reduced.passive = state is None and not changed and not self._acts_later(reduced)
         if reduced.passive:
             return None
@@ -130,7 +129,7 @@ class VisionLanguageHooks(ModelHooks):
             refuse_attentions(decoder, kwargs)
         if scope is not None and scope.generates and reduced.groups and not decoder_inputs.uses_cache(decoder, kwargs):
             refuse_missing_cache(self.pipeline)
-        kwargs = dict(kwargs)
+        kwargs = {**kwargs, "inputs_embeds": shown}
         with self.pipeline.stopwatch(embeds.device):
             decoder_inputs.hand_over(reduced, self.family.decoder, kwargs, changed)
         reduced.groups = [replace(group.settle(), entered=group.num_tokens) for group in reduced.groups]

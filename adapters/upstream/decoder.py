@@ -7,7 +7,8 @@
 | `get_decoder()` is what holds the layers, or a causal language model whose `model` does (Llama 4) | 5.17 to 5.24 |
 | a layer takes its hidden states first; Gemma 3n and 4 hand it more by position | 5.17 to 5.24 |
 | a layer calls its attention `self_attn`, or, where it is a single mixer, `mixer` (Nemotron-H) | 5.17 to 5.24 |
-| Qwen3-VL hands its decoder `deepstack_visual_embeds`, a list, and `visual_pos_masks` | 5.17 to 5.24 |
+| Qwen3-VL hands its decoder `deepstack_visual_embeds`, added behind layers 0, 1, ..., and `visual_pos_masks` | 5.17 to 5.24 |
+| Granite 4 Vision hands it zeros for pictures, `deepstack_features` by layer in front of which they join, `vision_mask` | 5.24 |
 | `attn_logit_softcapping` of an attention module (Gemma 2) | 5.17 to 5.24 |
 | `apply_rotary_pos_emb(q, k, cos, sin)` of a decoder's own file, where ids have one axis | 5.17 to 5.24 |
 | layers that reuse keys of earlier ones: `config.kv_sharing_modes` | 5.18 to 5.24 |
@@ -28,7 +29,7 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +47,41 @@ NORMS_BEHIND = ("post_attention_layernorm", "post_feedforward_layernorm")
 ATTENTION_NORMS = ("input_layernorm", "operator_norm", "norm")
 FINAL_NORMS = ("norm", "embedding_norm", "norm_f")
 AXES = ("time", "height", "width")
-DEEP_FEATURES, DEEP_PLACES = "deepstack_visual_embeds", "visual_pos_masks"
+
+
+class DeepStack(NamedTuple):
+    """``features`` (N, D) each, added to the N visual tokens at ``places`` (B, L) bool in front of ``layers``, ascending.
+
+    ``alone``: nothing else of a picture enters the decoder, where it is zero.
+    """
+
+    layers: tuple[int, ...]
+    features: list[Tensor]
+    places: Tensor
+    alone: bool
+
+
+def deep_stack(arguments: Mapping[str, Any]) -> DeepStack | None:
+    """What a call of a decoder is to add to its visual tokens in front of some layers; None for nothing."""
+    if features := arguments.get("deepstack_visual_embeds"):
+        behind = tuple(range(1, len(features) + 1))
+        return DeepStack(behind, list(features), arguments["visual_pos_masks"], alone=False)
+    if by_layer := arguments.get("deepstack_features"):
+        layers = tuple(sorted(by_layer))
+        return DeepStack(layers, [by_layer[i] for i in layers], arguments["vision_mask"].squeeze(-1), alone=True)
+    return None
+
+
+def put_deep_stack(arguments: dict[str, Any], stack: DeepStack | None) -> None:
+    """Replace what ``deep_stack`` finds; None takes it out."""
+    names = ("deepstack_visual_embeds", "visual_pos_masks", "deepstack_features", "vision_mask")
+    for name in names:
+        arguments.pop(name, None)
+    if stack is not None and stack.alone:
+        own: tuple[Any, Any] = (dict(zip(stack.layers, stack.features)), stack.places.unsqueeze(-1))
+        arguments.update(zip(names[2:], own))
+    elif stack is not None:
+        arguments.update(zip(names[:2], (stack.features, stack.places)))
 
 
 def layer_type(config: Any, layer: int) -> str:

@@ -98,7 +98,9 @@ def one_sample(given: dict[str, Any], sample: int, keep: Tensor) -> dict[str, An
     """The arguments of the decoder for columns ``keep`` (K,) of one ``sample`` of the batch."""
     batch, length = given["inputs_embeds"].shape[:2]
     marks = [
-        x for x in given.values() if isinstance(x, Tensor) and x.dtype == torch.bool and x.shape == (batch, length)
+        x.view(batch, length)
+        for x in given.values()
+        if isinstance(x, Tensor) and x.dtype == torch.bool and x.shape in ((batch, length), (batch, length, 1))
     ]
     there = torch.zeros(batch, length, dtype=torch.bool)
     there[sample, keep] = True
@@ -135,9 +137,8 @@ def at(x: Any, length: int, stays: Tensor) -> Any:
     if x.ndim == 4 and x.shape[-2:] == (length, length):  # a mask of queries and keys
         return x[..., stays, :][..., stays]
     axis = -1  # ids, masks and kinds
-    if (
-        x.is_floating_point() and x.ndim > 2
-    ):  # embeddings and rotary tables; several of a token, in front of or behind it
+    # embeddings, rotary tables and what marks embeddings; several of a token, in front of or behind it
+    if x.ndim > 2 and (x.is_floating_point() or x.shape[-1] == 1):
         axis = 1 if x.shape[1] == length else -2
     return x.index_select(axis, stays.nonzero()[:, 0]) if x.shape[axis] == length else x
 

@@ -206,7 +206,10 @@ def with_a_graph(model, inputs: dict, layers: list) -> tuple[list[torch.Tensor],
         rows[module].append(output[0] if isinstance(output, tuple) else output)
 
     def enter(module, args, kwargs):
-        entered.append(kwargs["inputs_embeds"])
+        embeds, deep = kwargs["inputs_embeds"], kwargs.get("deepstack_features")
+        if deep:  # pictures are zeros there: what a method is shown of them joins in front of the first layers
+            embeds = embeds.masked_scatter(kwargs["vision_mask"], deep[min(deep)])
+        entered.append(embeds)
 
     handles = [layer.register_forward_hook(leave) for layer in layers]
     handles.append(model.get_decoder().register_forward_pre_hook(enter, with_kwargs=True))
