@@ -27,7 +27,7 @@ class Granite4Vision(LlavaNext, key="granite4_vision"):
             "use_qformer_text_input": False,
             "vocab_size": 8,
         }
-        scales = {"attention_multiplier": 0.35, "embedding_multiplier": 1.5, "logits_scaling": 2.0}
+        scales: dict[str, Any] = {"attention_multiplier": 0.35, "embedding_multiplier": 1.5, "logits_scaling": 2.0}
         own = {
             "vision_config": vision(
                 "clip_vision_model", 4, hidden_size=64, num_attention_heads=2
