@@ -65,6 +65,7 @@ class LayerShape:
 
     Attributes:
         products: multiply-adds of a token in the layer's matrices.
+        pictured: how many more a token of a picture has, where it passes experts of its own; fewer are below 0.
         pair: multiply-adds of a query with a key: their score, and the key's value weighted; 0 without attention.
         again: multiply-adds of an earlier token, whose keys and values are made of what the cache holds in every call.
         window: tokens that attention looks back on, the token itself included; None for all.
@@ -76,15 +77,16 @@ class LayerShape:
     again: int = 0
     window: int | None = None
     state: tuple[int, int, int] | None = None
+    pictured: int = 0
 
     def seen(self, past: int) -> int:
         """How many of ``past`` earlier tokens are still there for the next one."""
         return past if self.window is None else min(past, self.window - 1)
 
-    def flops(self, new: int, past: int) -> int:
-        """FLOPs over ``new`` tokens with ``past`` before them."""
+    def flops(self, new: int, past: int, pictured: int = 0) -> int:
+        """FLOPs over ``new`` tokens, ``pictured`` of them of pictures, with ``past`` before them."""
         mixing = new * (self.seen(past) + new) * self.pair + self.seen(past) * self.again
-        return 2 * (new * self.products + mixing + self._state_products(new))
+        return 2 * (new * self.products + pictured * self.pictured + mixing + self._state_products(new))
 
     def _state_products(self, new: int) -> int:
         """Multiply-adds of the gated delta rule: by chunks of a prompt, or by one token."""
@@ -130,9 +132,13 @@ class DecoderShape:
     def depth(self) -> int:
         return len(self.layers)
 
-    def prefill(self, tokens: Sequence[int], past: Sequence[int]) -> int:
-        """FLOPs over a chunk of a prompt, of which layer i works on ``tokens[i]`` with ``past[i]`` cached before."""
-        inside = sum(layer.flops(n, before) for layer, n, before in zip(self.layers, tokens, past, strict=True))
+    def prefill(self, tokens: Sequence[int], past: Sequence[int], pictured: Sequence[int] | None = None) -> int:
+        """FLOPs over a chunk of a prompt, of which layer i works on ``tokens[i]`` with ``past[i]`` cached before.
+
+        ``pictured[i]`` of the tokens are of pictures, which matters to experts by modality alone; None: no token is.
+        """
+        each = zip(self.layers, tokens, past, [0] * self.depth if pictured is None else pictured, strict=True)
+        inside = sum(layer.flops(n, before, own) for layer, n, before, own in each)
         return inside + 2 * tokens[0] * self.outside
 
     def step(self, past: Sequence[int]) -> int:

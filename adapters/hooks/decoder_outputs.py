@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from tokenreduce.adapters.hooks.decoder_pass import DecoderPass
 from tokenreduce.adapters.hooks.kv_cache import num_bytes
 from tokenreduce.adapters.upstream.cache import returned_cache
@@ -40,6 +43,18 @@ def with_last_alone(tokens: list[int], past: list[int], readers: list[int]) -> t
     return new, [before + n - own for before, n, own in zip(past, tokens, new)]
 
 
+def pictured_at(reduced: DecoderPass, alive: list[Tensor], readers: list[int]) -> list[list[int]]:
+    """By layer and sample: tokens that pass experts of pictures, of the columns ``alive`` (B, L) in each layer.
+
+    ``readers`` work on the last token alone, which is none of a picture.
+    """
+    marked = reduced.pictured
+    if marked is None:
+        return [[0] * len(reduced.length_in) for _ in alive]
+    counts = {id(columns): (columns & marked).sum(dim=1).tolist() for columns in alive}
+    return [[0] * len(marked) if i in readers else counts[id(columns)] for i, columns in enumerate(alive)]
+
+
 def report_of(reduced: DecoderPass, trace: Trace, shape: DecoderShape, output: Any) -> Report:
     """What this prompt cost a decoder of ``shape``; the pipeline's stopwatch is read and starts again at zero."""
     images, layers = trace.images_per_sample(), range(reduced.depth)
@@ -47,10 +62,14 @@ def report_of(reduced: DecoderPass, trace: Trace, shape: DecoderShape, output: A
     counts = [packings.at(i).counts for i in layers]
     readers = [i for i, holder in enumerate(reduced.masks.holders) if holder != i] if reduced.last_alone else []
     alone = readers if output[0].shape[1] == 1 else []
+    own = pictured_at(reduced, [packings.at(i).alive for i in layers], alone)
+    all_own = pictured_at(reduced, [torch.ones_like(packings.at(0).alive)] * reduced.depth, readers)
     flops = whole = step = whole_step = 0
     for b, length in enumerate(reduced.length_in):
-        flops += shape.prefill(*with_last_alone([counts[i][b] for i in layers], before, alone))
-        whole += shape.prefill(*with_last_alone([length] * reduced.depth, [reduced.offset] * reduced.depth, readers))
+        new = with_last_alone([counts[i][b] for i in layers], before, alone)
+        unreduced = with_last_alone([length] * reduced.depth, [reduced.offset] * reduced.depth, readers)
+        flops += shape.prefill(*new, [row[b] for row in own])
+        whole += shape.prefill(*unreduced, [row[b] for row in all_own])
         step += shape.step([before[i] + reduced.held(i)[b] for i in layers])
         whole_step += shape.step([reduced.offset + length] * reduced.depth)
     cache = reduced.cache if reduced.cache is not None else returned_cache(output)

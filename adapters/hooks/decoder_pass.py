@@ -33,6 +33,7 @@ class DecoderPass(PicturePass):
         captured: signals heard in decoder layers so far, with the packing they were heard under.
         signal_flops: what these cost.
         question_end: (B,) long, column of this chunk behind the question; None: the chunk ends with it.
+        pictured: (B, L) bool, real columns that pass experts of pictures; None: the decoder has none.
         cached: by layer, what is left of this chunk in a cache that was trimmed.
         norm: the decoder's last; ``text``: what the text of this chunk is, where a method asks for it.
     """
@@ -60,6 +61,7 @@ class DecoderPass(PicturePass):
         self.captured: dict[Signal, tuple[Tensor, Packing]] = {}
         self.signal_flops = 0
         self.question_end: Tensor | None = None
+        self.pictured: Tensor | None = None
         self.norm = final_norm(decoder)
         self.text: PromptText | None = None
         self.cached: dict[int, Packing] = {}

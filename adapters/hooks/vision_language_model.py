@@ -30,7 +30,7 @@ from tokenreduce.adapters.hooks.packed_rows import note_documents
 from tokenreduce.adapters.hooks.sequence_packing import Packing, real_columns
 from tokenreduce.adapters.upstream.cache import Cache, given_cache
 from tokenreduce.adapters.upstream.decoder import reads_last_alone
-from tokenreduce.adapters.upstream.decoder_shape import decoder_shape
+from tokenreduce.adapters.upstream.decoder_shape import decoder_shape, with_experts_of_pictures
 from tokenreduce.flops import DecoderShape
 from tokenreduce.per_thread import PerThread, nothing
 from tokenreduce.pipeline import acts
@@ -102,6 +102,8 @@ class VisionLanguageHooks(ModelHooks):
             visual,
             offset=past,
         )
+        by_picture = with_experts_of_pictures(kwargs)
+        reduced.pictured = None if by_picture is None else by_picture & real
         scope, given = self.scopes.scope, self.call.arguments.get("attention_mask")
         if not (scope is not None and scope.generates and given is not None):  # masks of a cache of fixed size
             note_documents(reduced, self.family, given, kwargs, real)

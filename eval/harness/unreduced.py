@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tokenreduce.unreduced import cache_bytes, prefill_flops
+from tokenreduce.unreduced import cache_bytes, pictured, prefill_flops
 
 
 class FirstPass:
@@ -70,4 +70,4 @@ def _counted(model: Any, ids: Any, mask: Any) -> list[tuple[int, int]]:
     kinds = [getattr(model.config, f"{kind}_token_id", None) for kind in ("image", "video")]
     visual = torch.isin(ids, torch.tensor([k for k in kinds if k is not None], device=ids.device)).sum(1).tolist()
     lengths = [ids.shape[1]] * len(visual) if mask is None else mask.sum(1).tolist()
-    return list(zip(visual, prefill_flops(model, lengths)))
+    return list(zip(visual, prefill_flops(model, lengths, pictured(model, ids))))

@@ -17,7 +17,7 @@ from tokenreduce.adapters.registry import family_of
 from tokenreduce.eval import tiny_models as zoo
 from tokenreduce.eval.harness.first_token import whole_prefill
 from tokenreduce.eval.recipe import Recipe
-from tokenreduce.unreduced import cache_bytes, prefill_flops
+from tokenreduce.unreduced import cache_bytes, pictured, prefill_flops
 
 aten = torch.ops.aten
 METHODS = (Ragged(), Ragged(layer=1))
@@ -111,7 +111,8 @@ def test_flops_by_stage(key, variant):
     assert projector > 0
     close(bill["prefill"].flops, sum(less))
     close(bill["prefill"].flops_unreduced, sum(one.of(model.get_decoder()) for one in whole))
-    close(sum(prefill_flops(model, [own["input_ids"].shape[1] for own in alone])), bill["prefill"].flops_unreduced)
+    lengths, own = inputs["attention_mask"].sum(1).tolist(), pictured(model, inputs["input_ids"])
+    close(sum(prefill_flops(model, lengths, own)), bill["prefill"].flops_unreduced)
     assert bill["prefill"].flops < bill["prefill"].flops_unreduced
 
 
