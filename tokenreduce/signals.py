@@ -138,6 +138,19 @@ class CorrectedAttention(TextAttention):
 
 
 @dataclass(frozen=True)
+class AttentionRank(TextAttention):
+    """Numerical rank of the head-mean attention that the marked text tokens of a picture pay its visual tokens in decoder layer
+    ``layer`` (0-based): (B,) long, 0 where none is marked.
+
+    Singular values count above the largest times the larger side times the precision of float32.
+    """
+
+    axis = "picture"
+    over: Literal["sum", "max", "mean"] = "mean"
+    queries: Literal["text", "marked"] = "marked"
+
+
+@dataclass(frozen=True)
 class Keys(Signal):
     """Keys of the attention of tower block ``block`` (0-based), after the projection's bias and before any norm or rotary
     embedding, in float32: (B, N, d) the ``mean`` over heads, or (B, N, H * d) all of them ``joined``.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +20,9 @@ from tokenreduce.tokens import Rows
 #: recycling
 PUBLISHED = {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66, 30, 17)}
 PUBLISHED_PLUS = {192: (300, 200, 118), 128: (238, 108, 60), 96: (246, 54, 28), 64: (66, 34, 20)}
+
+#: scale and bias of the first release for 192 of 576, which make a number of tokens of a rank
+RANK = (13.5, 0.0)
 
 
 def text_score(visual: Tensor, text: Rows) -> Tensor:
@@ -36,6 +41,31 @@ def raters(score: Tensor, valid: Tensor) -> Tensor:
     mean = score.masked_fill(~valid, 0).sum(dim=1, keepdim=True) / valid.sum(dim=1, keepdim=True).clamp_min(1)
     above = (score > mean) & valid
     return torch.where(above.any(dim=1, keepdim=True), above, valid)
+
+
+def check_rank(rank: Any, *, adapts: bool, plain: bool) -> None:
+    """Raise where ``rank``, a scale and a bias, is none, or does not say how many tokens are kept, or another parameter does."""
+    if rank is not None and not adapts:
+        raise ValueError(
+            f"rank={rank!r} says how many tokens each image keeps; allowed: with keep='auto', or rank=None"
+        )
+    if adapts and not plain:
+        raise ValueError(
+            "keep='auto' takes the count of the first release, by the rank of attention; allowed: counts=None and version=1"
+        )
+    numbers = isinstance(rank, tuple) and all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in rank)
+    if rank is not None and not (numbers and len(rank) == 2 and rank[0] > 0 and math.isfinite(sum(rank))):
+        raise ValueError(
+            f"rank={rank!r}; allowed: a scale > 0 and a bias. The paper's code uses (13.5, 0), (9, 6), (0.8, 0)"
+        )
+
+
+def by_rank(rank: Tensor, n: int, line: tuple[float, float], least: int, most: int) -> Tensor:
+    """(B,) long: of ``n`` tokens how many are kept, ``int(scale * rank + bias)`` within ``least`` and ``most``, at most n - 1;
+    all of them where the ``rank`` (B,) is their number."""
+    scale, bias = line
+    wanted = (rank.double() * scale + bias).long().clamp(least, most).clamp(1, max(n - 1, 1))
+    return torch.where(rank == n, n, wanted)
 
 
 def recycled(dropped: int) -> tuple[int, int]:
@@ -61,6 +91,9 @@ def with_means(x: Tensor, score: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor
     Returns (B, N) long, the row each token joins, and (B, K') long, where each row sits, as ``Reduction.merge`` takes them;
     and (B, N) long: 0 dropped, 1 kept, 2 in a mean.
     """
+    if k == x.shape[1]:
+        row = torch.arange(k, device=x.device).expand_as(score)
+        return row, row, torch.ones_like(row)
     best, count = recycled(x.shape[1] - k)
     order = top_k(score, k + best)
     kept, again = order[:, :k].sort(dim=1).values, order[:, k:].sort(dim=1).values
@@ -84,6 +117,22 @@ def lengths(n: int, kept: tuple[int, ...], *, recycle: bool) -> list[int]:
 def average(n: int, kept: tuple[int, ...], runs: Sequence[int], *, recycle: bool) -> Fraction:
     """Tokens in a layer, averaged over stretches of ``runs`` layers."""
     return Fraction(sum(a * b for a, b in zip([n, *lengths(n, kept, recycle=recycle)], runs, strict=True)), sum(runs))
+
+
+def reached(n: int, keep: float, runs: Sequence[int], *, recycle: bool) -> tuple[int, ...]:
+    """``schedule`` for ``keep``, a fraction of ``n`` tokens or a count.
+
+    Errors: ``ValueError`` where the layers before the first that prunes see too many for such an average.
+    """
+    goal = float(keep * n if isinstance(keep, float) else keep)
+    least = average(n, (1,) * (len(runs) - 1), runs, recycle=recycle)
+    if least > goal + 0.5:
+        raise ValueError(
+            f"keep={keep} of {n} tokens cannot be reached: all of them pass the first {runs[0]} of {sum(runs)} layers; "
+            f"allowed: an average of {math.ceil(least)} or more. Drop earlier (layers=...), or shorten in front of the "
+            "language model, for example with tr.wrap(model, tr.Pool(keep=0.5), tr.SparseVLM())"
+        )
+    return schedule(n, goal, runs, recycle=recycle)
 
 
 def schedule(n: int, goal: float, runs: Sequence[int], *, recycle: bool) -> tuple[int, ...]:

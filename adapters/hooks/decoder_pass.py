@@ -96,6 +96,8 @@ class DecoderPass(PicturePass):
             value, packing = self.captured[signal]
             by_picture = isinstance(signal, TextAttention) and signal.queries == "marked"
             rows = torch.tensor(group.members, device=value.device) if by_picture else group.samples
+            if signal.axis == "picture":
+                return value[rows]
             return value[rows[:, None], packing.slot[group.samples[:, None], group.seats]]
         return super().look(signal, group)
 

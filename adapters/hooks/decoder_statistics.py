@@ -13,13 +13,20 @@ from tokenreduce.kernels.attention_logits import attention_logits
 from tokenreduce.kernels.attention_received import Over, attention_received
 from tokenreduce.kernels.attention_row import attention_row
 from tokenreduce.kernels.attention_walk import attention_walk
-from tokenreduce.signals import AttentionReceived, AttentionWalk, CorrectedAttention, LastQueryAttention, TextAttention
+from tokenreduce.signals import (
+    AttentionRank,
+    AttentionReceived,
+    AttentionWalk,
+    CorrectedAttention,
+    LastQueryAttention,
+    TextAttention,
+)
 
 Statistic = AttentionReceived | AttentionWalk | LastQueryAttention | TextAttention
 
 
 def statistic(signal: Statistic, heard: Heard) -> Tensor:
-    """(B, W) the value of ``signal`` for every slot of this chunk."""
+    """(B, W) the value of ``signal`` for every slot of this chunk; where text is marked, (M, W) or (M,) of M pictures."""
     if isinstance(signal, LastQueryAttention):
         documents = heard.reduced.masks.documents_at(heard.layer)
         if documents is not None:
@@ -45,6 +52,7 @@ def multiply_adds(signal: Statistic, heard: Heard) -> int:
     """What ``statistic`` multiplies: the queries it asks for with the keys there are, padding left out."""
     start = heard.reduced.packings.start(heard.layer)
     asked = {
+        AttentionRank: lambda n, visual: n - visual,
         AttentionReceived: lambda n, visual: n,
         AttentionWalk: lambda n, visual: n * getattr(signal, "steps", 0),
         CorrectedAttention: lambda n, visual: n - visual,

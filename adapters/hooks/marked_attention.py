@@ -12,9 +12,10 @@ from tokenreduce.adapters.hooks.decoder_pass import DecoderPass
 from tokenreduce.adapters.upstream.decoder import layer_type, rotated_ones, softcap_of
 from tokenreduce.groups import ImageGroup
 from tokenreduce.kernels.attention_received import attention_received
+from tokenreduce.kernels.attention_row import attention_row
 from tokenreduce.kernels.corrected_attention import corrected_attention
-from tokenreduce.kernels.rows import take_rows
-from tokenreduce.signals import CorrectedAttention, TextAttention
+from tokenreduce.kernels.rows import row_blocks, take_rows
+from tokenreduce.signals import AttentionRank, CorrectedAttention, TextAttention
 
 HEADS = 14  # of 28, in which marked text is believed
 
@@ -72,9 +73,13 @@ class Heard:
 
 
 def by_marked(heard: Heard, signal: TextAttention, upto: Tensor | None) -> Tensor:
-    """(M, W) attention that the marked tokens of text of each of M pictures pay; 0 where none is marked."""
+    """(M, W) attention that the marked tokens of text of each of M pictures pay, or (M,) its rank; 0 where none is marked."""
     reduced, query, key = heard.reduced, heard.query, heard.key
-    value = query.new_zeros(sum(len(group.members) for group in reduced.groups), query.shape[2], dtype=torch.float32)
+    pictures = sum(len(group.members) for group in reduced.groups)
+    if isinstance(signal, AttentionRank):
+        value = query.new_zeros(pictures, dtype=torch.long)
+    else:
+        value = query.new_zeros(pictures, query.shape[2], dtype=torch.float32)
     for group in reduced.groups:
         marked = next((notes["queries"] for notes in group.notes.values() if "queries" in notes), None)
         if marked is None or not marked.shape[1]:
@@ -84,6 +89,9 @@ def by_marked(heard: Heard, signal: TextAttention, upto: Tensor | None) -> Tenso
         slots = heard.packing.slot[samples[:, None], reduced.text.at(samples, marked.clamp_min(0))]
         place = slots + heard.past if upto is None else upto[samples].gather(1, slots)
         rows = query[samples].gather(2, slots[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3]))
+        if isinstance(signal, AttentionRank):
+            value[group.members] = _rank(heard, group, rows, place, there)
+            continue
         if isinstance(signal, CorrectedAttention):
             value[group.members] = _corrected(heard, signal, group, rows, slots, place, there)
             continue
@@ -103,6 +111,32 @@ def by_marked(heard: Heard, signal: TextAttention, upto: Tensor | None) -> Tenso
     return value
 
 
+def _seen(heard: Heard, samples: Tensor, place: Tensor) -> Tensor:
+    """(M, R, past + W) bool of the keys that queries at ``place`` (M, R) of the rows ``samples`` (M,) see."""
+    column = torch.arange(heard.key.shape[2], device=place.device)
+    seen = column <= place[..., None]
+    if heard.window is not None:
+        seen &= column > place[..., None] - heard.window
+    if heard.visible is not None:
+        seen &= heard.visible[samples][:, None]
+    return seen
+
+
+def _rank(heard: Heard, group: ImageGroup, rows: Tensor, place: Tensor, there: Tensor) -> Tensor:
+    """(M,) long of one group's pictures, by the queries ``rows`` (M, H, R, d), which see up to ``place`` (M, R)."""
+    samples = group.samples
+    key, seen = heard.key[samples], _seen(heard, samples, place)
+    own = heard.packing.slot[samples[:, None], group.seats] + heard.past
+    blocks = []
+    for block in row_blocks(rows.shape[2], rows.shape[1] * key.shape[2]):
+        paid = attention_row(rows[:, :, block], key, heard.scale, visible=seen[:, block], softcap=heard.softcap)
+        blocks.append(paid.gather(2, own[:, None].expand(-1, paid.shape[1], -1)))
+    paid = torch.cat(blocks, dim=1).masked_fill(~there[..., None], 0)
+    size = torch.linalg.svdvals(paid)
+    side = there.sum(dim=1, keepdim=True).clamp_min(own.shape[1])
+    return (size > size.amax(dim=1, keepdim=True) * side * torch.finfo(size.dtype).eps).sum(dim=1)
+
+
 def _corrected(
     heard: Heard,
     signal: CorrectedAttention,
@@ -114,12 +148,6 @@ def _corrected(
 ) -> Tensor:
     """(M, W) of one group's pictures, by the queries ``rows`` (M, H, R, d) in ``slots`` (M, R), which see up to ``place``."""
     samples, heads = group.samples, rows.shape[1]
-    column = torch.arange(heard.key.shape[2], device=rows.device)
-    seen = column <= place[..., None]
-    if heard.window is not None:
-        seen &= column > place[..., None] - heard.window
-    if heard.visible is not None:
-        seen &= heard.visible[samples][:, None]
     own = heard.packing.slot[samples[:, None], group.seats]
     ones = heard.rotated_ones()[samples]
     paid = corrected_attention(
@@ -128,7 +156,7 @@ def _corrected(
         heard.scale,
         (take_rows(ones, slots), take_rows(ones, own)),
         own + heard.past,
-        visible=seen,
+        visible=_seen(heard, samples, place),
         real=there,
         heads=signal.heads or (HEADS if heads >= 2 * HEADS else max(1, heads // 2)),
         least=signal.least,

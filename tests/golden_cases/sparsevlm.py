@@ -13,7 +13,7 @@ from torch import Tensor
 from tokenreduce.kernels.group_mean import group_mean
 from tokenreduce.kernels.top_k import top_k
 from tokenreduce.methods.sparsevlm import SparseVLM
-from tokenreduce.text_raters import clusters, raters, text_score
+from tokenreduce.text_raters import by_rank, clusters, raters, text_score
 from tokenreduce.tokens import Rows
 
 
@@ -46,7 +46,8 @@ def score(inputs: Meta[Tensor], params: Meta[Any]) -> dict[str, Tensor]:
         found["keep_topk"] = top_k(relevance[None], k)[0].sort().values
     if "rank_scale" in params:
         rank = torch.linalg.matrix_rank(seen)
-        k = min(int(rank * params["rank_scale"] + params.get("rank_bias", 0)), len(relevance) - 1)
+        n, line = len(relevance), (params["rank_scale"], params.get("rank_bias", 0))
+        k = int(by_rank(rank[None], n, line, 1, n))
         found |= {"rank": rank, "keep_rank_rule": top_k(relevance[None], k)[0].sort().values}
     return found
 

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
 import torch
 
+from tokenreduce.by_count import by_count
 from tokenreduce.matching import ordered
 from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.reduction import Reduction
 from tokenreduce.schedules import scaled_layers
-from tokenreduce.signals import CorrectedAttention, Hidden, Text, TextAttention
-from tokenreduce.text_raters import average, raters, schedule, text_score, with_means
+from tokenreduce.signals import AttentionRank, CorrectedAttention, Hidden, Text, TextAttention
+from tokenreduce.text_raters import RANK, by_rank, check_rank, raters, reached, text_score, with_means
 from tokenreduce.tokens import VisualTokens
 from tokenreduce.validation import ascending, choice, in_range, whole
 
 ROLES = ("dropped", "kept", "recycled")
-#: decoder layers of 32 after which tokens are dropped
-LAYERS = (2, 6, 15)
+#: decoder layers of 32 after which tokens are dropped; where the rank of attention says how many are kept, the second
+LAYERS, RANK_LAYERS = (2, 6, 15), (2, 6, 15, 19)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +30,11 @@ class SparseVLM(Method):
 
     Attributes:
         keep: visual tokens in a decoder layer, averaged over the layers as the paper counts them (a pruning layer by its
-            shorter output): a fraction of N, or a count per image.
-        layers: decoder layers (0-based) after which tokens are dropped; None scales 2, 6, 15 of 32 to the depth.
+            shorter output): a fraction of N, or a count per image. ``auto``, with bounds ``auto:16-128``: after each pruning
+            layer as many as ``rank`` says, the rule of the first release.
+        layers: decoder layers (0-based) after which tokens are dropped; None scales 2, 6, 15 of 32 (and 19, for ``auto``).
+        rank: of ``auto``, scale and bias: ``int(scale * r + bias)`` are kept, r the rank of what raters pay to visual tokens;
+            all where r is their number. None: (13.5, 0), published for 192 of 576; (9, 6) for 128, (0.8, 0) for 64.
         counts: tokens kept after each of them, means not counted, in place of ``keep``; None: published for 192, 128, 96 and
             64 of 576, otherwise those for 192, scaled.
         version: 1; or 2 (SparseVLM+): attention is divided by what the distance of two positions alone explains, and counted in
@@ -59,9 +62,11 @@ class SparseVLM(Method):
     looks_at = "embeddings of text and image, attention of the raters"
     sees = "image"
     counts_at = "output_average"
+    adapts = True
 
-    keep: float | int = 1 / 3
+    keep: float | int | str = 1 / 3
     layers: tuple[int, ...] | None = None
+    rank: tuple[float, float] | None = None
     counts: tuple[int, ...] | None = None
     raters: Literal["after", "all"] = "after"
     recycle: bool | None = None
@@ -81,16 +86,15 @@ class SparseVLM(Method):
         if self.layers is not None:
             ascending("layers", self.layers, 0, f"The paper uses {LAYERS} of 32.")
         if self.counts is not None and any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in self.counts):
-            raise ValueError(
-                f"counts={self.counts!r}; allowed: ints >= 1, one per layer. The paper uses (300, 200, 110)."
-            )
+            raise ValueError(f"counts={self.counts!r}; allowed: ints >= 1, one per layer, such as (300, 200, 110)")
+        check_rank(self.rank, adapts=self.budget.adapts, plain=self.version == 1 and self.counts is None)
 
     def is_identity(self, n: int) -> bool:
         return self.counts is None and super().is_identity(n)
 
     def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
         depth = facts.decoder_depth
-        layers = self.layers or scaled_layers(LAYERS, 32, depth, last=depth - 2)
+        layers = self.layers or scaled_layers(RANK_LAYERS if self.budget.adapts else LAYERS, 32, depth, last=depth - 2)
         if depth < 2 or layers[-1] > depth - 2:
             raise ValueError(
                 f"layers={layers} of a language model of {depth} layers; allowed: 0 to {depth - 2}, layers that another follows"
@@ -99,16 +103,16 @@ class SparseVLM(Method):
             raise ValueError(f"counts={self.counts!r}; allowed: {len(layers)} numbers, one for each of layers={layers}")
         runs = tuple(b - a for a, b in pairwise((0, *layers, depth)))
         n = facts.tokens_per_image
-        if n is not None and not self.is_identity(n):
+        if not (n is None or self.is_identity(n) or self.budget.adapts):
             self.kept(n, runs)
         rate = Step("projector", needs=(Hidden(), Text(self.raters)), amount=runs)
-        return (rate, *(Step("llm", i + 1, (self.paid(i),), (stage, runs)) for stage, i in enumerate(layers)))
+        return (rate, *(Step("llm", i + 1, self.paid(i), (stage, runs)) for stage, i in enumerate(layers)))
 
-    def paid(self, layer: int) -> TextAttention:
-        """What raters pay the image in decoder ``layer``."""
-        if self.version == 1:
-            return TextAttention(layer, "mean", "marked")
-        return CorrectedAttention(layer, heads=self.heads, least=self.least)
+    def paid(self, layer: int) -> tuple[TextAttention, ...]:
+        """What raters pay the image in decoder ``layer``, and the rank of it where that counts."""
+        if self.version == 2:
+            return (CorrectedAttention(layer, heads=self.heads, least=self.least),)
+        return (TextAttention(layer, "mean", "marked"),) + (AttentionRank(layer),) * self.budget.adapts
 
     @property
     def recycles(self) -> bool:
@@ -119,26 +123,22 @@ class SparseVLM(Method):
         if self.counts is not None:
             return self.counts
         keep = self.budget.keep
-        goal = float(keep * n if isinstance(keep, float) else keep)
-        least = average(n, (1,) * (len(runs) - 1), runs, recycle=self.recycles)
-        if least > goal + 0.5:
-            raise ValueError(
-                f"keep={keep} of {n} tokens cannot be reached: all of them pass the first {runs[0]} of {sum(runs)} layers; "
-                f"allowed: an average of {math.ceil(least)} or more. Drop earlier (layers=...), or shorten in front of the "
-                "language model, for example with tr.wrap(model, tr.Pool(keep=0.5), tr.SparseVLM())"
-            )
-        return schedule(n, goal, runs, recycle=self.recycles)
+        assert not isinstance(keep, str), "the rank of attention says how many"
+        return reached(n, keep, runs, recycle=self.recycles)
 
     def reduce(self, tokens: VisualTokens) -> Reduction:
         if tokens.stage == "projector":
             visual, text = tokens.signals.values()
             chosen = raters(text_score(visual, text), text.valid)
             return Reduction.identity(tokens, notes={"queries": torch.where(chosen, text.column, -1)})
-        (score,) = tokens.signals.values()
+        x, (score, *rank) = tokens.features, tokens.signals.values()
         stage, runs = tokens.amount
-        n = tokens.num_tokens
-        k = min(self.kept(tokens.layout.num_tokens, runs)[stage], max(n - 1, 1))
-        return self.cut(tokens.features, score, k) if k < n else Reduction.identity(tokens)
+        n, whole = tokens.num_tokens, tokens.layout.num_tokens
+        if rank:
+            found = by_rank(rank[0], n, self.rank or RANK, self.budget.least(whole), self.budget.count(whole))
+            return by_count(found, lambda own, k: self.cut(x[own], score[own], k))
+        k = min(self.kept(whole, runs)[stage], max(n - 1, 1))
+        return self.cut(x, score, k) if k < n else Reduction.identity(tokens)
 
     def cut(self, x: torch.Tensor, score: torch.Tensor, k: int) -> Reduction:
         """Keep the ``k`` best of ``x`` (B, N, C) by ``score`` (B, N), and means of the best of the others."""
