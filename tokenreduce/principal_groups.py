@@ -64,6 +64,19 @@ def select(x: Tensor, k: int, score: Tensor | None = None, *, cls: int = 0, load
     return Selected(order.gather(1, first), group, rank, left)
 
 
+def spread(x: Tensor) -> Tensor:
+    """(B,) phi of the rows ``x`` (B, N, C): 1 less their mean cosine over pairs, in float64; 0 where all look the same."""
+    unit = unit_rows(x).double()
+    n = x.shape[1]
+    pairs = unit.sum(dim=1).square().sum(dim=1) - unit.square().sum(dim=(1, 2))
+    return 1 - pairs / max(n * (n - 1), 1)
+
+
+def shares_by_spread(phi: Tensor, k: int, n: int, mean: float) -> Tensor:
+    """(B,) long: of ``n`` tokens ``k`` in proportion to ``phi`` (B,) over its ``mean``, within half and twice ``k``."""
+    return (phi * (k / mean)).round().long().clamp(-(-k // 2), min(2 * k, n))
+
+
 def threshold(similar: Tensor, k: int, clip: bool) -> Tensor:
     """(B,) similarity above which a token is set aside; may exceed 1, and then none is."""
     n = similar.shape[1]

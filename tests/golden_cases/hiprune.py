@@ -17,7 +17,7 @@ from tokenreduce.reduction import Reduction
 
 
 def run(inputs: Meta[Tensor], params: Meta[Any]) -> dict[str, Tensor]:
-    params.one_of("variant", ("llava", "qwen2_5_vl"), "llava")  # HiPrune++ is not implemented
+    params.one_of("variant", ("llava", "qwen2_5_vl"), "llava")  # of the release, which has no HiPrune++
     if "object_attention" not in inputs:
         return outputs(select(inputs["object_scores"], inputs["deep_scores"], params))
     return maps(inputs, params) if inputs["object_attention"].ndim == 4 else units(inputs, params)
@@ -31,7 +31,7 @@ def select(objects: Tensor, deep: Tensor, params: Meta[Any], **given: Any) -> Re
     images, n = objects.shape
     if "object_layer_1based" in params:
         given["object_layer"] = params["object_layer_1based"]
-    method = make(HiPrune, params, images, **given)
+    method = make(HiPrune, params, images, variant=None, **given)
     assert isinstance(method, HiPrune)
     k, width = method.budget.count(n), params["grid_w"]
     params.agree(grid_h=n // width, num_anchors=round(k * method.alpha / 5))

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tokenreduce.anchors_and_registers import ROLES
 from tokenreduce.groups import Image, group_images
 from tokenreduce.kernels.grid_partition import grid_partition
 from tokenreduce.kernels.top_k import top_k
@@ -21,7 +22,7 @@ from tokenreduce.layout import Layout
 from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.methods.fastervlm import FasterVLM
 from tokenreduce.methods.fastv import FastV
-from tokenreduce.methods.hiprune import ROLES, HiPrune
+from tokenreduce.methods.hiprune import HiPrune
 from tokenreduce.methods.pool import Pool
 from tokenreduce.methods.random import Random
 from tokenreduce.methods.uniform import Uniform

@@ -8,15 +8,16 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
+from tokenreduce.by_count import by_count
 from tokenreduce.kernels.rows import take_rows
 from tokenreduce.matching import ordered
 from tokenreduce.method import Method, ModelFacts, Step
-from tokenreduce.principal_groups import select
+from tokenreduce.principal_groups import select, shares_by_spread, spread
 from tokenreduce.projector_rows import in_front, needs_cls, rows_of, rows_substitute
 from tokenreduce.reduction import DROPPED, Reduction
 from tokenreduce.signals import ClsAttention, ProjectorInput, TowerPrefix
 from tokenreduce.tokens import VisualTokens
-from tokenreduce.validation import choice
+from tokenreduce.validation import choice, in_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,8 @@ class PruneSID(Method):
             makes one token, as both releases.
         forward_cls: spend one token on the [CLS] row itself, as released; it comes last and sits at no patch.
         output_order: ``raster``, or the ``reference`` order: the [CLS] row, then group by group.
+        dynamic: the paper's budget per image (Dyn): ``keep`` times phi, 1 less the mean cosine of its rows, over this number,
+            the mean phi of the pictures at hand; between half of ``keep`` and twice as many. None: ``keep`` of every image.
 
     Source: "Prune Redundancy, Preserve Essence: Vision Token Compression in VLMs via Synergistic Importance-Diversity", ICLR
         2026, arXiv 2603.09480.
@@ -49,11 +52,23 @@ class PruneSID(Method):
     before_projector: bool | None = None
     forward_cls: bool = False
     output_order: Literal["raster", "reference"] = "raster"
+    dynamic: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         choice("variant", self.variant, (None, "clip", "qwen"))
         choice("output_order", self.output_order, ("raster", "reference"))
+        if self.dynamic is not None:
+            in_range("dynamic", self.dynamic, 0.001, 2.0)
+            if self.forward_cls:
+                raise ValueError(
+                    f"dynamic={self.dynamic} with forward_cls=True; allowed: one of the two, a number of patches for each image "
+                    "or a [CLS] row in front of a given number"
+                )
+
+    def most(self, n: int) -> int:
+        k = self.budget.count(n)
+        return k if self.dynamic is None else min(2 * k, n)
 
     def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
         before = in_front(facts, self.before_projector)
@@ -83,7 +98,16 @@ class PruneSID(Method):
         rows, _ = rows_of(tokens, tokens.amount)
         score = next((x for s, x in tokens.signals.items() if isinstance(s, ClsAttention)), None)
         n = tokens.num_tokens
-        found = select(rows, self.budget.count(n), score, cls=cls)
+        k = self.budget.count(n)
+        if self.dynamic is not None:
+
+            def ask(own: torch.Tensor, count: int) -> Reduction:
+                found = select(rows[own], count, None if score is None else score[own])
+                plan = Reduction.select(found.order, n, score=found.score, positions=self.policy)
+                return plan if self.output_order == "raster" else plan.reordered(found.order)
+
+            return by_count(shares_by_spread(spread(rows), k, n, self.dynamic), ask)
+        found = select(rows, k, score, cls=cls)
         plan = Reduction.select(found.order, n, score=found.score, positions=self.policy)
         if not cls and self.output_order == "raster":
             return plan
