@@ -38,5 +38,7 @@ def by_count(counts: Tensor, ask: Callable[[Tensor, int], Reduction]) -> Reducti
         source=source,
         assign=assign,
         valid=torch.arange(most, device=counts.device) < kept[:, None],
-        **{name: joined(name) for name in ("weight", "role", "score")},
+        weight=joined("weight"),
+        role=joined("role"),
+        score=joined("score"),
     )
