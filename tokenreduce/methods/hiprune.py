@@ -57,6 +57,8 @@ class HiPrune(Method):
         in_range("alpha", self.alpha, 0.0, 1.0)
         choice("border", self.border, ("clamp", "drop"))
         choice("parity", self.parity, ("paper", "release"))
+        more = ": a vision block counted from 1. The paper uses 9 of 24."
+        whole("object_layer", self.object_layer, 1, more, none=True)
         choice("variant", self.variant, (None, "plusplus"))
         in_range("beta", self.beta, 0.0, 1.0)
         if self.variant and self.parity == "release":
@@ -67,8 +69,6 @@ class HiPrune(Method):
     def most(self, n: int) -> int:
         k = self.budget.count(n)
         return min(n, k + int(2 * self.beta * k)) if self.variant else k  # each view rounds by itself
-        more = ": a vision block counted from 1. The paper uses 9 of 24."
-        whole("object_layer", self.object_layer, 1, more, none=True)
 
     def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
         layer = self.object_layer or default_object_layer(facts)
