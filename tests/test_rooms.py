@@ -15,6 +15,8 @@ ALLOWED = {
     "kernels": {"kernels"},
     "tokenreduce/methods": {
         "allotment",
+        "anchors_and_registers",
+        "by_count",
         "energy_merging",
         "kernels",
         "matching",
