@@ -15,6 +15,7 @@ class Granite4Vision(LlavaNext, key="granite4_vision"):
     """8 x 8 patches a tile, 2 x 2 of them a window of one query; layers 0, 1 and 2 are handed features."""
 
     model: Any = getattr(transformers, "Granite4VisionForConditionalGeneration", None)
+    since = (5, 20)
     brief = True
 
     def config(self, **variant: Any) -> Any:
