@@ -67,7 +67,7 @@ def _read_as(cls: type[Family], model: Any, like: str) -> Family:
                     lambda t=tower: family.tower_attention(facts.feature_block, t),  # type: ignore[misc]
                 )
         read("projector", lambda: (family.projectors, family.projection()))
-        read("attention of the decoder", lambda: family.decoder.layers[0].self_attn)
+        read("attention of the decoder", lambda: family.decoder_attention(family.attending[0]))
         for noted in read("calls to note", family.noted_calls) or []:
             read("calls to note", lambda n=noted: getattr(n.owner, n.method))  # type: ignore[misc]
     if missing:

@@ -88,18 +88,23 @@ class Family(TowerFacts):
         """Whether some tokens of a prompt attend to each other both ways."""
         return type(self).two_way is not Family.two_way
 
+    @property
+    def attending(self) -> list[int]:
+        """Decoder layers that have attention."""
+        config, without = self.decoder.config, (*RECURRENT, *TOKENWISE)
+        return [i for i in range(len(self.decoder.layers)) if layer_type(config, i) not in without]
+
     def decoder_attention(self, layer: int) -> nn.Module:
         """The attention module of decoder ``layer``.
 
         Errors: ``ValueError`` for a layer without one.
         """
-        kinds = [layer_type(self.decoder.config, i) for i in range(len(self.decoder.layers))]
-        if kinds[layer] in (*RECURRENT, *TOKENWISE):
-            there = [i for i, kind in enumerate(kinds) if kind not in (*RECURRENT, *TOKENWISE)]
+        if layer not in self.attending:
+            recurrent = layer_type(self.decoder.config, layer) in RECURRENT
             raise ValueError(
                 f"decoder layer {layer} of this {self.model.config.model_type} model "
-                f"{'is recurrent' if kinds[layer] in RECURRENT else 'mixes no tokens'} and has no attention to listen to; "
-                f"allowed: layers {', '.join(map(str, there))}. A method that drops tokens before layer K listens to layer K - 1."
+                f"{'is recurrent' if recurrent else 'mixes no tokens'} and has no attention to listen to; allowed: layers "
+                f"{', '.join(map(str, self.attending))}. A method that drops tokens before layer K listens to layer K - 1."
             )
         return attention_of(self.decoder.layers[layer])
 

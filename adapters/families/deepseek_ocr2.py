@@ -8,7 +8,6 @@ from typing import Any
 from tokenreduce.adapters.families.base import Family
 from tokenreduce.adapters.visual_inputs import NotedCall, Picture, TowerCall
 from tokenreduce.layout import Layout
-from tokenreduce.method import ModelFacts
 
 
 class TilesAndPage(Family):
@@ -18,16 +17,6 @@ class TilesAndPage(Family):
 
     def layers(self, tower: int = 0) -> Any:
         return []
-
-    def facts(self) -> ModelFacts:
-        return ModelFacts(
-            family=self.model.config.model_type,
-            tower_depth=0,
-            feature_block=-1,
-            has_cls=False,
-            decoder_depth=self.decoder.config.num_hidden_layers,
-            stages=("projector", "llm", "cache"),
-        )
 
     def noted_calls(self) -> list[NotedCall]:
         return [NotedCall(self.core, "get_image_features", tiles_of_pages, ahead=True)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -35,14 +36,7 @@ class Florence2(Family):
         return []
 
     def facts(self) -> ModelFacts:
-        return ModelFacts(
-            family="florence2",
-            tower_depth=0,
-            feature_block=-1,
-            has_cls=False,
-            decoder_depth=len(self.decoder.layers),
-            stages=("projector",),
-        )
+        return replace(super().facts(), stages=("projector",))
 
     def pictures(self, call: TowerCall) -> list[Picture]:
         height, width = call.shape[-2:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,15 +25,7 @@ class Gemma3n(Family):
         return []
 
     def facts(self) -> ModelFacts:
-        return ModelFacts(
-            family="gemma3n",
-            tower_depth=0,
-            feature_block=-1,
-            has_cls=False,
-            decoder_depth=self.decoder.config.num_hidden_layers,
-            tokens_per_image=self.side**2,
-            stages=("projector", "llm", "cache"),
-        )
+        return replace(super().facts(), tokens_per_image=self.side**2)
 
     def pictures(self, call: TowerCall) -> list[Picture]:
         return [Picture(Layout(self.side, self.side), self.side**2)] * call.rows

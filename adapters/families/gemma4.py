@@ -8,11 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tokenreduce.adapters.encoders.blocks import Block
 from tokenreduce.adapters.families.base import Family, runs
 from tokenreduce.adapters.visual_inputs import Medium, NotedCall, Picture, Projection, TowerCall
 from tokenreduce.layout import Layout
-from tokenreduce.method import ModelFacts
 
 
 class Gemma4(Family):
@@ -22,23 +20,7 @@ class Gemma4(Family):
 
     @property
     def unit(self) -> int:
-        """Patches of a token, along a side."""
         return self.model.config.vision_config.pooling_kernel_size
-
-    def facts(self) -> ModelFacts:
-        depth = len(self.layers())
-        return ModelFacts(
-            family=self.model.config.model_type,
-            tower_depth=depth,
-            feature_block=depth - 1,
-            has_cls=False,
-            patches_per_token=self.unit**2,
-            decoder_depth=self.decoder.config.num_hidden_layers,
-            stages=("projector", "llm", "cache"),
-        )
-
-    def blocks(self, tower: int = 0) -> list[Block]:
-        return []  # merged patches would have no place in the units that are pooled
 
     def noted_calls(self) -> list[NotedCall]:
         return [NotedCall(self.core, "get_video_features", frames, ahead=True)]

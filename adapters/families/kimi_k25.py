@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenreduce.adapters.encoders.blocks import Block, TransformersBlock
-from tokenreduce.adapters.families.base import Family
 from tokenreduce.adapters.families.qwen2_vl import Qwen2VL
 from tokenreduce.adapters.visual_inputs import Picture, Projection, TowerCall
 from tokenreduce.layout import Layout
@@ -18,9 +17,9 @@ class KimiK25(Qwen2VL):
     model_types: ClassVar[tuple[str, ...]] = ("kimi_k25",)
     remarks = "dynamic resolution; the frames of a chunk of video are one picture; latent attention"
 
-    def __init__(self, model: Any) -> None:
-        Family.__init__(self, model)
-        self.unit = self.towers[0].merge_kernel_size[0]
+    @property
+    def unit(self) -> int:
+        return self.towers[0].merge_kernel_size[0]
 
     def layers(self, tower: int = 0) -> Any:
         return self.towers[tower].layers

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokenreduce.adapters.encoders.blocks import Block
 from tokenreduce.adapters.families.base import Family
 from tokenreduce.adapters.visual_inputs import Picture, Projection, TowerCall
 from tokenreduce.layout import Layout
-from tokenreduce.method import ModelFacts
 
 
 class Lfm2VL(Family):
@@ -19,24 +15,9 @@ class Lfm2VL(Family):
     remarks = "tiles and thumbnail are images of their own; short convolutions read the shortened sequence"
     decoder_layers = ("full_attention", "conv")
 
-    def __init__(self, model: Any) -> None:
-        super().__init__(model)
-        self.unit: int = model.config.downsample_factor
-
-    def facts(self) -> ModelFacts:
-        depth = len(self.layers())
-        return ModelFacts(
-            family="lfm2_vl",
-            tower_depth=depth,
-            feature_block=depth - 1,
-            has_cls=False,
-            patches_per_token=self.unit**2,
-            decoder_depth=self.decoder.config.num_hidden_layers,
-            stages=("projector", "llm", "cache"),
-        )
-
-    def blocks(self, tower: int = 0) -> list[Block]:
-        return []  # merged patches would have no place in the 2x2 units
+    @property
+    def unit(self) -> int:
+        return self.model.config.downsample_factor
 
     def grids(self, call: TowerCall) -> list[list[int]]:
         """Patches of each picture, down and across."""

@@ -20,7 +20,10 @@ class MiniCPMV4_6(PackedRaster):
     def __init__(self, model: Any) -> None:
         super().__init__(model)
         self.after: int = model.config.merge_kernel_size[0] ** model.config.merger_times
-        self.unit = self.after if model.config.downsample_mode == "4x" else 2 * self.after
+
+    @property
+    def unit(self) -> int:
+        return self.after if self.model.config.downsample_mode == "4x" else 2 * self.after
 
     def grids(self, call: TowerCall) -> list[tuple[int, int, int]]:
         return [(1, int(h), int(w)) for h, w in call.arguments["target_sizes"]]

@@ -18,11 +18,14 @@ class Mistral3(PackedRaster):
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
-        self.unit = model.config.spatial_merge_size
         layer = getattr(model.config, "vision_feature_layer", -1)
         if not isinstance(layer, int):
             raise ValueError(f"vision_feature_layer={layer!r} of this model; allowed: an int, features of one block")
         self.feature_block = layer - 1 if layer >= 0 else len(self.layers()) + layer
+
+    @property
+    def unit(self) -> int:
+        return self.model.config.spatial_merge_size
 
     def facts(self) -> ModelFacts:
         return replace(super().facts(), feature_block=self.feature_block)

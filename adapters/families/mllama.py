@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,16 +31,7 @@ class Mllama(Family):
         return [*self.towers[tower].transformer.layers, *self.towers[tower].global_transformer.layers]
 
     def facts(self) -> ModelFacts:
-        depth = len(self.layers())
-        return ModelFacts(
-            family="mllama",
-            tower_depth=depth,
-            feature_block=depth - 1,
-            has_cls=False,
-            tower_grid=(self.grid, self.grid),
-            decoder_depth=self.decoder.config.num_hidden_layers,
-            stages=("projector",),
-        )
+        return replace(super().facts(), tower_grid=(self.grid, self.grid), stages=("projector",))
 
     @property
     def most(self) -> int:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tokenreduce.adapters.encoders.blocks import Block
 from tokenreduce.adapters.families.base import Family
 from tokenreduce.adapters.visual_inputs import NotedCall, Picture, Projection, TowerCall
 from tokenreduce.layout import Layout
@@ -22,20 +22,9 @@ class Molmo2(Family):
     def layers(self, tower: int = 0) -> Any:
         return self.towers[tower].layers
 
-    def blocks(self, tower: int = 0) -> list[Block]:
-        return []  # tokens are made of listed patches, which have to be there
-
     def facts(self) -> ModelFacts:
-        depth, adapter = len(self.layers()), self.model.config.adapter_config
-        return ModelFacts(
-            family="molmo2",
-            tower_depth=depth,
-            feature_block=max(layer % depth for layer in adapter.vision_feature_layer),
-            has_cls=False,
-            patches_per_token=4,
-            decoder_depth=self.decoder.config.num_hidden_layers,
-            stages=("projector", "llm", "cache"),
-        )
+        depth, listed = len(self.layers()), self.model.config.adapter_config.vision_feature_layer
+        return replace(super().facts(), feature_block=max(layer % depth for layer in listed), patches_per_token=4)
 
     def noted_calls(self) -> list[NotedCall]:
         return [

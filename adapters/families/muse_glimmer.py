@@ -17,9 +17,9 @@ class MuseGlimmer(PackedRaster):
     model_types = ("muse_glimmer",)
     remarks = "dynamic resolution, window attention; a frame is a temporal patch"
 
-    def __init__(self, model: Any) -> None:
-        super().__init__(model)
-        self.unit = self.towers[0].merge_size
+    @property
+    def unit(self) -> int:
+        return self.towers[0].merge_size
 
     def layers(self, tower: int = 0) -> Any:
         return self.towers[tower].layers

@@ -5,18 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokenreduce.adapters.encoders.blocks import Block
 from tokenreduce.adapters.families.base import Family
 from tokenreduce.adapters.visual_inputs import Picture, TowerCall
 from tokenreduce.layout import Layout
-from tokenreduce.method import ModelFacts
 
 
 class PackedRaster(Family):
-    """``unit`` patches along a side of a token."""
-
     packs = True
-    unit: int
 
     def grids(self, call: TowerCall) -> list[tuple[int, int, int]]:
         """Patches of each picture of a pass: frames, down, across."""
@@ -29,21 +24,6 @@ class PackedRaster(Family):
     def joined(self, call: TowerCall, block: int) -> int:
         """Patches along a side of a row of ``block``, in a tower that joins some on the way."""
         return 1
-
-    def facts(self) -> ModelFacts:
-        depth = len(self.layers())
-        return ModelFacts(
-            family=self.model.config.model_type,
-            tower_depth=depth,
-            feature_block=depth - 1,
-            has_cls=False,
-            patches_per_token=self.unit**2,
-            decoder_depth=self.decoder.config.num_hidden_layers,
-            stages=("projector", "llm", "cache"),
-        )
-
-    def blocks(self, tower: int = 0) -> list[Block]:
-        return []  # merged patches would have no place in the squares
 
     def patch_counts(self, call: TowerCall) -> list[int]:
         return [t * h * w for t, h, w in self.grids(call)]

@@ -14,9 +14,9 @@ class PaddleOCRVL(PackedRaster):
     model_types = ("paddleocr_vl",)
     remarks = "dynamic resolution, M-RoPE"
 
-    def __init__(self, model: Any) -> None:
-        super().__init__(model)
-        self.unit = model.config.vision_config.spatial_merge_size
+    @property
+    def unit(self) -> int:
+        return self.model.config.vision_config.spatial_merge_size
 
     def layers(self, tower: int = 0) -> Any:
         return self.towers[tower].vision_model.encoder.layers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -18,22 +19,12 @@ class Qwen2VL(Family):
     remarks = "dynamic resolution, M-RoPE; a frame is a temporal patch"
     packs = True
 
-    def __init__(self, model: Any) -> None:
-        super().__init__(model)
-        self.unit: int = self.towers[0].spatial_merge_size
+    @property
+    def unit(self) -> int:
+        return self.towers[0].spatial_merge_size
 
     def facts(self) -> ModelFacts:
-        depth = len(self.layers())
-        return ModelFacts(
-            family=self.model.config.model_type,
-            tower_depth=depth,
-            feature_block=depth - 1,
-            has_cls=False,
-            full_blocks=self.full_blocks,
-            patches_per_token=self.unit**2,
-            decoder_depth=self.decoder.config.num_hidden_layers,
-            stages=("projector", "llm", "cache"),
-        )
+        return replace(super().facts(), full_blocks=self.full_blocks)
 
     @property
     def full_blocks(self) -> tuple[int, ...] | None:
@@ -45,9 +36,6 @@ class Qwen2VL(Family):
 
     def block(self, block: int, tower: int = 0) -> Block:
         return PackedBlock(self.layers(tower)[block])
-
-    def blocks(self, tower: int = 0) -> list[Block]:
-        return []  # merged patches would have no place in the 2x2 units
 
     @property
     def projectors(self) -> list[nn.Module]:

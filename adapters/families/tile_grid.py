@@ -28,11 +28,6 @@ class TileGrid(Family):
         return side, side
 
     @property
-    def unit(self) -> int:
-        """Patches along a side of a token."""
-        return 1
-
-    @property
     def feature_block(self) -> int:
         """The block of the tower (0-based) whose output is projected."""
         layer = getattr(self.model.config, "vision_feature_layer", -1)  # hidden state i is the output of block i - 1

@@ -24,8 +24,23 @@ class TowerFacts:
     packs = False  #: whether the tower runs all pictures as one sequence instead of a batch
     tiled = False  #: whether pictures whose tokens follow one another are the tiles of one
 
+    @property
+    def unit(self) -> int:
+        """Patches along a side of a token."""
+        return 1
+
     def facts(self) -> ModelFacts:
-        raise NotImplementedError
+        """Of a tower without [CLS], whose last block is projected, and in which nothing merges."""
+        depth = len(self.layers())
+        return ModelFacts(
+            family=self.model.config.model_type,
+            tower_depth=depth,
+            feature_block=depth - 1,
+            has_cls=False,
+            patches_per_token=self.unit**2,
+            decoder_depth=len(self.decoder.layers),
+            stages=("projector", "llm", "cache"),
+        )
 
     # ------------------------------------------------------------------ the way from the tower to the prompt
 
@@ -107,7 +122,7 @@ class TowerFacts:
         return self.towers[tower].encoder.layers
 
     def blocks(self, tower: int = 0) -> list[Block]:
-        """The same, for methods that merge inside it; none where merged patches would have no place."""
+        """The same, for methods that merge inside it, where that stage is offered."""
         return [self.block(i, tower) for i in range(len(self.layers(tower)))]
 
     def patch_grid(self, tower: int = 0) -> PatchGrid:

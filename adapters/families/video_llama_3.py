@@ -17,7 +17,6 @@ class VideoLlama3(PackedRaster):
     remarks = (
         "dynamic resolution; tokens of a video that the processor leaves out have no column, and no method meets them"
     )
-    unit = 1
 
     def noted_calls(self) -> list[NotedCall]:
         return [NotedCall(self.core, "get_video_features", lambda arguments: {"videos": True}, ahead=True)]
