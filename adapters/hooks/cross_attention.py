@@ -73,10 +73,6 @@ class CrossAttentionHooks(ModelHooks):
         """What the decoder costs, read off it at the first prompt."""
         return AcrossCost.of(self.family.decoder)
 
-    def forget_call(self, core: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        super().forget_call(core, args, output)
-        self.current = None
-
     def enter(self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.current = None
         refuse_stray_cache(kwargs)

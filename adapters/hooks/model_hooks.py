@@ -35,6 +35,7 @@ class ModelHooks:
     """
 
     call = PerThread[Call | None](nothing)
+    current = PerThread[Any](nothing)  # what is known of the pass that is under way
 
     def __init__(
         self,
@@ -96,7 +97,7 @@ class ModelHooks:
         self.call = Call(kwargs.get("input_ids"), kwargs.get("inputs_embeds"), pictures, kwargs)
 
     def forget_call(self, core: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self.call = None
+        self.call = self.current = None
 
     def show(
         self, reduced: PicturePass, images: Sequence[Placed], encoded: Encoded | None, device: torch.device

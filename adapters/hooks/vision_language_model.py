@@ -63,10 +63,6 @@ class VisionLanguageHooks(ModelHooks):
         """What the layers of the decoder cost, read off them at the first prompt."""
         return decoder_shape(self.family.decoder)
 
-    def forget_call(self, core: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        super().forget_call(core, args, output)
-        self.current = None
-
     def enter(self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.current = None
         refuse_stray_cache(kwargs)
