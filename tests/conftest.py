@@ -17,12 +17,6 @@ from tokenreduce import pytest_plugin
 from tokenreduce.eval import tiny_models
 
 
-@pytest.fixture(autouse=True)
-def look_at_every_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plans of this package's own methods are looked at once per place; in every test anew."""
-    monkeypatch.setattr("tokenreduce.method._LOOKED_AT", set())
-
-
 def pytest_addoption(parser: pytest.Parser) -> None:
     with suppress(ValueError):  # the installed package brings the option itself
         pytest_plugin.pytest_addoption(parser)

@@ -91,7 +91,6 @@ class Step:
 CountsAt = Literal["kept", "average", "output_average"]
 
 _REGISTERED: dict[str, type[Method]] = {}
-OWN = "tokenreduce.methods."  # modules whose plans are tested here
 _LOOKED_AT: set[tuple[object, ...]] = set()
 
 
@@ -190,17 +189,15 @@ class Method:
     def checked(self, tokens: VisualTokens) -> Reduction:
         """``reduce``, with a plan that fits ``tokens``.
 
-        Values are looked at the first time that a method of this kind acts at this place, and on a CPU, where no device waits
-        for it, every time that a method of somebody else's acts.
+        Values are looked at where that does not make a device wait: always on a CPU, elsewhere the first time that a method
+        of this kind acts at this place.
 
         Errors: ``TypeError`` / ``ValueError`` for a plan that does not fit. Warns of NaN in what tokens are ranked by.
         """
         place = (type(self), tokens.stage, tokens.layer, tokens.features.dtype)
-        free = tokens.features.device.type == "cpu"
-        first = place not in _LOOKED_AT
-        compiling = torch.compiler.is_compiling()
+        look = (tokens.features.device.type == "cpu" or place not in _LOOKED_AT) and not torch.compiler.is_compiling()
         _LOOKED_AT.add(place)
-        if (free or first) and not compiling:
+        if look:
             for signal, shown in tokens.signals.items():
                 value = shown.features[shown.valid] if isinstance(shown, Rows) else shown
                 if value.is_floating_point() and not isfinite(value.sum()) and bool(value.isnan().any()):
@@ -216,8 +213,7 @@ class Method:
                 f"{type(self).__name__}.reduce returned a {type(reduction).__name__}; allowed: a Reduction, from "
                 "Reduction.top, .select, .merge or .identity"
             )
-        own = type(self).__module__.startswith(OWN)
-        return reduction.check(tokens, values=(first or (free and not own)) and not compiling)
+        return reduction.check(tokens, values=look)
 
 
 def registered() -> dict[str, type[Method]]:
