@@ -9,7 +9,12 @@ from models import vision
 from torch import nn
 from transformers import AutoConfig, AutoModel, MetaClip2VisionModel
 
+import tokenreduce as tr
+
 TOLERANCE = 2e-5  # float32, two orders of the same additions
+
+METHODS = [tr.ToMe(keep=0.5), tr.PiToMe(keep=0.5), tr.PiToMe(keep=0.5, preset="llava")]
+IDS = ["tome", "pitome", "pitome-llava"]
 
 TIMM = {
     "plain": ("vit_tiny_patch16_224", {}),
@@ -105,3 +110,13 @@ def open_clip_model(timm_backed: bool) -> nn.Module:
     torch.manual_seed(0)
     vocabulary = {"context_length": 8, "vocab_size": 50, "width": 16, "heads": 2, "layers": 1}
     return open_clip.CLIP(embed_dim=12, vision_cfg=tower, text_cfg=vocabulary).eval()
+
+
+def small(name: str, **more) -> nn.Module:
+    """Architecture ``name`` of timm with four narrow blocks and weights that matter."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, pretrained=False, num_classes=0, depth=4, embed_dim=48, num_heads=4, **more).eval()
+    for p in model.parameters():
+        if p.ndim > 1:
+            nn.init.normal_(p, std=0.2)
+    return model
