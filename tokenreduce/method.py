@@ -199,7 +199,7 @@ class Method:
         _LOOKED_AT.add(place)
         if look:
             for signal, shown in tokens.signals.items():
-                value = shown.features[shown.valid] if isinstance(shown, Rows) else shown
+                value = (shown.features[shown.valid] if isinstance(shown, Rows) else shown).detach()
                 if value.is_floating_point() and not isfinite(value.sum()) and bool(value.isnan().any()):
                     at = tokens.stage if tokens.layer is None else f"{tokens.stage} layer {tokens.layer}"
                     warnings.warn(
