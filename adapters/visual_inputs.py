@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from tokenreduce.groups import Image
-from tokenreduce.layout import Layout
+from tokenreduce.layout import Layout, Medium
 
-Medium = Literal["image", "video"]
 #: in the sequence of the decoder, in that of a text encoder before it, or in rows beside it, which it attends to across
 Join = Literal["sequence", "text_encoder", "cross_attention"]
 

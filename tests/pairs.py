@@ -74,7 +74,7 @@ def keeps_the_contracts(key: str, name: str, kind: str) -> bool:
 def counts(method: Method, trace: tr.Trace, report: tr.Report, depth: int) -> None:
     """Exactly the budget for every picture the method is for, in source order; nothing else is touched."""
     for image in trace.images:
-        n, medium = image.tokens_in, "video" if image.layout.frames > 1 else "image"
+        n, medium = image.tokens_in, image.layout.medium
         held = [image.kept(layer) for layer in range(depth)]
         lengths = [len(kept) for kept in held]
         if medium not in method.media:
@@ -160,7 +160,7 @@ def facts_row(key: str) -> list[str]:
     videos = "-"
     if "video" in zoo.kinds(key):
         layouts = seen(key, "video")
-        videos = "one picture of T frames" if layouts[0].frames > 1 else "frames are images"
+        videos = "one picture of T frames" if layouts[0].medium == "video" else "frames are images"
         videos += pooling(family, facts, layouts[0])
     types = ", ".join(f"`{t}`" for t, cls in families().items() if cls is type(family))
     return [f"`{key}`", types, tower, pictures + pooling(family, facts, images[0]), positions, videos, family.remarks]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
 Seen = Literal["frame", "video", "image"]
+Medium = Literal["image", "video"]
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,9 @@ class Layout:
     An image that the vision tower saw in several ``views`` (a base view and tiles) has the layout of each view, in the
     order of the tower, and ``cells[n]`` counts tokens through all of them; ``height`` and ``width`` then only say how
     large the grid is that the tiles form together.
+
+    ``medium`` is what the prompt says it is, by the placeholder that stands for it: a video may have a single frame. Left
+    out, several frames are a video.
     """
 
     height: int
@@ -26,6 +30,11 @@ class Layout:
     frames: int = 1
     cells: tuple[int, ...] | None = None
     views: tuple[Layout, ...] = ()
+    medium: Medium = None  # type: ignore[assignment]  # filled in below when not given
+
+    def __post_init__(self) -> None:
+        if self.medium is None:
+            object.__setattr__(self, "medium", "video" if self.frames > 1 else "image")
 
     @property
     def num_tokens(self) -> int:
@@ -74,5 +83,5 @@ def _split(layout: Layout, by: Seen) -> tuple[tuple[Layout, tuple[int, ...]], ..
     for t in range(layout.frames):
         own = tuple(n for n in whole if places[n] // area == t)
         cells = tuple(places[n] % area for n in own)
-        frames.append((Layout(layout.height, layout.width, cells=None if cells == tuple(range(area)) else cells), own))
+        frames.append((replace(layout, frames=1, cells=None if cells == tuple(range(area)) else cells), own))
     return tuple(frames)

@@ -232,8 +232,7 @@ def _substitutes(method: Method, facts: ModelFacts) -> tuple[str, ...]:
 
 def acts(method: Method, group: ImageGroup) -> bool:
     """Whether ``method`` has anything to do with the images of ``group``."""
-    medium = "video" if group.layout.frames > 1 else "image"
-    return group.num_tokens > 0 and medium in method.media and not method.is_identity(group.num_tokens)
+    return group.num_tokens > 0 and group.layout.medium in method.media and not method.is_identity(group.num_tokens)
 
 
 class ActivePipeline:

@@ -34,7 +34,7 @@ class Molmo2(Family):
 
     def pictures(self, call: TowerCall) -> list[Picture]:
         if "videos" in call.arguments:
-            layouts = [Layout(h, w, frames=t) for t, h, w in call.arguments["videos"].tolist()]
+            layouts = [Layout(h, w, frames=t, medium="video") for t, h, w in call.arguments["videos"].tolist()]
         else:
             grids = [(Layout(*grid[:2]), Layout(*grid[2:])) for grid in call.arguments["images"].tolist()]
             layouts = [Layout(crops.height, crops.width, views=(whole, crops)) for whole, crops in grids]

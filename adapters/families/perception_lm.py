@@ -11,7 +11,7 @@ from tokenreduce.adapters.visual_inputs import Picture, TowerCall
 
 class PerceptionLM(TileGrid):
     model_types = ("perception_lm",)
-    remarks = "tiles, and frames of a video, are views; an encoder of timm, whose attention is not listened to"
+    remarks = "tiles are views; an encoder of timm, whose attention is not listened to"
     tiled = True
     pointwise = heard = False
 

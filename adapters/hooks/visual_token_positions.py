@@ -51,7 +51,9 @@ def place(visual: Tensor, video: Tensor, pictures: Sequence[Picture], repeat: in
                 )
             for i, run in zip(shared, columns.split([pictures[i].columns for i in shared])):
                 held = pictures[i].tokens
-                found.append(Placed(Image(sample, run if held is None else run[list(held)], pictures[i].layout), (i,)))
+                layout = pictures[i].layout
+                layout = replace(layout, medium="video" if is_video else layout.medium)
+                found.append(Placed(Image(sample, run if held is None else run[list(held)], layout), (i,)))
                 order.append((sample, int(run[0])))
     return [found[i] for i in sorted(range(len(found)), key=order.__getitem__)]
 
@@ -84,7 +86,7 @@ def share_of(visual: int, pictures: Sequence[Picture], seen: int, batch: int) ->
 
 
 def as_tiles(placed: list[Placed]) -> list[Placed]:
-    """Pictures whose tokens follow one another without a gap become the views of one."""
+    """Pictures whose tokens follow one another without a gap become the views of an image, or the frames of a video."""
     joined: list[list[Placed]] = []
     for item in placed:
         before = joined[-1][-1].image if joined else None
@@ -93,7 +95,8 @@ def as_tiles(placed: list[Placed]) -> list[Placed]:
             joined[-1].append(item)
         else:
             joined.append([item])
-    return [_as_one(run, _tiled) if len(run) > 1 else run[0] for run in joined]
+    layouts = {"image": _tiled, "video": _filmed}
+    return [_as_one(run, layouts[run[0].image.layout.medium]) if len(run) > 1 else run[0] for run in joined]
 
 
 def as_videos(placed: list[Placed]) -> list[Placed]:
@@ -127,4 +130,4 @@ def _filmed(frames: list[Layout]) -> Layout:
     if first.cells is not None:
         area = first.height * first.width
         cells = tuple(cell + i * area for i in range(len(frames)) for cell in first.cells)
-    return replace(first, frames=len(frames), cells=cells)
+    return replace(first, frames=len(frames), cells=cells, medium="video")

@@ -110,7 +110,7 @@ def _places(trace: Any, row: int, visuals: Sequence[Any], processor: Any) -> lis
         return [(at, image, i * frames // len(images)) for i, image in enumerate(images)]
     for visual in visuals:
         frames = trace.images[at].layout.frames
-        apart = frames == 1  # where a model takes frames as images of their own
+        apart = trace.images[at].layout.medium == "image"  # where a model takes frames as images of their own
         images = _images(visual, len(own) if apart else frames)
         found += [(at + i, image, 0) if apart else (at, image, i) for i, image in enumerate(images)]
         at += sum(tiles_of(image.size, processor) for image in images) if apart else 1

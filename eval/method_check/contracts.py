@@ -94,7 +94,7 @@ def budget_is_filled_exactly(s: Setting) -> None:
     with tr.wrapped(s.model, s.method):
         s.model(**s.case.inputs)
         images = tr.trace(s.model).images
-    theirs = [image for image in images if ("video" if image.layout.frames > 1 else "image") not in s.method.media]
+    theirs = [image for image in images if image.layout.medium not in s.method.media]
     mine = [image for image in images if all(image is not other for other in theirs)]
     if not any(len(stage.source) < image.tokens_in for image in mine for stage in image.stages):
         raise Broken(

@@ -112,7 +112,7 @@ def _swatches(trace: Trace, given: Any, undo: Any, index: int, parts: Sequence[I
     if isinstance(given, Image.Image):
         return swatches_of(provenance_map(trace, given.size, undo, index), given.size, counts=False)
     size, film = given[0].size, getattr(undo, "video_processor", undo)
-    maps = [provenance_map(part, size, undo if part.layout.frames > 1 else film) for part in parts]
+    maps = [provenance_map(part, size, undo if part.layout.medium == "video" else film) for part in parts]
     return [swatch for tokens in maps for swatch in swatches_of(tokens, size, counts=False)]
 
 

@@ -73,6 +73,6 @@ def write_page(
 
 def _frames_apart(trace: PromptTrace | ImageTrace, picture: Any, index: int) -> list[tuple[Any, int]]:
     """``picture`` with its index; the frames of a video that came as images of their own are pictures of their own."""
-    if isinstance(picture, Image.Image) or images_of(trace, index)[0].layout.frames > 1:
+    if isinstance(picture, Image.Image) or images_of(trace, index)[0].layout.medium == "video":
         return [(picture, index)]
     return [(frame, index + number) for number, frame in enumerate(picture)]

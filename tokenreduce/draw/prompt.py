@@ -42,7 +42,7 @@ def draw_prompt(
 
 def numbered_pictures(trace: PromptTrace, pictures: Pictures, processor: Any = None) -> list[tuple[Any, int]]:
     """Each picture of the prompt with the index of its first image in ``trace``; arguments as ``draw_prompt``."""
-    if len(pictures) > len(trace.images) == 1 and trace.images[0].layout.frames > 1:  # the frames themselves
+    if len(pictures) > len(trace.images) == 1 and trace.images[0].layout.medium == "video":  # the frames themselves
         pictures = [pictures]
     found, index = [], 0
     for picture in pictures:
@@ -66,5 +66,5 @@ def images_of_picture(trace: PromptTrace, picture: Any, processor: Any, index: i
     """The images of ``trace`` that ``picture`` became: one, or one per tile or frame; ``picture`` None: one."""
     if isinstance(picture, Image.Image):
         return images_of(trace, index, tiles_of(picture.size, processor))
-    filmed = picture is None or images_of(trace, index)[0].layout.frames > 1
+    filmed = picture is None or images_of(trace, index)[0].layout.medium == "video"
     return images_of(trace, index, 1 if filmed else len(picture))

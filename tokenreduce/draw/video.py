@@ -48,24 +48,25 @@ def draw_frames(
 
     Errors: those of ``draw``, and ``ValueError`` for fewer frames than the trace has.
     """
-    own = images_of(trace, index)[0].layout.frames
-    count = own if own > 1 else len(frames)
+    layout = images_of(trace, index)[0].layout
+    filmed = layout.medium == "video"
+    count = layout.frames if filmed else len(frames)
     if len(frames) < count or count < 1:
         raise ValueError(f"frames={len(frames)}; allowed: at least {max(1, count)}, the frames of the trace")
     shown = [frames[t * len(frames) // count] for t in range(count)]
     size, of = shown[0].size, [0] * count
-    if own == 1 and tiles_of(size, processor) > 1:  # frames of a video are never cut into tiles
+    if not filmed and tiles_of(size, processor) > 1:  # frames of a video are never cut into tiles
         processor = getattr(processor, "video_processor", processor)
-    images = images_of(trace, index, 1 if own > 1 else count)
+    images = images_of(trace, index, 1 if filmed else count)
     maps = [provenance_map(image, size, processor, step=step, layer=layer) for image in images]
-    if own > 1:
+    if filmed:
         maps, of, images = maps * count, list(range(count)), images * count
     if heat and any(tokens.score is None for tokens in maps):
         raise ValueError("heat=True, but no method ranked the tokens of this video by a score; leave it out")
     scores = np.concatenate([f.score for f in maps if f.score is not None]) if heat else np.empty(0)
     ranks = scale_of(scores) if heat else None
     views = [Canvas(frame, side) for frame in shown]
-    together = group_colors(maps[0], views, of) if own > 1 else None
+    together = group_colors(maps[0], views, of) if filmed else None
     pictures, lines = [], []
     for number, (view, tokens, image, t) in enumerate(zip(views, maps, images, of)):
         colors = group_colors(tokens, [view], [t]) if together is None else together
@@ -75,8 +76,8 @@ def draw_frames(
         lines.append(
             f"frame {number}: {int((tokens.frame[left[left >= 0]] == t).sum())} of {int((tokens.frame == t).sum())}"
         )
-    text = describe(*(images[:1] if own > 1 else images), step=step, layer=layer)
-    whole = maps[0] if own > 1 else joined(maps, text)
+    text = describe(*(images[:1] if filmed else images), step=step, layer=layer)
+    whole = maps[0] if filmed else joined(maps, text)
     return DrawnFrames(
         pictures, lines, text, partial(color_bar, scores) if heat else partial(key, swatches_of(whole, size))
     )

@@ -119,7 +119,7 @@ class HoliTom(Method):
 
     def reduce(self, tokens: VisualTokens) -> Reduction:
         whole = tokens.layout.num_tokens
-        if tokens.layout.frames == 1 or self.budget.count(whole) >= whole:
+        if tokens.layout.medium == "image" or self.budget.count(whole) >= whole:
             return Reduction.identity(tokens)
         (score,) = tokens.signals.values()
         if tokens.stage == "llm":

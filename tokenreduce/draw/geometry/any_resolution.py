@@ -18,7 +18,7 @@ def any_resolution(size: tuple[int, int], setting: Settings, layout: Layout) -> 
     width, height = size
     whole = (0.0, 0.0, float(width), float(height))
     if not layout.views:
-        return [squared(size) if layout.frames == 1 else whole]
+        return [squared(size) if layout.medium == "image" else whole]
     if len(layout.views) == 1:
         return [whole]
     canvas = best_canvas((height, width), setting("image_grid_pinpoints"))

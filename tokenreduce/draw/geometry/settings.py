@@ -14,7 +14,7 @@ def settings_of(processor: Any, layout: Layout | None = None) -> Settings:
 
     Errors: ``ValueError`` for an object without settings of an image processor.
     """
-    source = pixel_processor(processor, video=layout is not None and layout.frames > 1)
+    source = pixel_processor(processor, video=layout is not None and layout.medium == "video")
     if hasattr(source, "transforms"):
         source = from_transforms(source.transforms)
     setting = reader(source, processor)
