@@ -16,6 +16,7 @@ if (_checkout / "setup.cfg").is_file() and (_checkout / "adapters").is_dir():
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tokenreduce.adapters.upstream.joint_space import text_tower
     from tokenreduce.budgets import Budget
     from tokenreduce.cost import Report
     from tokenreduce.draw import compare, draw, explore
@@ -37,13 +38,14 @@ if TYPE_CHECKING:
     from tokenreduce.methods.sparsevlm import SparseVLM
     from tokenreduce.methods.tome import ToMe
     from tokenreduce.methods.uniform import Uniform
+    from tokenreduce.prompts import prompt_length, question
     from tokenreduce.reduction import Reduction
     from tokenreduce.scaling import ScaledDown, scaled_down
     from tokenreduce.tables import Table, families, refused
     from tokenreduce.tested import versions
     from tokenreduce.tokens import VisualTokens
     from tokenreduce.traces import Trace, load_trace
-    from tokenreduce.wrapping import budget, is_wrapped, prompt_length, report, trace, unwrap, wrap, wrapped
+    from tokenreduce.wrapping import budget, is_wrapped, report, trace, unwrap, wrap, wrapped
 
     methods: Callable[[], Table]
 
@@ -64,7 +66,8 @@ _HOME = {
     "budget": "wrapping",
     "check_method": "eval.method_check",
     "doctor": "eval.doctor",
-    "prompt_length": "wrapping",
+    "prompt_length": "prompts",
+    "question": "prompts",
     "refused": "tables",
     "compare": "draw.comparison",
     "is_wrapped": "wrapping",
@@ -72,6 +75,7 @@ _HOME = {
     "ScaledDown": "scaling",
     "scaled_down": "scaling",
     "report": "wrapping",
+    "text_tower": "adapters.upstream.joint_space",
     "trace": "wrapping",
     "unwrap": "wrapping",
     "versions": "tested",

@@ -25,6 +25,7 @@ class ModelFacts:
         family: name of the family, for messages only.
         stages: stages this model can serve.
         tower_depth: number of vision blocks; 0 where the tower has none, or none that can be listened to.
+        tower_width: channels of its rows; 0: not known.
         feature_block: 0-based block whose output is used: fed to the projector, or the last one of an encoder alone; -1
             where there is none.
         has_cls: whether the tower has a [CLS] token, its first row.
@@ -36,6 +37,7 @@ class ModelFacts:
         tower_grid: (height, width) of the patch grid where it is known, else None.
         full_blocks: vision blocks in which every patch attends to the whole image; None: all of them.
         decoder_depth: number of decoder layers (0 for an encoder alone).
+        decoder_heads: heads of queries in a decoder layer; 0: not known.
         shared_from: first decoder layer whose keys later layers attend to, too, after which no token may leave; None: there
             is none.
         tokens_per_image: visual tokens of one image when that is fixed, else None.
@@ -46,6 +48,7 @@ class ModelFacts:
     tower_depth: int
     feature_block: int
     has_cls: bool
+    tower_width: int = 0
     tower_prefix: int = 0
     has_distillation: bool = False
     patches_per_token: int = 1
@@ -53,6 +56,7 @@ class ModelFacts:
     tower_grid: tuple[int, int] | None = None
     full_blocks: tuple[int, ...] | None = None
     decoder_depth: int = 0
+    decoder_heads: int = 0
     shared_from: int | None = None
     tokens_per_image: int | None = None
 

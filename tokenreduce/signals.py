@@ -174,6 +174,13 @@ class ProjectorInput(Signal):
 
 
 @dataclass(frozen=True)
+class TowerRows(Signal):
+    """What leaves tower block ``block`` (0-based), a row per token: (B, N, C). Of patches that a token joins, the mean."""
+
+    block: int
+
+
+@dataclass(frozen=True)
 class TowerPrefix(Signal):
     """What leaves tower block ``block`` (0-based) in front of the patches, such as the [CLS] row: (B, V, P, C)."""
 

@@ -6,12 +6,13 @@ M images of a call.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from tokenreduce.layout import Layout
 from tokenreduce.projection import Projector
@@ -36,6 +37,14 @@ class Rows:
     features: Tensor
     valid: Tensor
     column: Tensor
+
+    @classmethod
+    def of(cls, texts: Sequence[Tensor], device: torch.device) -> Rows:
+        """Of (Q, D) rows of each text that stand in no prompt."""
+        count = torch.tensor([len(rows) for rows in texts])
+        features = pad_sequence([rows.to(device) for rows in texts], batch_first=True)
+        valid = (torch.arange(features.shape[1]) < count[:, None]).to(device)
+        return cls(features, valid, torch.zeros_like(valid, dtype=torch.long))
 
     def repeat_interleave(self, count: int) -> Rows:
         """``count`` copies of every picture's text, side by side."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -167,7 +167,7 @@ def budget(model: nn.Module, keep: float | int | str) -> Iterator[None]:
 
     Example: ``with tr.budget(model, keep=64): model.generate(**inputs)``
     """
-    attachment = _attached(_plain(model))
+    attachment = attachment_of(model)
     active = attachment.hooks.active
     before, outer = active.now, active.instead
     changed = Pipeline([dataclasses.replace(m, keep=keep) for m in before.methods], attachment.facts)
@@ -182,34 +182,6 @@ def budget(model: nn.Module, keep: float | int | str) -> Iterator[None]:
         active.instead = outer
 
 
-@contextmanager
-def prompt_length(model: nn.Module, columns: int | Sequence[int]) -> Iterator[None]:
-    """Tell how long the prompts are, where an answer stands behind them in the same row.
-
-    Methods that rank tokens by the question (``fastv``, ``mustdrop``, ``holitom`` inside the language model) look at
-    what comes before. ``generate`` and ``labels`` tell by themselves; scoring given answers does not. The same can be
-    said in the call: ``model(**inputs, prompt_length=n)``.
-
-    Args:
-        columns: of the prompt, padding included; one number, or one per sample.
-
-    Errors: ``ValueError`` at the call when it is no number of columns, has a wrong number of entries, or ends before the
-        last visual token.
-
-    Example: ``with tr.prompt_length(model, prompt["input_ids"].shape[1]): model(**prompt_and_answer)``
-    """
-    given = [columns] if isinstance(columns, int) else list(columns)
-    if not given or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in given):
-        raise ValueError(
-            f"prompt_length={columns!r}; allowed: columns of the prompt, 1 or more, or one number per sample"
-        )
-    hooks = _attached(_plain(model)).hooks
-    if not hasattr(hooks, "scopes"):
-        raise ValueError("prompt_length is about the prompt of a language model; this is an encoder by itself")
-    with hooks.scopes.prompt_length(columns if isinstance(columns, int) else given):
-        yield
-
-
 def is_wrapped(model: nn.Module) -> bool:
     """Whether ``model`` carries a reduction."""
     return _attachment(_plain(model)) is not None
@@ -217,7 +189,7 @@ def is_wrapped(model: nn.Module) -> bool:
 
 def trace(model: nn.Module) -> Trace:
     """Where the visual tokens of the last prompt went. Errors: ``ValueError`` before the first prompt."""
-    found = _attached(_plain(model)).hooks.done.trace
+    found = attachment_of(model).hooks.done.trace
     if found is None:
         raise ValueError("no trace yet: run the wrapped model on a prompt first, e.g. model.generate(**inputs)")
     return found
@@ -225,10 +197,15 @@ def trace(model: nn.Module) -> Trace:
 
 def report(model: nn.Module) -> Report:
     """What the last prompt cost. Errors: ``ValueError`` before the first prompt."""
-    found = _attached(_plain(model)).hooks.done.report
+    found = attachment_of(model).hooks.done.report
     if found is None:
         raise ValueError("no report yet: run the wrapped model on a prompt first, e.g. model.generate(**inputs)")
     return found
+
+
+def attachment_of(model: Any) -> Attachment:
+    """What is attached to ``model``. Errors: ``ValueError`` when it is not wrapped."""
+    return _attached(_plain(model))
 
 
 def _plain(model: Any) -> Any:

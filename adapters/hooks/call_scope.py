@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +89,8 @@ class CallScopes:
     stray = PerThread[Encodings](lambda: Encodings(deque(maxlen=1)))
     #: columns of each sample's prompt, as the caller told
     told = PerThread[Sequence[int] | int | None](nothing)
+    #: what each sample asks of its pictures, in words, as the caller told
+    asked = PerThread[Sequence[str] | str | None](nothing)
 
     @property
     def encoded(self) -> Encodings:
@@ -118,6 +120,29 @@ class CallScopes:
             yield
         finally:
             self.told = outer
+
+    @contextmanager
+    def question(self, texts: Sequence[str] | str) -> Iterator[None]:
+        """Let each sample ask ``texts``, one for all or one for each."""
+        given = [texts] if isinstance(texts, str) else list(texts)
+        if not given or not all(isinstance(text, str) for text in given):
+            raise TypeError(f"question={texts!r}; allowed: a text, or a text per sample")
+        outer, self.asked = self.asked, texts if isinstance(texts, str) else given
+        try:
+            yield
+        finally:
+            self.asked = outer
+
+    def questions(self, samples: Sequence[int], batch: int) -> list[str] | None:
+        """What the pictures in rows ``samples`` of ``batch`` are asked; None: not told."""
+        if self.asked is None or isinstance(self.asked, str):
+            return None if self.asked is None else [self.asked] * len(samples)
+        repeat = 1 if self.scope is None else self.scope.repeat(batch)
+        if len(self.asked) * repeat != batch:
+            raise ValueError(
+                f"question has {len(self.asked)} entries; allowed: one text, or {batch // repeat}, one per sample"
+            )
+        return [self.asked[sample // repeat] for sample in samples]
 
     def told_columns(self, batch: int) -> list[int] | None:
         """Columns of the prompt of each sample, as the caller or ``generate`` tells; None: not told."""
@@ -202,13 +227,16 @@ class ScopedMethod(Shadow):
         if not self.active:
             return self.original(*args, **kwargs)
         refuse_export()
-        told = kwargs.pop("prompt_length", None)
+        told, asked = kwargs.pop("prompt_length", None), kwargs.pop("question", None)
         if self.name == "generate":
             scope = Scope(generates=True, shape=prompt_shape(args, kwargs))
         else:
             scope = Scope(labels=kwargs.get("labels"))
-        with self.scopes.open(scope):
-            if told is None:
-                return self.original(*args, **kwargs)
-            with self.scopes.prompt_length(told.tolist() if isinstance(told, torch.Tensor) else told):
-                return self.original(*args, **kwargs)
+        with ExitStack() as said:
+            said.enter_context(self.scopes.open(scope))
+            if told is not None:
+                columns = told.tolist() if isinstance(told, torch.Tensor) else told
+                said.enter_context(self.scopes.prompt_length(columns))
+            if asked is not None:
+                said.enter_context(self.scopes.question(asked))
+            return self.original(*args, **kwargs)

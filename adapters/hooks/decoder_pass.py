@@ -17,6 +17,7 @@ from tokenreduce.adapters.hooks.sequence_packing import Packing, carried, write
 from tokenreduce.adapters.upstream.cache import Cache
 from tokenreduce.adapters.upstream.decoder import final_norm, holders
 from tokenreduce.groups import ImageGroup
+from tokenreduce.joint_space import Question
 from tokenreduce.kernels.rows import take_rows
 from tokenreduce.pipeline import Pipeline
 from tokenreduce.signals import Columns, Hidden, Signal, Text, TextAttention
@@ -89,6 +90,13 @@ class DecoderPass(PicturePass):
         if isinstance(signal, Hidden):
             assert group.features is not None
             return normed(group.features, signal, self.norm)
+        if isinstance(signal, Question):
+            if self.masks.documents is not None:
+                raise ValueError(
+                    f"question: the samples of this call hold several documents in a row, and {signal.space} is told one "
+                    "question for each; allowed: a row for every document"
+                )
+            return super().look(signal, group)
         if isinstance(signal, Columns):
             assert self.text is not None, "noted where a method asks for it"
             return self.text.column[group.samples[:, None], group.seats]

@@ -104,6 +104,7 @@ class ModelHooks:
     ) -> None:
         """Give a pass its pictures, and what is known of how they were encoded."""
         reduced.behind = [item.behind for item in images]
+        reduced.questions = self.scopes.questions([item.image.sample for item in images], len(reduced.visual))
         reduced.groups = group_images((item.image for item in images), device)
         if encoded is not None:
             reduced.tower_values, reduced.repeat = encoded.values, encoded.repeat

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokenreduce.adapters.hooks.sequence_packing import LayerPackings, Packing
 from tokenreduce.groups import ImageGroup
+from tokenreduce.joint_space import Question
 from tokenreduce.kernels.fingerprint import combine
 from tokenreduce.kernels.group_mean import group_mean
 from tokenreduce.kernels.rows import take_rows
@@ -17,7 +18,7 @@ from tokenreduce.pipeline import Pipeline
 from tokenreduce.projection import Projector
 from tokenreduce.reduction import Reduction
 from tokenreduce.signals import ProjectorInput, Signal
-from tokenreduce.tokens import Stage
+from tokenreduce.tokens import Rows, Stage
 
 
 class PicturePass:
@@ -34,6 +35,7 @@ class PicturePass:
         project: makes features of rows that enter the projector.
         decisions: the reductions carried out so far; ``recalled``, those of an earlier pass over the same prompt.
         beside: by first layer, (B, W, E) what is added to the hidden states in front of the layers ``joined_at``, in order.
+        questions: what each picture's sample asks, as the caller says; None: not said.
         hidden: what is being shortened, (B, W, D), and the slot in it of each column, (B, L); None: columns are slots.
     """
 
@@ -51,6 +53,7 @@ class PicturePass:
         self.behind: list[tuple[int, ...]] = []
         self.beside: dict[int, Tensor] = {}
         self.joined_at: tuple[int, ...] = ()
+        self.questions: list[str] | None = None
         self.hidden: tuple[Tensor, Tensor | None] | None = None
         self.decisions: dict[tuple[Stage, int | None], list[Reduction]] = {}
         self.recalled: dict[tuple[Stage, int | None], list[Reduction]] = {}
@@ -60,6 +63,14 @@ class PicturePass:
         if isinstance(signal, ProjectorInput) and not self.projector(group).exact:
             assert group.features is not None
             return group.features
+        if isinstance(signal, Question):
+            if self.questions is None:
+                raise ValueError(
+                    f"{signal.space} is to tell what a picture is asked, which only its words do: say them, as in "
+                    "model.generate(**inputs, question=['What is on the table?']), one for all samples or one for each; "
+                    "or with tr.question(model, texts): ..."
+                )
+            return Rows.of(signal.space.read([self.questions[m] for m in group.members]), group.seats.device)
         behind = [[self._tower_value(signal, i) for i in self.behind[m]] for m in group.members]
         if signal.axis == "picture":
             value = torch.stack([x[0] if len(x) == 1 else combine(torch.stack(x)[None])[0] for x in behind])

@@ -15,6 +15,7 @@ from tokenreduce.flops import products
 from tokenreduce.per_thread import PerThread
 from tokenreduce.projection import Projector, TwoLayers
 from tokenreduce.signals import Keys, ProjectorInput, Signal, TowerPrefix
+from tokenreduce.signals import TowerRows as RowsOfBlock
 
 Heard = Callable[[int, Signal, Tensor], None]
 
@@ -34,11 +35,10 @@ class TowerRows:
             if isinstance(signal, Keys):
                 block = self.family.block(signal.block, tower)
                 handles.append(block.listen_keys(partial(_keys, heard, signal, block.heads)))
-            elif isinstance(signal, TowerPrefix):
+            elif isinstance(signal, (TowerPrefix, RowsOfBlock)):
                 layer: nn.Module = self.family.block(signal.block, tower).module
-                handles.append(
-                    layer.register_forward_hook(partial(_prefix, heard, signal, self.family.facts().tower_prefix))
-                )
+                rows = self.family.facts().tower_prefix if isinstance(signal, TowerPrefix) else None
+                handles.append(layer.register_forward_hook(partial(_leaving, heard, signal, rows)))
 
     def attach_projector(self, heard: Callable[[Tensor], None], handles: list[Any]) -> None:
         """The same for the rows that enter the projector."""
@@ -87,9 +87,11 @@ def _keys(heard: Heard, signal: Keys, heads: int, keys: Tensor) -> None:
     heard(signal.block, signal, keys)
 
 
-def _prefix(heard: Heard, signal: TowerPrefix, rows: int, module: nn.Module, args: Any, output: Any) -> None:
+def _leaving(
+    heard: Heard, signal: TowerPrefix | RowsOfBlock, rows: int | None, module: nn.Module, args: Any, output: Any
+) -> None:
     hidden = output[0] if isinstance(output, tuple) else output
-    heard(signal.block, signal, hidden[:, :rows])
+    heard(signal.block, signal, hidden if rows is None else hidden[:, :rows])
 
 
 def _entering(heard: Callable[[Tensor], None], module: nn.Module, args: tuple[Any, ...]) -> None:

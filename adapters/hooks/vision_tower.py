@@ -26,6 +26,7 @@ from tokenreduce.kernels.fingerprint import fingerprint
 from tokenreduce.per_thread import PerThread, nothing
 from tokenreduce.pipeline import ActivePipeline
 from tokenreduce.signals import AttentionReceived, ClsAttention, ImageFingerprint, ProjectorInput, Signal
+from tokenreduce.signals import TowerRows as RowsOfBlock
 
 PIXELS = ("pixel_values", "hidden_states")  # what towers call them; else it is their first argument
 
@@ -176,7 +177,9 @@ class VisionTower:
             return
         state = self.encoders[tower].state if self.encoders[tower].blocks else None
         if state is not None and signal.axis == "token":
-            rows = rows_of(rows, state.entered[block])
+            leaving = isinstance(signal, RowsOfBlock)
+            if not leaving or rows.shape[1] != state.assign.shape[1]:  # the last block gives them at full width
+                rows = rows_of(rows, state.assign if leaving else state.entered[block])
         call.values.setdefault(signal, []).append(rows if call.rows else rows.flatten(0, -2))
 
     def hear_projector(self, rows: Tensor) -> None:

@@ -9,11 +9,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tokenreduce.joint_space import JointSpace, Question
 from tokenreduce.kernels.greedy_selection import dpp_selection
 from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.reduction import Reduction
 from tokenreduce.schedules import largest_remainder
-from tokenreduce.signals import Hidden, Text
+from tokenreduce.signals import Hidden, Text, TowerRows
 from tokenreduce.text_relevance import cosine_to_text
 from tokenreduce.tokens import VisualTokens
 from tokenreduce.validation import choice
@@ -25,9 +26,12 @@ class CDPruner(Method):
 
     Attributes:
         keep: fraction of N, or count per image; shared by tiles and frames in proportion to their tokens.
-        text: which text of the prompt tokens are compared with: ``all``, ``after`` or ``before`` the picture.
-        sign: 1, or -1 for relevance as the negated cosine; None: 1 for embeddings of the language model, and what the
-            given text tower is known for.
+        text_tower: the space in which tokens and the question are compared, as ``tr.text_tower`` makes it of the CLIP or SigLIP
+            that the vision tower was taken from; the question is told in words, by ``tr.question`` or ``question=``. None:
+            embeddings of the language model.
+        text: without a text tower, which text of the prompt tokens are compared with: ``all``, ``after`` or ``before``
+            the picture.
+        sign: 1, or -1 for relevance as the negated cosine; None: -1 with a CLIP as text tower, else 1.
         theta: weight of relevance against diversity, in [0, 1): r becomes exp(theta / (2 (1 - theta)) r); None: r itself.
 
     Source: Zhang et al., "Beyond Attention or Similarity: Maximizing Conditional Diversity for Token Pruning in MLLMs",
@@ -43,6 +47,7 @@ class CDPruner(Method):
     looks_at = "text of the prompt, features"
     sees = "image"
 
+    text_tower: JointSpace | None = None
     text: Literal["all", "after", "before"] = "all"
     sign: Literal[1, -1] | None = None
     theta: float | None = None
@@ -50,6 +55,11 @@ class CDPruner(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         choice("text", self.text, ("all", "after", "before"))
+        if self.text_tower is not None and not isinstance(self.text_tower, JointSpace):
+            raise TypeError(
+                f"text_tower is a {type(self.text_tower).__name__}; allowed: tr.text_tower(model, tokenizer) of a CLIPModel or "
+                "SiglipModel, or None"
+            )
         choice("sign", self.sign, (None, 1, -1))
         if self.theta is not None and not 0 <= self.theta < 1:
             raise ValueError(
@@ -57,15 +67,28 @@ class CDPruner(Method):
             )
 
     def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
-        return (Step("projector", needs=(Hidden(), Text(self.text, special=False))),)
+        space = self.text_tower
+        if space is None:
+            return (Step("projector", needs=(Hidden(), Text(self.text, special=False))),)
+        if facts.tower_width not in (0, space.width):
+            raise ValueError(
+                f"text_tower={space} reads rows of {space.width} channels, the vision tower of this {facts.family} model makes "
+                f"rows of {facts.tower_width}; allowed: the CLIP or SigLIP that this tower was taken from, or None"
+            )
+        return (Step("projector", needs=(TowerRows(facts.feature_block), Question(space))),)
 
     def substitutes(self, facts: ModelFacts) -> tuple[str, ...]:
+        if self.text_tower is not None:
+            joined = facts.patches_per_token > 1
+            return ("the mean of the patches that the projector joins in a token as what the text tower sees",) * joined
         return ("relevance by embeddings of the language model in place of a text tower's: none was given",)
 
     def reduce(self, tokens: VisualTokens) -> Reduction:
         rows, text = tokens.signals.values()
-        cosine = cosine_to_text(rows, text)
-        r = relevance(cosine * (self.sign or 1), text.valid.any(dim=1), theta=self.theta)
+        space = self.text_tower
+        cosine = cosine_to_text(rows, text) if space is None else cosine_to_text(space.image(rows), text, to="each")
+        sign = self.sign or (1 if space is None else space.sign)
+        r = relevance(cosine * sign, text.valid.any(dim=1), theta=self.theta)
         n = tokens.num_tokens
         keep = picks(tokens.features, r, self.budget.count(n), view_of(tokens))
         return Reduction.select(keep, n, score=r, positions=self.positions)
