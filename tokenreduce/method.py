@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 
@@ -17,6 +17,16 @@ from tokenreduce.tokens import Rows, Stage, VisualTokens
 from tokenreduce.validation import choice
 
 
+class PixelUnit(NamedTuple):
+    """Shape of the pixel values that become one token, its *unit*: a still image has several equal frames in some models."""
+
+    patches: int
+    channels: int
+    frames: int
+    height: int
+    width: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
     """What a method may know of a model when it plans, before anything is attached.
@@ -24,6 +34,7 @@ class ModelFacts:
     Attributes:
         family: name of the family, for messages only.
         stages: stages this model can serve.
+        pixel_unit: what a unit is made of, where the stage ``pixels`` is offered and this is known.
         tower_depth: number of vision blocks; 0 where the tower has none, or none that can be listened to.
         tower_width: channels of its rows; 0: not known.
         feature_block: 0-based block whose output is used: fed to the projector, or the last one of an encoder alone; -1
@@ -50,6 +61,7 @@ class ModelFacts:
     has_cls: bool
     tower_width: int = 0
     tower_prefix: int = 0
+    pixel_unit: PixelUnit | None = None
     has_distillation: bool = False
     patches_per_token: int = 1
     interpolated: str = ""
@@ -104,8 +116,8 @@ class Method:
 
     A subclass sets the class attributes, overrides ``plan`` (where it acts and what it needs to see) and ``reduce``
     (the mathematics), and is registered under ``name`` by being defined
-    (``class Mine(Method, register=False)`` is not). At the projector ``reduce`` is shown one view of an image at a time
-    (the image itself, or one of the tiles it was cut into); inside the language model, the whole image.
+    (``class Mine(Method, register=False)`` is not). At the pixels and at the projector ``reduce`` is shown one view of an
+    image at a time (the image itself, or one of the tiles it was cut into); inside the language model, the whole image.
 
     Attributes:
         keep: fraction in (0, 1] of the tokens entering the stage, a count per image, or, where the class ``adapts``,
@@ -122,7 +134,7 @@ class Method:
     stages: ClassVar[tuple[Stage, ...]]
     looks_at: ClassVar[str] = ""
     media: ClassVar[tuple[str, ...]] = ("image", "video")  # what it reduces; anything else passes through untouched
-    sees: ClassVar[Seen] = "video"  # at the projector: each tile and the whole video, each frame, or all of an image
+    sees: ClassVar[Seen] = "video"  # there: each tile and the whole video, each frame, or all of an image
     adapts: ClassVar[bool] = False  # whether keep='auto' has a meaning
     counts_at: ClassVar[CountsAt] = "kept"
     output_order = "raster"

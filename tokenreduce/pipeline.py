@@ -14,7 +14,15 @@ from tokenreduce.projection import Projector
 from tokenreduce.reduction import Reduction
 from tokenreduce.schedules import largest_remainder
 from tokenreduce.signals import ProjectorInput, Signal
-from tokenreduce.step_checks import check_count, check_plan, check_step, check_tower, is_bounded
+from tokenreduce.step_checks import (
+    check_count,
+    check_plan,
+    check_selection,
+    check_step,
+    check_together,
+    check_tower,
+    is_bounded,
+)
 from tokenreduce.stopwatch import Stopwatch
 from tokenreduce.tokens import STAGES, Stage, VisualTokens
 from tokenreduce.views import reduce_views, view_of
@@ -68,6 +76,7 @@ class Pipeline:
                 steps.append((method, step))
             if is_bounded(planned):
                 self._bounded.append(method)
+        check_together(steps)
         # Stages run in the order of the model; within a stage and layer, in the order the user gave.
         self.steps = sorted(steps, key=lambda item: (STAGES.index(item[1].stage), item[1].layer or 0))
 
@@ -156,7 +165,7 @@ class Pipeline:
                 continue
             passed: list[ImageGroup] = []
             number = next(i for i, other in enumerate(self.methods) if other is method)
-            parted = stage == "projector"  # inside the language model a method sees the whole image
+            parted = stage in ("pixels", "projector")  # inside the language model a method sees the whole image
             for group in self._alike(groups, method) if parted else groups:
                 if not acts(method, group):
                     passed.append(group)
@@ -180,6 +189,8 @@ class Pipeline:
                     if ProjectorInput() in tokens.signals:
                         tokens.projector = source.projector(group)
                     reduction = decided[len(done)] if decided else self._ask(method, tokens, group, parted)
+                    if stage == "pixels":
+                        check_selection(method.name, reduction)
                     if not decided and any(method is bounded for bounded in self._bounded):
                         check_count(method, reduction, group.num_tokens)
                     done.append(reduction)

@@ -1,12 +1,38 @@
-"""What controls that choose by place alone have in common."""
+"""What controls have in common: those that may act before the tower, and those that choose by place alone."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.reduction import Reduction
+from tokenreduce.signals import Signal
 from tokenreduce.tokens import VisualTokens
+from tokenreduce.validation import choice
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control(Method, register=False):
+    """A baseline that looks at no features.
+
+    Attributes:
+        at: ``projector``; or ``pixels``: what it does not keep never enters the vision tower.
+    """
+
+    stages = ("pixels", "projector")
+    needs: ClassVar[tuple[Signal, ...]] = ()
+
+    at: Literal["pixels", "projector"] = "projector"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choice("at", self.at, self.stages)
+
+    def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
+        return (Step(self.at, needs=self.needs),)
 
 
 class ByPlace(Method, register=False):

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.reduction import Reduction
-from tokenreduce.signals import Keys, LastQueryAttention, Signal, Text, TowerPrefix, block_of
+from tokenreduce.signals import ImageFingerprint, Keys, LastQueryAttention, Signal, Text, TowerPrefix, block_of
 
 WAYS_OUT = {
     "cache": "Its layers keep states or sliding windows, not an entry per token: leave trimming out, as trim_cache=False does"
@@ -44,9 +44,9 @@ def check_step(name: str, step: Step, facts: ModelFacts) -> None:
             f"method={name!r} acts at stage {step.stage!r}, which a {facts.family} model does not offer; it offers: "
             f"{', '.join(facts.stages)}. {WAYS_OUT.get(step.stage, 'Use a method of these stages')}"
         )
-    if step.stage == "projector":
+    if step.stage in ("pixels", "projector"):
         if step.layer is not None:
-            raise ValueError(f"method={name!r}: {step} has a layer; allowed at the projector: layer=None")
+            raise ValueError(f"method={name!r}: {step} has a layer; allowed at stage {step.stage!r}: layer=None")
     else:
         depth = facts.feature_block + 1 if step.stage == "encoder" else facts.decoder_depth
         if isinstance(step.layer, bool) or not isinstance(step.layer, int) or not 0 <= step.layer < depth:
@@ -71,6 +71,12 @@ def check_step(name: str, step: Step, facts: ModelFacts) -> None:
     for need in step.needs:
         if not isinstance(need, Signal):
             raise TypeError(f"method={name!r} needs {need!r}; allowed: signals, such as ClsAttention(22)")
+        if step.stage == "pixels":
+            if need != ImageFingerprint():
+                raise ValueError(
+                    f"method={name!r} needs {need} at {_place(step)}, which comes before it; allowed there: ImageFingerprint()"
+                )
+            continue
         if step.stage == "encoder":
             if not isinstance(need, Keys) or need.heads != "mean" or need.block != step.layer:
                 raise ValueError(
@@ -118,6 +124,27 @@ def check_plan(name: str, plan: object) -> None:
 def is_bounded(steps: Sequence[Step]) -> bool:
     """Whether a method with these ``steps`` reduces once and behind the vision tower, so that its budget is said of that."""
     return len(steps) == 1 and steps[0].stage != "encoder"
+
+
+def check_together(steps: Sequence[tuple[Method, Step]]) -> None:
+    """Raise where methods cannot act on one model together."""
+    first, inside = (
+        next((m.name for m, step in steps if step.stage == stage), None) for stage in ("pixels", "encoder")
+    )
+    if first is not None and inside is not None:
+        raise ValueError(
+            f"method={inside!r} merges inside the vision tower, but method={first!r} leaves it only a part of the picture; "
+            "allowed with a method of stage 'pixels': methods of the stages 'projector', 'llm' and 'cache'"
+        )
+
+
+def check_selection(name: str, plan: Reduction) -> None:
+    """Raise where ``plan``, of stage ``pixels``, is no selection."""
+    if plan.merges or plan.features is not None or not plan.in_order:
+        raise ValueError(
+            f"method={name!r} merges or makes features at stage 'pixels', where there are none yet; allowed: a selection, from "
+            "Reduction.top, .select, .where or .identity"
+        )
 
 
 def check_count(method: Method, plan: Reduction, n: int) -> None:

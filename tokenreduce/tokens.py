@@ -20,8 +20,8 @@ from tokenreduce.projection import Projector
 if TYPE_CHECKING:
     from tokenreduce.signals import Signal
 
-Stage = Literal["encoder", "projector", "llm", "cache"]
-STAGES: tuple[Stage, ...] = ("encoder", "projector", "llm", "cache")
+Stage = Literal["pixels", "encoder", "projector", "llm", "cache"]
+STAGES: tuple[Stage, ...] = ("pixels", "encoder", "projector", "llm", "cache")
 
 
 @dataclass
@@ -62,10 +62,11 @@ class VisualTokens:
     """B images of the same layout and the same current length, as a method sees them.
 
     Attributes:
-        features: (B, N, D) token features at this point of the model.
+        features: (B, N, D) token features at this point of the model; at the pixels, the values of each token's unit, of
+            the shape ``ModelFacts.pixel_unit`` and between 0 and 1, in float32.
         layout: layout of the *original* tokens of these images.
         stage: the stage that asks.
-        layer: decoder layer or encoder block (0-based) that asks; None at the projector.
+        layer: decoder layer or encoder block (0-based) that asks; None at the pixels and at the projector.
         source: (B, N) original token each current token sits at, ascending in an untouched image; -1 for a summary.
         size: (B, N) float, number of original tokens each current token stands for.
         role: (B, N) int, roles given by earlier stages (0 = none).

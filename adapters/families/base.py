@@ -67,10 +67,13 @@ class Family(TowerFacts):
         plain = {layer_type(config, i) for i in range(facts.decoder_depth)} <= {"full_attention", *TOKENWISE}
         shared = (holder for i, holder in enumerate(holders(config)) if holder != i)
         stages = tuple(stage for stage in facts.stages if plain or stage != "cache")
+        if self.pixel_unit is not None:
+            stages = ("pixels", *stages)
         tower = getattr(self.towers[0], "config", None)
         return replace(
             facts,
             stages=stages,
+            pixel_unit=self.pixel_unit,
             tower_width=getattr(tower, "hidden_size", 0),
             decoder_heads=getattr(config, "num_attention_heads", 0),
             shared_from=min(shared, default=None),

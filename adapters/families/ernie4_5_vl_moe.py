@@ -13,6 +13,7 @@ from tokenreduce.layout import Layout
 
 class Ernie4_5VL(Qwen2VL):
     model_types: ClassVar[tuple[str, ...]] = ("ernie4_5_vl_moe",)
+    pixel_unit = None  # two frames of a video are joined in a token behind the tower
     remarks = "dynamic resolution, M-RoPE; two frames of a video are one step of time"
 
     def steps(self, frames: int) -> int:

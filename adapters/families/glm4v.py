@@ -18,6 +18,10 @@ class Glm4v(Qwen2VL):
     def projectors(self) -> list[nn.Module]:
         return [self.towers[0].downsample, self.towers[0].merger]
 
+    @property
+    def unit_mergers(self) -> list[nn.Module]:
+        return [self.towers[0].merger]
+
     def projection(self) -> Projection:
         merger = self.towers[0].merger
         return Projection(merger, merger, merger)

@@ -15,6 +15,7 @@ from tokenreduce.layout import Layout
 
 class KimiK25(Qwen2VL):
     model_types: ClassVar[tuple[str, ...]] = ("kimi_k25",)
+    pixel_unit = None  # the frames of a video are averaged behind the tower
     remarks = "dynamic resolution; the frames of a chunk of video are one picture; latent attention"
 
     @property

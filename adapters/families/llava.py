@@ -12,7 +12,6 @@ from tokenreduce.adapters.upstream.model import feature_layer
 from tokenreduce.adapters.visual_inputs import NotedCall, Picture, Projection, TowerCall
 from tokenreduce.layout import Layout
 from tokenreduce.method import ModelFacts
-from tokenreduce.tokens import STAGES
 
 TOWERS = {"clip_vision_model": 1, "siglip_vision_model": 0}  # rows before the first patch
 
@@ -63,7 +62,7 @@ class ClipTower(Family):
             decoder_depth=self.decoder.config.num_hidden_layers,
             tokens_per_image=self.tokens_per_image,
             # a tower without [CLS] whose first patch the model cuts off would lose a merged token's anchor
-            stages=("projector", "llm", "cache") if self.cut > self.tower_prefix else STAGES,
+            stages=(*(("encoder",) if self.cut <= self.tower_prefix else ()), "projector", "llm", "cache"),
         )
 
     def projection(self) -> Projection:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from tokenreduce.adapters.encoders.blocks import Block, PackedBlock
 from tokenreduce.adapters.families.base import Family
 from tokenreduce.adapters.visual_inputs import Picture, Projection, TowerCall
 from tokenreduce.layout import Layout
-from tokenreduce.method import ModelFacts
+from tokenreduce.method import ModelFacts, PixelUnit
 
 
 class Qwen2VL(Family):
@@ -45,6 +46,24 @@ class Qwen2VL(Family):
     def projection(self) -> Projection:
         merger = self.towers[0].merger
         return Projection.through(merger, *merger.mlp)
+
+    @property
+    def unit_mergers(self) -> list[nn.Module]:
+        return self.projectors
+
+    @property
+    def pixel_unit(self) -> PixelUnit | None:
+        config = self.towers[0].config
+        side = config.patch_size
+        return PixelUnit(self.unit**2, config.in_channels, config.temporal_patch_size, side, side)
+
+    def unit_pixels(self, call: TowerCall, pixels: Tensor, pictures: list[Picture]) -> list[Tensor]:
+        return list(pixels.view(-1, self.unit**2 * pixels.shape[1]).split([picture.columns for picture in pictures]))
+
+    def unit_rows(self, call: TowerCall, pictures: list[Picture]) -> list[Tensor]:
+        numbers = torch.arange(sum(picture.columns for picture in pictures), device=call.arguments["grid_thw"].device)
+        patches = torch.arange(self.unit**2, device=numbers.device)
+        return [units[:, None] * self.unit**2 + patches for units in self.placed(call, numbers, pictures)]
 
     def grids(self, call: TowerCall) -> list[list[int]]:
         """Patches of each picture of a pass: temporal, down, across."""

@@ -11,6 +11,8 @@ class Qwen3OmniThinker(Qwen2VL):
     model_types = ("qwen3_omni_moe_thinker",)
     remarks = "as Qwen3-VL; sounds stay whole"
 
+    pixel_mean = pixel_std = (0.5, 0.5, 0.5)
+
     @property
     def projectors(self) -> list[nn.Module]:
         return [self.towers[0].merger, *self.towers[0].merger_list]

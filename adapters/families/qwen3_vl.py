@@ -10,6 +10,7 @@ from tokenreduce.adapters.visual_inputs import Projection
 
 class Qwen3VL(Qwen2VL):
     model_types: ClassVar[tuple[str, ...]] = ("qwen3_vl", "qwen3_vl_moe")
+    pixel_mean = pixel_std = (0.5, 0.5, 0.5)
     remarks = "dynamic resolution, M-RoPE, deep-stacked features lose the same rows"
 
     def projection(self) -> Projection:

@@ -11,7 +11,6 @@ from tokenreduce.adapters.families.base import Family
 from tokenreduce.adapters.visual_inputs import Picture, TowerCall
 from tokenreduce.layout import Layout
 from tokenreduce.method import ModelFacts
-from tokenreduce.tokens import STAGES
 
 
 class TileGrid(Family):
@@ -52,7 +51,12 @@ class TileGrid(Family):
             decoder_depth=self.decoder.config.num_hidden_layers,
             tokens_per_image=None if self.tiled else self.view().num_tokens,
             # merged patches have no place in squares of several, nor among features from elsewhere
-            stages=STAGES if depth and self.pointwise and self.unit == 1 else ("projector", "llm", "cache"),
+            stages=(
+                *(("encoder",) if depth and self.pointwise and self.unit == 1 else ()),
+                "projector",
+                "llm",
+                "cache",
+            ),
         )
 
     def pictures(self, call: TowerCall) -> list[Picture]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tokenreduce.adapters.encoders.blocks import Block, TransformersBlock, attention_of
 from tokenreduce.adapters.encoders.patch_grid import PatchGrid
 from tokenreduce.adapters.visual_inputs import NotedCall, Picture, Projection, TowerCall
-from tokenreduce.method import ModelFacts
+from tokenreduce.method import ModelFacts, PixelUnit
 
 
 class TowerFacts:
@@ -41,6 +41,26 @@ class TowerFacts:
             decoder_depth=len(self.decoder.layers),
             stages=("projector", "llm", "cache"),
         )
+
+    # ------------------------------------------------------------------ what enters the tower
+
+    #: by which the processor of this family moves and divides values between 0 and 1, per channel
+    pixel_mean: ClassVar[tuple[float, ...]] = (0.48145466, 0.4578275, 0.40821073)
+    pixel_std: ClassVar[tuple[float, ...]] = (0.26862954, 0.26130258, 0.27577711)
+
+    @property
+    def pixel_unit(self) -> PixelUnit | None:
+        """What the pixels of a token are made of, where its tower can run a part of a picture; None: it cannot."""
+        return None
+
+    def unit_pixels(self, call: TowerCall, pixels: Tensor, pictures: list[Picture]) -> list[Tensor]:
+        """Of the ``pixels`` of a pass that is about to run, those of each picture's tokens, (N, values of a unit)."""
+        raise NotImplementedError
+
+    def unit_rows(self, call: TowerCall, pictures: list[Picture]) -> list[Tensor]:
+        """The rows of the tower's blocks that each picture's tokens are made of, (N, patches of a unit) long; of a tower that
+        does not pack, counted through its batch, rows in front of the patches left out."""
+        raise NotImplementedError
 
     # ------------------------------------------------------------------ the way from the tower to the prompt
 
@@ -150,6 +170,11 @@ class TowerFacts:
     def opaque(self) -> list[nn.Module]:
         """Those of towers and ``projectors`` that multiply more than their matrices, in ways that nothing else tells."""
         return [tower for t, tower in enumerate(self.towers) if not len(self.layers(t))]
+
+    @property
+    def unit_mergers(self) -> list[nn.Module]:
+        """The modules of a tower that packs which give one row for each unit of its blocks, where a part of them may enter."""
+        return []
 
     def projection(self) -> Projection:
         """Where on the way through them one row is one token."""

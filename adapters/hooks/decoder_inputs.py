@@ -18,6 +18,7 @@ from tokenreduce.adapters.hooks.prompt_text import PromptText
 from tokenreduce.adapters.hooks.sequence_packing import carried, write
 from tokenreduce.adapters.hooks.tower_passes import Encoded
 from tokenreduce.adapters.hooks.tower_state import TowerState, in_patches
+from tokenreduce.adapters.hooks.unit_selection import without_unseen
 from tokenreduce.adapters.hooks.visual_token_positions import as_tiles, as_videos, place
 from tokenreduce.adapters.upstream.cache import DynamicCache, cache_argument, given_cache
 from tokenreduce.adapters.upstream.decoder import COLUMNS_ASKED_FOR, documents_row, layer_type
@@ -65,6 +66,24 @@ def drop_merged(reduced: DecoderPass, family: Family, encoded: Encoded, embeds: 
         alike = state.alike and group.layout.num_tokens == whole
         groups += merged_group(
             group.showing(embeds, beside=reduced.beside.get(0)), history, rows, in_order, policy, alike
+        )
+    reduced.packings.repack(0, reduced.groups, groups)
+    reduced.groups = groups
+    return True
+
+
+def drop_unseen(reduced: PicturePass, encoded: Encoded, embeds: Tensor) -> bool:
+    """Drop the tokens whose units never ran, in whose places the tower returned others."""
+    methods = [method for method, step in reduced.pipeline.steps if step.stage == "pixels"]
+    policy: PositionPolicy = "renumber" if any(method.policy == "renumber" for method in methods) else "keep"
+    groups: list[ImageGroup] = []
+    for group in reduced.groups:
+        behind = [reduced.behind[m] for m in group.members]
+        groups += without_unseen(
+            group.showing(embeds, beside=reduced.beside.get(0)),
+            [[encoded.unseen[i] for i in own] for own in behind],
+            [[encoded.pictures[i].layout.num_tokens for i in own] for own in behind],
+            policy,
         )
     reduced.packings.repack(0, reduced.groups, groups)
     reduced.groups = groups

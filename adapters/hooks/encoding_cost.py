@@ -48,28 +48,42 @@ class EncodingCost:
         rows: per block, (batch, rows) that entered it, and the borders (S + 1,) of its segments where it packs.
         merged: rows of each image that each block's attention and its other matrices work on, where rows are merged on the
             way.
+        whole: what ``rows`` would be if no unit had been left out before the first block; empty where none was.
+        tokens: how many tokens entered the projector, and how many would have; None: all.
         other: FLOPs of the matrices outside blocks, by stage; ``again`` is what a method had projected once more.
     """
 
     shapes: list[BlockShape]
     rows: dict[int, tuple[int, int, Tensor | None]] = field(default_factory=dict)
     merged: list[tuple[list[int], list[int]]] | None = None
+    whole: dict[int, tuple[int, int, Tensor | None]] = field(default_factory=dict)
+    tokens: tuple[int, int] | None = None
     other: dict[str, int] = field(default_factory=dict)
 
     def flops(self) -> dict[str, Flops]:
         """By stage; reads borders from the device."""
         tower, whole = 0, 0
         for index, (batch, width, borders) in sorted(self.rows.items()):
-            segments = [width] * batch if borders is None else borders.diff().tolist()
+            segments = segments_of(batch, width, borders)
             if self.merged is None:
                 passed = self.shapes[index].flops(segments, segments)
-                tower, whole = tower + passed, whole + passed
+                before = segments_of(*self.whole[index]) if index in self.whole else segments
+                tower, whole = tower + passed, whole + self.shapes[index].flops(before, before)
             else:
                 first = self.merged[0][0]
                 tower += self.shapes[index].flops(*self.merged[index])
                 whole += self.shapes[index].flops(first, first)
         outside, projector, again = (self.other.get(stage, 0) for stage in ("tower", "projector", "again"))
-        return {"tower": (tower + outside, whole + outside), "projector": (projector + again, projector)}
+        entered, tokens = self.tokens or (1, 1)
+        return {
+            "tower": (tower + outside, whole + outside),
+            "projector": (projector + again, projector * tokens // entered),
+        }
+
+
+def segments_of(batch: int, width: int, borders: Tensor | None) -> list[int]:
+    """Lengths of the segments of rows that attend within themselves."""
+    return [width] * batch if borders is None else borders.diff().tolist()
 
 
 def total(costs: Iterable[EncodingCost]) -> dict[str, Flops]:

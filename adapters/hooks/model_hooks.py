@@ -44,10 +44,10 @@ class ModelHooks:
         output_length: OutputLength = "full",
         images_as_video: bool = False,
     ) -> None:
-        if images_as_video and pipeline.layers("encoder"):
+        if images_as_video and (pipeline.layers("encoder") or pipeline.at("pixels")):
             raise ValueError(
-                "images_as_video=True shows the images of a sample together, which a method inside the encoder cannot "
-                "use; leave it out, or leave out the encoder method"
+                "images_as_video=True shows the images of a sample together, which a method inside or before the encoder "
+                "cannot use; leave it out, or leave out that method"
             )
         self.family = family
         self.images_as_video = images_as_video

@@ -48,7 +48,7 @@ class PromptPictures:
         self.family = family
         self.scopes = scopes
         self.wanted = [s for s in pipeline.now.listens if s.part == "tower"]
-        self.merges = bool(pipeline.now.layers("encoder"))
+        self.merges = bool(pipeline.now.layers("encoder") or pipeline.now.at("pixels"))
         self.ahead = FeaturesAhead()
         self.warned = False  # of mixed-up pictures, once
 
@@ -141,5 +141,5 @@ class PromptPictures:
         if call.rows or not isinstance(signal, AttentionReceived):
             return found
         # sums over the queries of a frame become means
-        counts = self.family.row_counts(call, block)
+        counts = call.counts(self.family.row_counts(call, block))
         return [x * (picture.layout.frames / n) for x, picture, n in zip(found, pictures, counts, strict=True)]

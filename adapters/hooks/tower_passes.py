@@ -9,8 +9,11 @@ from typing import NamedTuple
 from torch import Tensor
 
 from tokenreduce.adapters.hooks.encoding_cost import EncodingCost
+from tokenreduce.adapters.hooks.packed_entrance import EnteringRows
 from tokenreduce.adapters.hooks.tower_state import TowerState
+from tokenreduce.adapters.hooks.unit_selection import UnitSelection
 from tokenreduce.adapters.visual_inputs import Picture, TowerCall
+from tokenreduce.provenance import StageTrace
 from tokenreduce.signals import Signal
 
 
@@ -23,12 +26,21 @@ class TowerPass(TowerCall):
         values: per signal, (rows, N) of the tower's rows, or, where pictures are packed, (N,) in pieces.
         state: what was merged; None for nothing.
         cost: what is noted of its FLOPs.
+        selection: which units entered its blocks; None: all; ``entered``, the same of the rows of a tower that packs.
     """
 
     prints: Tensor | None = None
     values: dict[Signal, list[Tensor]] = field(default_factory=dict)
     state: TowerState | None = None
     cost: EncodingCost | None = None
+    selection: UnitSelection | None = None
+    entered: EnteringRows | None = None
+
+    def counts(self, whole: list[int]) -> list[int]:
+        """Rows of each picture in the blocks of a tower that packs, of ``whole`` where all entered."""
+        if self.selection is None:
+            return whole
+        return [int(kept.sum()) * rows.shape[1] for kept, rows in zip(self.selection.kept, self.selection.rows)]
 
 
 class Finished(NamedTuple):
@@ -50,7 +62,10 @@ class Pick(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """Encoded pictures of a prompt: the signals of each, what was merged, and how many decoder rows share a sample."""
+    """Encoded pictures of a prompt: the signals of each, what was merged, and how many decoder rows share a sample.
+
+    ``unseen``: of each, what happened to its tokens before the tower; None: nothing. Empty where nothing happened to any.
+    """
 
     pictures: list[Picture]
     values: dict[Signal, list[Tensor | None]]
@@ -58,6 +73,7 @@ class Encoded(NamedTuple):
     states: list[TowerState]  # of the passes, where they merge
     repeat: int
     costs: list[EncodingCost]
+    unseen: list[StageTrace | None]
 
     @classmethod
     def of(
@@ -73,6 +89,8 @@ class Encoded(NamedTuple):
                 before += picture.rows
         begins = [first[id(pick.passed), pick.index] for pick in picks]
         states = [passed.call.state for passed in passes.values() if passed.call.state is not None]
+        chosen = [pick.passed.call.selection for pick in picks]
+        unseen = [None if own is None else own.pictures[pick.index] for own, pick in zip(chosen, picks)]
         return cls(
             pictures=[pick.picture for pick in picks],
             values={s: [found[id(pick.passed)][pick.index] for pick in picks] for s, found in signals.items()},
@@ -80,4 +98,5 @@ class Encoded(NamedTuple):
             states=states if any(state.touched for state in states) else [],
             repeat=repeat,
             costs=[passed.call.cost for passed in passes.values() if passed.call.cost is not None],
+            unseen=unseen if any(passed is not None for passed in unseen) else [],
         )

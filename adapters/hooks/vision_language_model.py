@@ -117,6 +117,8 @@ class VisionLanguageHooks(ModelHooks):
                 given = (self.call.input_ids, self.call.inputs_embeds)
                 decoder_inputs.note_text(reduced, self.family, self.scopes, [item.image for item in images], given)
             shown = deepstack.take_over(reduced, kwargs)
+            if encoded is not None and encoded.unseen:
+                changed = decoder_inputs.drop_unseen(reduced, encoded, shown)
             if encoded is not None and encoded.states:
                 changed = decoder_inputs.drop_merged(reduced, self.family, encoded, shown)
             changed |= decoder_inputs.reduce_projected(reduced, shown)

@@ -17,11 +17,13 @@ from tokenreduce.adapters.hooks.call_scope import CallScopes
 from tokenreduce.adapters.hooks.encoder_blocks import EncoderMerging
 from tokenreduce.adapters.hooks.encoding_cost import EncodingCost, EncodingHooks
 from tokenreduce.adapters.hooks.method_calls import MethodCall
+from tokenreduce.adapters.hooks.packed_entrance import EnteringRows, PackedEntrance
 from tokenreduce.adapters.hooks.ragged_rows import View
 from tokenreduce.adapters.hooks.tower_listener import TowerListener, attention_statistic
 from tokenreduce.adapters.hooks.tower_passes import TowerPass
 from tokenreduce.adapters.hooks.tower_rows import TowerRows
 from tokenreduce.adapters.hooks.tower_state import rows_of
+from tokenreduce.adapters.hooks.unit_selection import choose_units
 from tokenreduce.kernels.fingerprint import fingerprint
 from tokenreduce.per_thread import PerThread, nothing
 from tokenreduce.pipeline import ActivePipeline
@@ -68,12 +70,16 @@ class VisionTower:
         ]
         for encoder in self.encoders:
             encoder.views = self.views
+        selects = bool(pipeline.now.at("pixels")) and family.packs
+        self.entrances = [PackedEntrance(family, t) for t in range(len(family.towers))] if selects else []
 
     def cost_under_way(self) -> EncodingCost | None:
         passes = self.scopes.encoded.passes
         return passes[-1].cost if passes and not self.rows.projecting else None
 
     def finish(self, tower: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self.current is not None and self.current.entered is not None:
+            self.current.entered.known.clear()
         self.current = None
 
     @property
@@ -99,6 +105,8 @@ class VisionTower:
         for t, tower in enumerate(self.family.towers):
             handles.append(tower.register_forward_pre_hook(partial(self.begin, t), with_kwargs=True))
             handles.append(tower.register_forward_hook(self.finish, always_call=True))
+            if self.entrances:
+                self.entrances[t].attach(handles)
             for block in self.blocks:
                 attention = self.family.tower_attention(block, t)
                 hear = TowerListener(
@@ -138,6 +146,19 @@ class VisionTower:
                 call.prints = torch.cat([fingerprint(piece) for piece in self.family.pieces(call, pixels)])
         encoded.add(call)
         self.current = call
+        if self.entrances:
+            self.select(call, pixels)
+
+    def select(self, call: TowerPass, pixels: Tensor) -> None:
+        """Let a part of ``pixels`` enter the blocks of the pass ``call``."""
+        call.selection = chosen = choose_units(self.family, self.pipeline.now, call, pixels, call.prints)
+        self.entrances[call.tower].now = call.entered = (
+            None
+            if chosen is None
+            else EnteringRows.of(
+                chosen.entering(sum(self.family.patch_counts(call))), chosen.rows[0].shape[1], call.cost
+            )
+        )
 
     def end(self, tower: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Note what was merged, and give the model its hidden states at full width."""
@@ -153,7 +174,7 @@ class VisionTower:
 
     def borders(self, block: int) -> list[int] | None:
         """Rows in ``block`` of each picture of the pass that is running, one after the other; None: no pass is."""
-        return None if self.current is None else self.family.row_counts(self.current, block)
+        return None if self.current is None else self.current.counts(self.family.row_counts(self.current, block))
 
     @torch.no_grad()
     def listen(
@@ -168,6 +189,8 @@ class VisionTower:
                 value = attention_statistic(signal, query, key, mask, scale, cuts, packed=not call.rows)
                 if state is not None:
                     value = value.gather(1, state.entered[block].clamp_min(0))
+                if call.entered is not None:
+                    value = call.entered.spread(value[0])[None]
                 call.values.setdefault(signal, []).append(value if call.rows else value[0])
 
     def hear_rows(self, tower: int, block: int, signal: Signal, rows: Tensor) -> None:
@@ -180,10 +203,13 @@ class VisionTower:
             leaving = isinstance(signal, RowsOfBlock)
             if not leaving or rows.shape[1] != state.assign.shape[1]:  # the last block gives them at full width
                 rows = rows_of(rows, state.assign if leaving else state.entered[block])
-        call.values.setdefault(signal, []).append(rows if call.rows else rows.flatten(0, -2))
+        rows = rows if call.rows else rows.flatten(0, -2)
+        call.values.setdefault(signal, []).append(rows if call.entered is None else call.entered.spread(rows))
 
     def hear_projector(self, rows: Tensor) -> None:
         if self.scopes.encoded.passes and not self.rows.projecting:
+            entered = self.latest.entered
+            rows = rows if entered is None else entered.spread(rows, tokens=True)
             self.latest.values.setdefault(ProjectorInput(), []).append(rows)
 
 

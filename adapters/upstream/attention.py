@@ -6,6 +6,7 @@
 | `config._attn_implementation_internal` holds that name; some models look for `flash` in it | 5.17 to 5.24 |
 | the eager function of a model is `eager_attention_forward` of the module's own file | 5.17 to 5.24 |
 | packed sequences in one call come with `cu_seq_lens_q`, the scale as `scaling` | 5.17 to 5.24 |
+| blocks of a tower that packs are told borders as `cu_seqlens`, the longest segment as `max_seqlen` | 5.17 to 5.24 |
 """
 
 from __future__ import annotations
@@ -26,6 +27,16 @@ def implementation(config: Any) -> str:
 def borders_of(arguments: Mapping[str, Any]) -> Any:
     """Borders (S + 1,) of sequences packed into one call of an attention function; None for a batch."""
     return arguments.get("cu_seq_lens_q")
+
+
+def is_borders(name: str) -> bool:
+    """Whether the argument ``name`` of a block holds borders (S + 1,) of the segments of a packed sequence."""
+    return name == "cu_seqlens"
+
+
+def is_longest(name: str) -> bool:
+    """Whether it says how long the longest of them is."""
+    return name == "max_seqlen"
 
 
 def register(name: str, function: Callable[..., Any]) -> None:

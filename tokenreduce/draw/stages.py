@@ -34,7 +34,13 @@ def stages_at(image: ImageTrace, step: int | None, layer: int | None) -> int:
 
 def step_names(image: ImageTrace) -> list[str]:
     """What each ``step`` of ``draw`` shows, from 0 on: ``all tokens``, ``tome, vision block 0``, ``fastv, layer 2 on``."""
-    where = {"encoder": "vision block {}", "projector": "projector", "llm": "layer {} on", "cache": "cache of layer {}"}
+    where = {
+        "pixels": "before the tower",
+        "encoder": "vision block {}",
+        "projector": "projector",
+        "llm": "layer {} on",
+        "cache": "cache of layer {}",
+    }
     return ["all tokens", *(f"{s.method}, {where[s.stage].format(s.layer)}" for s in image.stages)]
 
 

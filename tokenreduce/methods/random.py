@@ -5,23 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tokenreduce.kernels.fingerprint import hash_uniform
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.place_controls import Control
 from tokenreduce.reduction import Reduction
 from tokenreduce.signals import ImageFingerprint
 from tokenreduce.tokens import VisualTokens
 
 
 @dataclass(frozen=True, kw_only=True)
-class Random(Method):
+class Random(Control):
     """Keep K tokens drawn without replacement; the draw depends on ``seed`` and the pixels alone.
 
     The same image keeps the same tokens in any batch, process or order of samples.
+
+    Attributes:
+        seed: of the draw.
+        at: ``projector``; or ``pixels``: the others' pixels never enter the vision tower.
     """
 
     name = "random"
     title = "random tokens"
-    stages = ("projector",)
     looks_at = "nothing"
+    needs = (ImageFingerprint(),)
 
     seed: int = 0
 
@@ -29,9 +33,6 @@ class Random(Method):
         super().__post_init__()
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise TypeError(f"seed={self.seed!r} is a {type(self.seed).__name__}; allowed: any int, for example seed=0")
-
-    def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
-        return (Step("projector", needs=(ImageFingerprint(),)),)
 
     def reduce(self, tokens: VisualTokens) -> Reduction:
         draw = hash_uniform(tokens.signal(ImageFingerprint()), tokens.num_tokens, self.seed)

@@ -9,22 +9,22 @@ from torch import Tensor
 
 from tokenreduce.kernels.grid_partition import grid_partition
 from tokenreduce.layout import Layout
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.place_controls import Control
 from tokenreduce.reduction import Reduction
 from tokenreduce.tokens import VisualTokens
 
 
 @dataclass(frozen=True, kw_only=True)
-class Uniform(Method):
-    """Keep the central token of each of K near-square regions that tile the image."""
+class Uniform(Control):
+    """Keep the central token of each of K near-square regions that tile the image.
+
+    Attributes:
+        at: ``projector``; or ``pixels``: the others' pixels never enter the vision tower.
+    """
 
     name = "uniform"
     title = "even grid of tokens"
-    stages = ("projector",)
     looks_at = "nothing"
-
-    def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
-        return (Step("projector"),)
 
     def reduce(self, tokens: VisualTokens) -> Reduction:
         _, centre = regions(tokens, self.budget.count(tokens.num_tokens))
