@@ -16,11 +16,10 @@ from tokenreduce.schedules import largest_remainder
 from tokenreduce.signals import ProjectorInput, Signal
 from tokenreduce.step_checks import (
     check_count,
+    check_method,
     check_plan,
-    check_selection,
     check_step,
     check_together,
-    check_tower,
     is_bounded,
 )
 from tokenreduce.stopwatch import Stopwatch
@@ -55,18 +54,7 @@ class Pipeline:
         self._bounded: list[Method] = []
         steps: list[tuple[Method, Step]] = []
         for method in self.methods:
-            n = facts.tokens_per_image
-            if n is not None and isinstance(method.budget.keep, int) and method.budget.keep > n:
-                raise ValueError(
-                    f"keep={method.keep} exceeds the {n} visual tokens of an image of this {facts.family} model; "
-                    f"allowed: an int from 1 to {n}, or a float in (0, 1]"
-                )
-            if method.stages and not set(method.stages) & set(facts.stages):
-                raise ValueError(
-                    f"method={method.name!r} acts at stage {' and '.join(map(repr, method.stages))}, which a {facts.family} "
-                    f"model does not offer; it offers: {', '.join(facts.stages)}"
-                )
-            check_tower(method, facts)
+            check_method(method, facts)
             method.plan(facts)  # raises where the grid is known and the budget does not fit
             self.substitutes += _substitutes(method, facts)
             planned = method.plan(dataclasses.replace(facts, tower_grid=None))
@@ -189,8 +177,6 @@ class Pipeline:
                     if ProjectorInput() in tokens.signals:
                         tokens.projector = source.projector(group)
                     reduction = decided[len(done)] if decided else self._ask(method, tokens, group, parted)
-                    if stage == "pixels":
-                        check_selection(method.name, reduction)
                     if not decided and any(method is bounded for bounded in self._bounded):
                         check_count(method, reduction, group.num_tokens)
                     done.append(reduction)

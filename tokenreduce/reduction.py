@@ -174,6 +174,11 @@ class Reduction:
                 raise TypeError(f"Reduction.{name} is {x.dtype}; allowed: a float dtype, for example .float()")
         if self.positions not in ("keep", "renumber"):
             raise ValueError(f"Reduction.positions={self.positions!r}; allowed: 'keep', 'renumber'")
+        if tokens.stage == "pixels" and (self.merges or self.features is not None or not self.in_order):
+            raise ValueError(
+                "a Reduction at stage 'pixels' that merges tokens or makes their features, of which there are none yet; allowed: "
+                "a selection, from Reduction.top, .select, .where or .identity"
+            )
         if values and self.source.numel():
             self._check_values(n)
         return self

@@ -17,6 +17,22 @@ WAYS_OUT = {
 DEEP = 1024  # blocks, more than any tower has, so that every block a user names is one of them
 
 
+def check_method(method: Method, facts: ModelFacts) -> None:
+    """Raise where no stage of ``method`` is offered, or its count exceeds the tokens of an image of fixed size."""
+    n = facts.tokens_per_image
+    if n is not None and isinstance(method.budget.keep, int) and method.budget.keep > n:
+        raise ValueError(
+            f"keep={method.keep} exceeds the {n} visual tokens of an image of this {facts.family} model; "
+            f"allowed: an int from 1 to {n}, or a float in (0, 1]"
+        )
+    if method.stages and not set(method.stages) & set(facts.stages):
+        raise ValueError(
+            f"method={method.name!r} acts at stage {' and '.join(map(repr, method.stages))}, which a {facts.family} "
+            f"model does not offer; it offers: {', '.join(facts.stages)}"
+        )
+    check_tower(method, facts)
+
+
 def check_tower(method: Method, facts: ModelFacts) -> None:
     """Raise where ``method`` looks into blocks of the tower, or spreads what it does over them, and there are none."""
     if facts.tower_depth:
@@ -135,15 +151,6 @@ def check_together(steps: Sequence[tuple[Method, Step]]) -> None:
         raise ValueError(
             f"method={inside!r} merges inside the vision tower, but method={first!r} leaves it only a part of the picture; "
             "allowed with a method of stage 'pixels': methods of the stages 'projector', 'llm' and 'cache'"
-        )
-
-
-def check_selection(name: str, plan: Reduction) -> None:
-    """Raise where ``plan``, of stage ``pixels``, is no selection."""
-    if plan.merges or plan.features is not None or not plan.in_order:
-        raise ValueError(
-            f"method={name!r} merges or makes features at stage 'pixels', where there are none yet; allowed: a selection, from "
-            "Reduction.top, .select, .where or .identity"
         )
 
 

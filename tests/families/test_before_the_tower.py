@@ -196,5 +196,5 @@ def test_what_cannot_be_served_is_refused_in_words():
             return (tr.Step("pixels"),)
 
     inputs = zoo.inputs("qwen2_vl", "single", model)
-    with pytest.raises(ValueError, match=r"'averages' merges or makes features at stage 'pixels'.* a selection"):
+    with pytest.raises(ValueError, match=r"at stage 'pixels' that merges tokens .*; allowed: a selection"):
         reduced.forward(model, inputs, Averages(keep=4))
