@@ -112,3 +112,19 @@ def needs_a_cache(model, inputs: dict) -> None:
         pytest.skip(
             f"the bare PaliGemma of transformers {transformers.__version__} reads a prompt anew each step, wrongly"
         )
+
+
+def entering(model, inputs) -> tuple[torch.Tensor, tr.Trace]:
+    """(B, W, D) what the first layer is given, and the trace of the wrapped ``model``."""
+    seen = []
+    handle = (
+        model.get_decoder()
+        .layers[0]
+        .register_forward_pre_hook(
+            lambda module, args, kwargs: seen.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+        )
+    )
+    with torch.no_grad():
+        model(**inputs)
+    handle.remove()
+    return seen[0], tr.trace(model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from tokenreduce.method import ModelFacts
 from tokenreduce.validation import in_range
@@ -160,3 +160,24 @@ def lengths(first: int, goal: float, runs: list[int]) -> list[int]:
         below = found[i + 1] if i + 1 < len(found) else 1
         found[i] = min(max(round(rest / runs[i]), below), found[i - 1])
     return found
+
+
+class Line(NamedTuple):
+    """Of ``depth`` layers, those after ``start`` on drop ``slope`` of the tokens that entered, each."""
+
+    depth: int
+    start: int
+    slope: float
+
+    def left(self, layer: int) -> float:
+        """Share of the tokens that are there after ``layer``."""
+        return max(0.0, 1 - self.slope * max(0, layer - self.start + 1))
+
+    def total(self, n: int) -> int:
+        """Tokens that all layers take in together, of ``n`` that enter."""
+        return sum(rounded(n, self.left(layer - 1)) for layer in range(self.depth))
+
+
+def rounded(n: int, share: float) -> int:
+    """``n * share`` rounded down, of a product that may fall just short of a whole number."""
+    return math.floor(n * share + 1e-6)

@@ -19,6 +19,12 @@ def whole(argument: str, value: Any, least: int, more: str = "", *, none: bool =
         raise ValueError(f"{argument}={value!r}; allowed: an int >= {least}{', or None' * none}{more}")
 
 
+def at_most(argument: str, value: int | None, most: int, what: str) -> None:
+    """An int up to ``most`` of ``what`` the model has; 0: how many is not known, and None: not asked."""
+    if value is not None and 0 < most < value:
+        raise ValueError(f"{argument}={value}; allowed: 1 to {most}, {what}")
+
+
 def ascending(argument: str, value: Any, least: int, hint: str) -> None:
     """Layers or blocks: at least one, ints from ``least`` on, each once."""
     whole = isinstance(value, tuple) and all(isinstance(x, int) and not isinstance(x, bool) for x in value)

@@ -6,6 +6,7 @@ import pytest
 import reduced
 import torch
 from models import llava, prompt
+from reduced import entering
 from torch import Tensor
 
 import tokenreduce as tr
@@ -14,22 +15,6 @@ from tokenreduce.eval import tiny_models as zoo
 from tokenreduce.kernels.fingerprint import hash_normal
 from tokenreduce.methods import vispruner, zoo_prune
 from tokenreduce.projection import Projector, TwoLayers
-
-
-def entering(model, inputs) -> tuple[Tensor, tr.Trace]:
-    """(B, W, D) what the first layer is given, and the trace of the wrapped ``model``."""
-    seen = []
-    handle = (
-        model.get_decoder()
-        .layers[0]
-        .register_forward_pre_hook(
-            lambda module, args, kwargs: seen.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
-        )
-    )
-    with torch.no_grad():
-        model(**inputs)
-    handle.remove()
-    return seen[0], tr.trace(model)
 
 
 @torch.no_grad()

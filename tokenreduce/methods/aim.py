@@ -3,36 +3,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from tokenreduce.budgets import Budget
 from tokenreduce.matching import in_rounds, match, ordered
 from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.projector_rows import rows_substitute
 from tokenreduce.reduction import Reduction
-from tokenreduce.signals import AttentionWalk
+from tokenreduce.schedules import Line, rounded
+from tokenreduce.signals import AttentionWalk, Keys, ProjectorInput
 from tokenreduce.tokens import VisualTokens
 from tokenreduce.validation import choice, in_range, whole
 
 STARTS = {28: 14, 32: 13}  # published, by depth: Qwen2-7B and Vicuna-7B
 SPAN = 8 / 28  # of the depth, over which all visual tokens go
 MERGED = 0.25  # published for videos: two halvings
-
-
-class Schedule(NamedTuple):
-    """Of ``depth`` layers, those after ``start`` on drop ``slope`` of the tokens that entered, each."""
-
-    depth: int
-    start: int
-    slope: float
-
-    def left(self, layer: int) -> float:
-        """Share of the tokens that are there after ``layer``."""
-        return max(0.0, 1 - self.slope * max(0, layer - self.start + 1))
-
-    def total(self, n: int) -> int:
-        """Tokens that all layers take in together, of ``n`` that enter."""
-        return sum(rounded(n, self.left(layer - 1)) for layer in range(self.depth))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +31,8 @@ class AIM(Method):
             count per image. Tokens merge as far as the schedule leaves to do; averages above its own start it later. None:
             merging to a quarter. With ``prune=False``, what merging leaves.
         prune: whether tokens are dropped inside the language model.
+        metric: what is alike: ``features`` of the tokens, which merge; or ``keys`` of the feature block, as released for
+            LLaVA-1.5, by which the rows that enter the projector merge.
         start: first decoder layer (0-based, l1) after which tokens are dropped; None: as published for 28 and 32 layers,
             elsewhere half of the depth.
         slope: share of the tokens dropped after each layer, in (0, 1]; None: all within 8 of 28 layers.
@@ -66,6 +54,7 @@ class AIM(Method):
 
     keep: float | int | None = None
     prune: bool = True
+    metric: Literal["features", "keys"] = "features"
     start: int | None = None
     slope: float | None = None
     temperature: float = 0.1
@@ -75,6 +64,7 @@ class AIM(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         choice("output_order", self.output_order, ("raster", "reference"))
+        choice("metric", self.metric, ("features", "keys"))
         in_range("temperature", self.temperature, 1e-3, 1e3)
         for argument, least, hint in (("start", 0, "14 of 28"), ("steps", 1, "5")):
             whole(argument, getattr(self, argument), least, f". The paper uses {hint}.", none=argument == "start")
@@ -94,20 +84,24 @@ class AIM(Method):
             raise ValueError(f"prune=True in a model of {depth} decoder layers; allowed: 2 or more, or prune=False")
         if self.start is not None and self.prune and self.start > depth - 2:
             raise ValueError(f"start={self.start}; allowed in a language model of {depth} layers: 0 to {depth - 2}")
-        schedule = self.schedule(depth, facts.tokens_per_image) if self.prune else Schedule(1, 1, 1.0)
+        schedule = self.schedule(depth, facts.tokens_per_image) if self.prune else Line(1, 1, 1.0)
         layers = (i for i in range(schedule.start, schedule.depth - 1) if schedule.left(i - 1) > 0)
         walks = (AttentionWalk(i, self.steps, self.temperature) for i in layers)
         drops = (Step("llm", walk.layer + 1, (walk,), schedule.left(walk.layer)) for walk in walks)
-        return (Step("projector", amount=schedule), *drops)
+        by_keys = (ProjectorInput(), Keys(facts.feature_block, "joined")) if self.metric == "keys" else ()
+        return (Step("projector", needs=by_keys, amount=schedule), *drops)
 
-    def schedule(self, depth: int, n: int | None) -> Schedule:
+    def substitutes(self, facts: ModelFacts) -> tuple[str, ...]:
+        return rows_substitute(facts, asked=True) if self.metric == "keys" else ()
+
+    def schedule(self, depth: int, n: int | None) -> Line:
         """The schedule of a model of ``depth`` layers whose images have ``n`` tokens, None: of any size."""
         slope = self.slope or 1 / max(1, round(SPAN * depth))
         first = STARTS.get(depth, round(depth / 2)) if self.start is None else self.start
         keep = self.keep if not isinstance(self.keep, int) or n is None else min(1.0, self.keep / n)
         if not isinstance(keep, float) or self.start is not None:
-            return Schedule(depth, first, slope)
-        later = (Schedule(depth, start, slope) for start in range(first, depth))
+            return Line(depth, first, slope)
+        later = (Line(depth, start, slope) for start in range(first, depth))
         return next(s for s in later if sum(s.left(layer - 1) for layer in range(depth)) >= keep * depth - 1e-9)
 
     def leaving(self, tokens: VisualTokens) -> int:
@@ -140,11 +134,10 @@ class AIM(Method):
             n -= counts[-1]
         if not counts:
             return Reduction.identity(tokens, positions=self.positions)
-        plan = in_rounds(tokens, counts, lambda x, r, _: match(x, r), weighted=False)
+        rows, *keys = tokens.signals.values() or (tokens.features,)
+        alike = replace(tokens, features=keys[0] if keys else rows)
+        plan = in_rounds(alike, counts, lambda x, r, _: match(x, r), weighted=False)
         plan.positions = self.policy
+        if keys:
+            plan.features = tokens.projector(plan.carry(rows)).to(tokens.features.dtype)
         return ordered(plan, self.output_order)
-
-
-def rounded(n: int, share: float) -> int:
-    """``n * share`` rounded down, of a product that may fall just short of a whole number."""
-    return math.floor(n * share + 1e-6)

@@ -13,9 +13,10 @@ from tokenreduce.kernels.suppressed_selection import suppressed_selection
 from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.methods.divprune import in_order_of_choice
 from tokenreduce.reduction import Reduction
+from tokenreduce.signals import LastQueryAttention
 from tokenreduce.tokens import VisualTokens
 from tokenreduce.tower_saliency import SCORES, Score, saliency, saliency_substitute
-from tokenreduce.validation import choice, in_range
+from tokenreduce.validation import choice, in_range, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,41 +33,59 @@ class IDSelection(Method):
         exhausted: once nothing is left above 0, go on by importance (``score``) or by index (``index``, as the ports do,
             which takes the upper rows of the picture).
         score: importance: ``cls``, [CLS] attention of the feature block; ``global_mean``, attention received there; None:
-            the first, or for towers without a [CLS] token the second.
+            the first, or for towers without a [CLS] token the second. ``cross_modal``: attention of the prompt's last token
+            in decoder ``layer``, in front of which tokens are then chosen, by their states there; ``unified``: the mean of
+            that and the first two, each scaled to [0, 1].
+        layer: decoder layer (0-based) of the last two; the ports use 2.
 
     Source: "ID-Selection: Importance-Diversity Based Visual Token Selection for Efficient LVLM Inference", 2026,
         arXiv 2604.05601, equations 7 to 9 (no release read; the formulas as two independent ports quote them).
-    Departures: float32; ties go to the lowest index; ``exhausted``.
+    Departures: float32; ties go to the lowest index; ``exhausted``; the formula of ``unified`` is ours.
     """
 
     name = "id_selection"
     title = "important, and unlike what was taken"
     paper = "arXiv 2604.05601"
-    stages = ("projector",)
-    looks_at = "[CLS] attention of the feature block, cosine distances of the tokens"
+    stages = ("projector", "llm")
+    looks_at = "[CLS] attention of the feature block or of the prompt's last token, cosine distances of the tokens"
     sees = "frame"
 
     gamma: float = 20.0
     normalise: bool = True
     floor: Literal["zero", "none"] = "zero"
     exhausted: Literal["score", "index"] = "score"
-    score: Score | None = None
+    score: Score | Literal["cross_modal", "unified"] | None = None
+    layer: int = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
         in_range("gamma", self.gamma, 0.0, math.inf)
         choice("floor", self.floor, ("zero", "none"))
         choice("exhausted", self.exhausted, ("score", "index"))
-        choice("score", self.score, SCORES)
+        choice("score", self.score, (*SCORES, "cross_modal", "unified"))
+        whole("layer", self.layer, 0, ", of decoder layers. The ports use 2.")
 
     def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
-        return (Step("projector", needs=(saliency(self.name, facts, facts.feature_block, self.score),)),)
+        asking = (LastQueryAttention(self.layer, ahead=True),)
+        if self.score == "cross_modal":
+            return (Step("llm", self.layer, asking),)
+        looking = (saliency(self.name, facts, facts.feature_block, self.of_tower),)
+        return (
+            Step("llm", self.layer, looking + asking) if self.score == "unified" else Step("projector", needs=looking),
+        )
+
+    @property
+    def of_tower(self) -> Score | None:
+        """What the tower is asked for, where it is."""
+        return None if self.score == "unified" or self.score == "cross_modal" else self.score
 
     def substitutes(self, facts: ModelFacts) -> tuple[str, ...]:
-        return saliency_substitute(facts, self.score)
+        return () if self.score == "cross_modal" else saliency_substitute(facts, self.of_tower)
 
     def reduce(self, tokens: VisualTokens) -> Reduction:
-        (importance,) = tokens.signals.values()
+        importance, *more = tokens.signals.values()
+        if more:
+            importance = (normalised(importance) + normalised(more[0])) / 2
         taken, _ = self.take(tokens.features, importance, self.budget.count(tokens.num_tokens))
         return in_order_of_choice(taken, tokens.num_tokens, self)
 

@@ -16,7 +16,7 @@ from tokenreduce.schedules import scaled_layers
 from tokenreduce.signals import AttentionRank, CorrectedAttention, Hidden, Text, TextAttention
 from tokenreduce.text_raters import RANK, by_rank, check_rank, raters, reached, text_score, with_means
 from tokenreduce.tokens import VisualTokens
-from tokenreduce.validation import ascending, choice, in_range, whole
+from tokenreduce.validation import ascending, at_most, choice, in_range, whole
 
 ROLES = ("dropped", "kept", "recycled")
 #: decoder layers of 32 after which tokens are dropped; where the rank of attention says how many are kept, the second
@@ -93,6 +93,7 @@ class SparseVLM(Method):
         return self.counts is None and super().is_identity(n)
 
     def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
+        at_most("heads", self.heads, facts.decoder_heads, "the heads of this attention")
         depth = facts.decoder_depth
         layers = self.layers or scaled_layers(RANK_LAYERS if self.budget.adapts else LAYERS, 32, depth, last=depth - 2)
         if depth < 2 or layers[-1] > depth - 2:
