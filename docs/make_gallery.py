@@ -29,6 +29,7 @@ HERE = Path(__file__).resolve().parent
 PICTURES = HERE / "images/gallery"
 KEEP = 0.25
 PAGE_KEEPS = (0.5, 0.25, 0.11)
+VIDEO_KEEP = 0.3
 WIDE = 280  # pixels of one picture
 
 
@@ -122,13 +123,30 @@ def methods_side_by_side(model, processor, scene) -> list[str]:
     return ["## Side by side, with the answers\n", text, save("compare", grid)]
 
 
-def video(model, processor) -> list[str]:
+def filmed(model, processor, method) -> tuple[tr.Trace, list[Image.Image]]:
+    """What ``method`` makes of a short video, and its frames."""
     found = next(v for v in video_questions(12) if v.kind == "color" and len(v.still.scene.things) >= 3)
     frames = list(found.frames)
     inputs = processor(images=frames, text=[video_prompt(found.question, len(frames))], return_tensors="pt")
-    with tr.wrapped(model, tr.HoliTom(keep=0.15, inner_keep=1.0), images_as_video=True), torch.no_grad():
+    with tr.wrapped(model, method, images_as_video=True), torch.no_grad():
         model(**inputs)
-        trace = tr.trace(model)
+        return tr.trace(model), frames
+
+
+def videos_one_by_one(model, processor, *names: str) -> None:
+    """What each method for videos alone keeps of a short one, as a picture for its page; ``names``: of these methods."""
+    for row in tr.methods():
+        method = registry().get(row["name"])
+        if method is None or method.media != ("video",) or (names and row["name"] not in names):
+            continue
+        trace, frames = filmed(model, processor, method(keep=VIDEO_KEEP))
+        made = strip(trace, frames, processor, columns=8, side=170)
+        small = made.quantize(220, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        small.save(HERE / f"images/methods/{row['name']}.png", optimize=True)
+
+
+def video(model, processor) -> list[str]:
+    trace, frames = filmed(model, processor, tr.HoliTom(keep=0.15, inner_keep=1.0))
     animate(trace, frames, processor, side=280).save(PICTURES / "video.gif", overwrite=True)
     return [
         "## Video\n",
@@ -192,6 +210,7 @@ def main() -> None:
         "notebook, `tr.explore(model, processor, images, question)` is a panel with method, budget, stage and picture.\n",
     ]
     one_by_one(model, processor, scene)
+    videos_one_by_one(model, processor)
     (HERE / "gallery.md").write_text("\n".join(lines))
 
 

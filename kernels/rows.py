@@ -38,7 +38,7 @@ def unit_rows(x: Tensor) -> Tensor:
     return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min_(EPSILON)
 
 
-def row_blocks(rows: int, columns: int, chunk: int | None = None) -> Iterator[slice]:
-    """Slices of ``chunk`` rows of a table, by default as many as hold about 262,144 numbers, at least 64."""
-    height = chunk or max(LOWEST, BLOCK // max(columns, 1))
+def row_blocks(rows: int, columns: int, chunk: int | None = None, least: int = LOWEST) -> Iterator[slice]:
+    """Slices of ``chunk`` rows of a table, by default as many as hold about 262,144 numbers, at least ``least``."""
+    height = chunk or max(least, BLOCK // max(columns, 1))
     return (slice(top, min(top + height, rows)) for top in range(0, rows, height))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from tokenreduce.kernels import dispatch
+from tokenreduce.kernels.rows import row_blocks
 
 EPSILON = 1e-8  # as in torch's cosine similarity
 
@@ -14,7 +15,8 @@ EPSILON = 1e-8  # as in torch's cosine similarity
 def temporal_similarity(x: Tensor) -> Tensor:
     """Cosine of the tokens at the same place of adjacent frames.
 
-    Computed in float32, two frames at a time; a zero vector has cosine 0 with everything. Not differentiable.
+    Computed in float32, as many frames at a time as stay in the cache; a zero vector has cosine 0 with everything. Not
+    differentiable.
 
     Args:
         x: (T, N, C) tokens of T >= 1 frames.
@@ -28,13 +30,9 @@ def temporal_similarity(x: Tensor) -> Tensor:
     fast = dispatch.kernel("temporal_similarity", x)
     if fast is not None:
         return fast.temporal_similarity(x)
-    before = x[0].float()
-    length = torch.linalg.vector_norm(before, dim=-1).clamp_min(EPSILON)
-    product, found = torch.empty_like(before), []
-    for frame in x[1:]:
-        now = frame.float()
-        now_length = torch.linalg.vector_norm(now, dim=-1).clamp_min(EPSILON)
-        torch.mul(before, now, out=product)
-        found.append(product.sum(dim=-1) / (length * now_length))
-        before, length = now, now_length
-    return torch.stack(found)
+    found = []
+    for block in row_blocks(len(x) - 1, x[0].numel(), least=4):
+        frames = x[block.start : block.stop + 1].float()
+        length = torch.linalg.vector_norm(frames, dim=-1).clamp_min(EPSILON)
+        found.append((frames[:-1] * frames[1:]).sum(dim=-1) / (length[:-1] * length[1:]))
+    return torch.cat(found)

@@ -73,6 +73,21 @@ def greedy(model, embeds: Tensor, ids: Tensor, steps: int, keep_at=None, shift: 
     return out
 
 
+def carried(columns: Tensor, stage) -> list[int]:
+    """The column whose position id each row of a ``stage`` has: that of its source; of a summary, that of its seat, or what is
+    nearest to it between the rows around."""
+    own = [int(columns[source]) if source >= 0 else None for source in stage.source]
+    found = []
+    for row, seat in enumerate(stage.seats.tolist()):
+        before = [column for column in own[: row + 1] if column is not None]
+        after = [column for column in own[row:] if column is not None]
+        column = own[row]
+        if column is None:
+            column = min(max([seat, *before]), *after) if after else max([seat, *before])
+        found.append(column)
+    return found
+
+
 def shortened(
     inputs: dict, b: int, bare: Tensor, trace, generate: bool = False
 ) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
@@ -87,9 +102,9 @@ def shortened(
             continue
         alive[image.columns] = False
         alive[stage.seats] = True
-        for row, (seat, source) in enumerate(zip(stage.seats, stage.source)):
+        for row, (seat, column) in enumerate(zip(stage.seats, carried(image.columns, stage))):
             embeds[seat] = bare[b][image.columns[stage.assign == row]].mean(0)
-            ids[seat] = ids_row[image.columns[source] if source >= 0 else seat]
+            ids[seat] = ids_row[column]
     keep_at = {}
     for k in trace.kept_at:
         stays = alive.clone()

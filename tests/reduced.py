@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 
+import oracle
 import pytest
 import torch
 import transformers
@@ -47,13 +48,12 @@ def told(trace: tr.Trace, mask: torch.Tensor) -> dict:
             stage = image.reached(-1) if image.sample == b else None
             if stage is None:
                 continue
-            for r, (seat, source) in enumerate(zip(stage.seats - first, stage.source)):
+            for r, (seat, column) in enumerate(zip(stage.seats - first, oracle.carried(image.columns, stage))):
                 members = image.columns[stage.assign == r] - first
                 embeds[seat] = row.embeds[members].mean(0)
                 for i, old in row.deepstack.items():
                     deep[i][seat] = old[members].mean(0)
-                if source >= 0:
-                    ids[:, seat] = row.ids[:, image.columns[source] - first]
+                ids[:, seat] = row.ids[:, column - first]
         return replace(row, embeds=embeds, ids=ids, deepstack=deep)
 
     return {

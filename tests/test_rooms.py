@@ -33,6 +33,7 @@ ALLOWED = {
         "text_relevance",
         "tower_saliency",
         "validation",
+        "whole_frames",
         "window_merging",
         *NOUNS,
     },

@@ -147,13 +147,20 @@ class ImageGroup:
             """What was said of the tokens that came in, on the original ones."""
             return None if given is None else given.gather(1, self.assign.clamp_min(0)).masked_fill(gone, absent)
 
+        place = self.place.gather(1, at)
+        if not reduction.in_order:
+            # a summary has the id of its seat, but none that runs back from the rows around it
+            low = place.masked_fill(summary, -1).cummax(dim=1).values
+            high = place.masked_fill(summary, torch.iinfo(torch.long).max).flip(1).cummin(dim=1).values.flip(1)
+            own = torch.minimum(torch.maximum(self.place.gather(1, chosen), low), high)
+            place = torch.where(summary, own, place)
         said, ranked = noted(reduction.role, 0), noted(reduction.score, float("nan"))
         passed = StageTrace(stage, layer, method, assign, seats, source, said, reduction.role_names, ranked)
         return replace(
             self,
             seats=seats,
             source=source,
-            place=torch.where(summary, self.place.gather(1, chosen), self.place.gather(1, at)),
+            place=place,
             size=torch.zeros(batch, k + 1, device=at.device).scatter_add_(1, joined, self.size)[:, :k],
             assign=assign,
             role=role.gather(1, at).masked_fill(summary, 0),

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 
 from tokenreduce.budgets import Budget
-from tokenreduce.layout import Seen
+from tokenreduce.layout import Layout, Seen
 from tokenreduce.reduction import PositionPolicy, Reduction
 from tokenreduce.signals import Signal
 from tokenreduce.tokens import Rows, Stage, VisualTokens
@@ -182,6 +182,13 @@ class Method:
         A plan that leaves more is refused. A method that rounds up, or whose counts follow the image, says so by overriding.
         """
         return self.budget.count(n)
+
+    def least(self, layout: Layout) -> int:
+        """Rows that a step at the projector leaves of a picture of ``layout``, however few ``keep`` asks for.
+
+        0 where any budget can be met. A method that keeps something whatever the budget says so by overriding.
+        """
+        return 0
 
     def leaving(self, tokens: VisualTokens) -> int | None:
         """How many ``tokens`` of an image a step at the projector leaves, to be shared among its views; None: by content."""

@@ -178,7 +178,7 @@ class Pipeline:
                         tokens.projector = source.projector(group)
                     reduction = decided[len(done)] if decided else self._ask(method, tokens, group, parted)
                     if not decided and any(method is bounded for bounded in self._bounded):
-                        check_count(method, reduction, group.num_tokens)
+                        check_count(method, reduction, group.num_tokens, group.layout)
                     done.append(reduction)
                     group = group.noting(number, reduction)
                     if reduction.does_nothing(group.num_tokens):

@@ -25,7 +25,8 @@ class Reduction:
 
     Attributes:
         source: (B, K) long. Row k sits at the position of input token ``source[b, k]``; -1 marks a summary token that
-            sits at no token of its own and takes a free place of the image.
+            sits at no token of its own and takes a free place of the image, with the position id of that place, or the
+            nearest one between those of the rows around it.
         assign: (B, N) long. Row that input token n is represented by, or -1 when it is dropped.
         merges: True when a row is the weighted mean of the tokens assigned to it, False when it is its source, unchanged.
         weight: (B, N) float, relative weight of token n in its row; None: equal weights.

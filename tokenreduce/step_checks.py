@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from tokenreduce.layout import Layout
 from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.reduction import Reduction
 from tokenreduce.signals import ImageFingerprint, Keys, LastQueryAttention, Signal, Text, TowerPrefix, block_of
@@ -154,9 +155,9 @@ def check_together(steps: Sequence[tuple[Method, Step]]) -> None:
         )
 
 
-def check_count(method: Method, plan: Reduction, n: int) -> None:
-    """Raise where ``plan`` leaves more of ``n`` tokens than the budget of a ``method`` that is bounded."""
-    most, kept = method.most(n), plan.num_kept
+def check_count(method: Method, plan: Reduction, n: int, layout: Layout) -> None:
+    """Raise where ``plan`` leaves more of ``n`` tokens of a picture of ``layout`` than the budget of a bounded ``method``."""
+    most, kept = max(method.most(n), method.least(layout)), plan.num_kept
     if kept > most and plan.valid is not None:
         kept = int(plan.valid.sum(dim=1).max())
     if kept > most:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tokenreduce.adapters.families.base import Family
 from tokenreduce.adapters.visual_inputs import NotedCall, Picture, Projection, TowerCall
-from tokenreduce.layout import Layout
+from tokenreduce.layout import Layout, Medium
 from tokenreduce.method import ModelFacts
 
 
@@ -25,6 +25,9 @@ class Molmo2(Family):
     def facts(self) -> ModelFacts:
         depth, listed = len(self.layers()), self.model.config.adapter_config.vision_feature_layer
         return replace(super().facts(), feature_block=max(layer % depth for layer in listed), patches_per_token=4)
+
+    def placeholder_ids(self) -> dict[Medium, int]:
+        return {"image": self.model.config.image_token_id}  # of videos, too: the pass of the tower tells them apart
 
     def noted_calls(self) -> list[NotedCall]:
         return [

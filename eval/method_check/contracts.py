@@ -106,14 +106,16 @@ def budget_is_filled_exactly(s: Setting) -> None:
         at, n, k = image.stages, image.tokens_in, len(image.stages[-1].source) if image.stages else image.tokens_in
         if len(at) > 1 and at[0].stage != "encoder":
             raise Skipped("it acts in several steps: what each of them leaves is its own")
-        wanted = s.method.budget.count(n)
+        least = s.method.least(image.layout)
+        wanted = max(s.method.budget.count(n), least)
         if type(s.method).most is Method.most and k != wanted:
             raise Broken(
                 f"{k} of {n} tokens of a picture are left where keep={s.method.keep!r} means {wanted}; take "
                 "k = self.budget.count(tokens.num_tokens), or plan as many merges (at='encoder') as reach it"
             )
-        if k > s.method.most(n):
-            raise Broken(f"{k} of {n} tokens of a picture are left; most({n}) says {s.method.most(n)}")
+        most = max(s.method.most(n), least)
+        if k > most:
+            raise Broken(f"{k} of {n} tokens of a picture are left; most({n}) and least(layout) allow {most}")
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ import torch
 
 import tokenreduce as tr
 from tokenreduce.eval import tiny_models as zoo
+from tokenreduce.groups import Image, group_images
 from tokenreduce.layout import Layout
 from tokenreduce.reduction import Reduction
 from tokenreduce.tokens import VisualTokens
@@ -75,3 +76,16 @@ def test_every_field_must_fit(name):
     setattr(plan, name, getattr(plan, name)[:1])
     with pytest.raises(ValueError, match=f"Reduction.{name} has shape .*; allowed"):
         plan.check(tokens)
+
+
+@pytest.mark.parametrize(
+    ("source", "places"),
+    [([5, 6, 7, -1, -1], [5, 6, 7, 7, 7]), ([-1, -1, 0, 1, 2], [0, 0, 0, 1, 2]), ([1, -1, 6], [1, 6, 6])],
+)
+def test_position_ids_never_run_back_at_a_summary(source: list[int], places: list[int]) -> None:
+    (group,) = group_images([Image(0, torch.arange(8), Layout(1, 8))], torch.device("cpu"))
+    group.features = torch.randn(1, 8, 4)
+    own = torch.tensor([source])
+    plan = Reduction(source=own, assign=torch.zeros(1, 8, dtype=torch.long), features=torch.randn(1, len(source), 4))
+    (after,) = group.apply(plan, "projector", None, "probe")
+    assert after.place.tolist() == [places]

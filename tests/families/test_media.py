@@ -32,6 +32,12 @@ def test_a_single_frame_is_a_video(key, monkeypatch):
     assert video.layout.medium == ("image" if key in FRAMES_ARE_IMAGES else "video")
 
 
+@pytest.mark.parametrize("key", reduced.FAMILIES)
+def test_an_image_is_none(key):
+    _, trace = reduced.forward(reduced.model(key), zoo.inputs(key, "single", reduced.model(key)), tr.Uniform(keep=0.5))
+    assert {image.layout.medium for image in trace.images} == {"image"}
+
+
 @pytest.mark.parametrize("key", ["llava_onevision", "qwen2_5_vl", "qwen3_vl", "gemma4"])
 def test_methods_for_videos_reduce_it_and_leave_the_image(key, monkeypatch):
     inputs = one_step(key, monkeypatch)

@@ -23,6 +23,7 @@ from tokenreduce.streaming import SegmentStream
 from tokenreduce.temporal_redundancy import allot, stands
 from tokenreduce.tokens import VisualTokens
 from tokenreduce.validation import choice, in_range, whole
+from tokenreduce.whole_frames import per_frame
 
 #: 18 of 28 layers in the paper's 7B setting
 INNER_DEPTH = 0.643
@@ -124,7 +125,7 @@ class HoliTom(Method):
         (score,) = tokens.signals.values()
         if tokens.stage == "llm":
             return fold(tokens.features, score, Budget(self.inner_keep).count(tokens.num_tokens))
-        n = per_frame(tokens)
+        n = per_frame(tokens, self.name)
         shape = (tokens.layout.frames, n)
         plans = [self._video(x, a) for x, a in zip(tokens.features.unflatten(1, shape), score.unflatten(1, shape))]
         width = max(len(source) for _, source, _ in plans)
@@ -215,17 +216,3 @@ class HoliTom(Method):
             source, order = source.sort()
             assign = torch.where(assign >= 0, order.argsort()[assign.clamp_min(0)], -1)
         return assign.flatten(), source, weight.flatten()
-
-
-def per_frame(tokens: VisualTokens) -> int:
-    """Tokens of a frame; raises unless all frames of the video have the same cells and all their tokens are there."""
-    layout, whole = tokens.layout, tokens.layout.num_tokens
-    n, area = whole // layout.frames, layout.height * layout.width
-    cells = None if layout.cells is None else [cell % area for cell in layout.cells]
-    if tokens.num_tokens != whole or (cells is not None and cells != cells[:n] * layout.frames):
-        raise ValueError(
-            f"method='holitom' compares whole frames, but {tokens.num_tokens} of {whole} tokens of a video of "
-            f"{layout.frames} frames arrive, or frames differ in shape; allowed: first among the methods of its stage, with "
-            "nothing merged in the encoder, where the processor leaves no token of a video out"
-        )
-    return n

@@ -1,0 +1,49 @@
+"""A video as frames that hold the same places: how many of them, its tokens frame by frame, what changes in between."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokenreduce.kernels.temporal_similarity import temporal_similarity
+from tokenreduce.layout import Layout
+from tokenreduce.tokens import VisualTokens
+
+
+def places_of(layout: Layout) -> int:
+    """Tokens of a frame of a video."""
+    return layout.num_tokens // layout.frames
+
+
+def per_frame(tokens: VisualTokens, method: str) -> int:
+    """Tokens of a frame; raises unless all frames of the video have the same cells and all their tokens are there."""
+    layout, whole = tokens.layout, tokens.layout.num_tokens
+    n, area = places_of(layout), layout.height * layout.width
+    cells = None if layout.cells is None else [cell % area for cell in layout.cells]
+    if tokens.num_tokens != whole or (cells is not None and cells != cells[:n] * layout.frames):
+        raise ValueError(
+            f"method={method!r} compares whole frames, but {tokens.num_tokens} of {whole} tokens of a video of "
+            f"{layout.frames} frames arrive, or frames differ in shape; allowed: first among the methods of its stage, with "
+            "nothing merged in the encoder, where the processor leaves no token of a video out"
+        )
+    return n
+
+
+def by_frame(tokens: VisualTokens, method: str) -> Tensor:
+    """(B, T, N, D) features of videos of T frames; raises as ``per_frame``."""
+    n = per_frame(tokens, method)
+    return tokens.features.unflatten(1, (tokens.layout.frames, n))
+
+
+def similarity(x: Tensor) -> Tensor:
+    """(B, T - 1, N) float32, cosine of the tokens ``x`` (B, T, N, D) at the same place of neighbouring frames."""
+    batch, frames, n, _ = x.shape
+    found = x.new_zeros(batch * frames, n, dtype=torch.float32)  # between two videos nothing is compared
+    found[: batch * frames - 1] = temporal_similarity(x.flatten(0, 1))
+    return found.unflatten(0, (batch, frames))[:, :-1]
+
+
+def lowest_per_frame(score: Tensor, count: Tensor) -> Tensor:
+    """(B, T, N) bool, the ``count`` (B, T) or (T,) tokens of lowest ``score`` (B, T, N) of each frame; ties: the lowest index."""
+    rank = score.sort(dim=-1, stable=True).indices.argsort(dim=-1)
+    return rank < count[..., None]
