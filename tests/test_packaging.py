@@ -121,7 +121,8 @@ def test_public_names():
     for name in ("wrap", "wrapped", "unwrap", "budget", "trace", "report", "methods", "families", "HiPrune", "Method"):
         assert name in dir(tr)
         assert callable(getattr(tr, name))
-    assert [row["name"] for row in tr.methods()][-4:] == ["pool", "random", "uniform", "downscale"]
+    last = ["pool", "pool_time", "random", "sample_frames", "uniform", "downscale"]
+    assert [row["name"] for row in tr.methods()][-6:] == last
     assert "llava" in str(tr.families())
     assert "<table>" in tr.methods()._repr_html_()
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):

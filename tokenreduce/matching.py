@@ -141,6 +141,19 @@ def in_rounds(
     return Reduction.merge(assign, source, tokens.size if weighted else share)
 
 
+def halvings(n: int, k: int) -> list[int]:
+    """Counts for ``in_rounds`` that lead from ``n`` tokens to ``k``: halves as long as k are left, then what is missing.
+
+    >>> halvings(80, 30), halvings(9, 9)
+    ([40, 10], [])
+    """
+    counts = []
+    while n // 2 >= k:
+        counts.append(n // 2)
+        n -= n // 2
+    return counts + [n - k] * (n > k)
+
+
 def ordered(plan: Reduction, order: OutputOrder) -> Reduction:
     """The rows of ``plan`` sorted by where they sit, those without a place last; for ``reference``, as they are."""
     if order == "reference":

@@ -29,10 +29,15 @@ def rows_substitute(facts: ModelFacts, asked: bool | None = None) -> tuple[str, 
     return (f"features behind the projector, for {facts.interpolated}",) if facts.interpolated else ()
 
 
-def needs_cls(name: str, facts: ModelFacts) -> None:
-    """Raise where there is no [CLS] row to hand on."""
+def needs_cls(
+    name: str,
+    facts: ModelFacts,
+    asked: str = "forward_cls=True",
+    instead: str = "forward_cls=False, which spends the whole budget on patches",
+) -> None:
+    """Raise where there is no [CLS] row to hand on, which was ``asked`` for; ``instead``, what can be."""
     if not facts.has_cls:
         raise ValueError(
-            f"method={name!r}: forward_cls=True, but the vision tower of this {facts.family} model has no [CLS] token; allowed "
-            "here: forward_cls=False, which spends the whole budget on patches"
+            f"method={name!r}: {asked}, but the vision tower of this {facts.family} model has no [CLS] token; allowed "
+            f"here: {instead}"
         )

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tokenreduce.kernels.temporal_similarity import temporal_similarity
 from tokenreduce.layout import Layout
+from tokenreduce.reduction import Reduction
 from tokenreduce.tokens import VisualTokens
 
 
@@ -47,3 +52,27 @@ def lowest_per_frame(score: Tensor, count: Tensor) -> Tensor:
     """(B, T, N) bool, the ``count`` (B, T) or (T,) tokens of lowest ``score`` (B, T, N) of each frame; ties: the lowest index."""
     rank = score.sort(dim=-1, stable=True).indices.argsort(dim=-1)
     return rank < count[..., None]
+
+
+def stacked(plans: Sequence[tuple[Tensor, Tensor, Tensor | None]], **more: Any) -> Reduction:
+    """One plan for several videos: of each row (T * N,), source (K,) and weight (T * N,), K its own."""
+    assigns, sources, weights = zip(*plans)
+    width = max(len(source) for source in sources)
+    counts = torch.tensor([len(source) for source in sources], device=sources[0].device)
+    return Reduction.merge(
+        torch.stack(assigns),
+        torch.stack([F.pad(source, (0, width - len(source))) for source in sources]),
+        None if weights[0] is None else torch.stack(weights),
+        valid=torch.arange(width, device=counts.device) < counts[:, None],
+        **more,
+    )
+
+
+def by_first(group: Tensor) -> tuple[Tensor, Tensor]:
+    """Row (N,) and source (K,) of tokens that join those of the same ``group`` (N,) long; rows sit at their first token, in
+    the order of these."""
+    values, number = group.unique(return_inverse=True)
+    index = torch.arange(len(group), device=group.device)
+    first = index.new_full((len(values),), len(group)).scatter_reduce_(0, number, index, "amin")
+    source, order = first.sort()
+    return order.argsort()[number], source

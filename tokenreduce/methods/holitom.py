@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tokenreduce.budgets import Budget
@@ -23,7 +22,7 @@ from tokenreduce.streaming import SegmentStream
 from tokenreduce.temporal_redundancy import allot, stands
 from tokenreduce.tokens import VisualTokens
 from tokenreduce.validation import choice, in_range, whole
-from tokenreduce.whole_frames import per_frame
+from tokenreduce.whole_frames import per_frame, stacked
 
 #: 18 of 28 layers in the paper's 7B setting
 INNER_DEPTH = 0.643
@@ -128,17 +127,7 @@ class HoliTom(Method):
         n = per_frame(tokens, self.name)
         shape = (tokens.layout.frames, n)
         plans = [self._video(x, a) for x, a in zip(tokens.features.unflatten(1, shape), score.unflatten(1, shape))]
-        width = max(len(source) for _, source, _ in plans)
-        counts = torch.tensor([len(source) for _, source, _ in plans], device=score.device)
-        source = torch.stack([F.pad(source, (0, width - len(source))) for _, source, _ in plans])
-        return Reduction.merge(
-            torch.stack([assign for assign, _, _ in plans]),
-            source,
-            torch.stack([weight for _, _, weight in plans]),
-            valid=torch.arange(width, device=score.device) < counts[:, None],
-            score=score,
-            positions=self.positions,
-        )
+        return stacked(plans, score=score, positions=self.positions)
 
     def stream(self, limit: int = 64) -> SegmentStream:
         """The outer part for a video that arrives frame by frame; holds at most ``limit`` frames.

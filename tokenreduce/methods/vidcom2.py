@@ -44,7 +44,7 @@ class VidCom2(Method):
     keep: float | int = 0.25
     exact: bool = True
 
-    def least(self, layout: Layout) -> int:
+    def floor(self, layout: Layout) -> int:
         return layout.frames
 
     def most(self, n: int) -> int:
