@@ -94,7 +94,7 @@ def counts(method: Method, trace: tr.Trace, report: tr.Report, depth: int) -> No
             merged = image.stages and bool(
                 (image.stages[0].assign >= 0).all()
             )  # into fewer than the budget, all of them
-            wanted = max(method.budget.count(n), method.floor(image.layout))
+            wanted = max(method.budget.count(n), method.always_left(image.layout))
             assert left == wanted or (merged and left < wanted)
         for kept in held:
             real = kept[kept >= 0].tolist()  # a summary sits at no token

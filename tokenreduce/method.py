@@ -183,7 +183,7 @@ class Method:
         """
         return self.budget.count(n)
 
-    def floor(self, layout: Layout) -> int:
+    def always_left(self, layout: Layout) -> int:
         """Rows that a step at the projector leaves of a picture of ``layout``, however few ``keep`` asks for.
 
         0 where any budget can be met. A method that keeps something whatever the budget says so by overriding.

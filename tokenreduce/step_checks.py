@@ -157,7 +157,7 @@ def check_together(steps: Sequence[tuple[Method, Step]]) -> None:
 
 def check_count(method: Method, plan: Reduction, n: int, layout: Layout) -> None:
     """Raise where ``plan`` leaves more of ``n`` tokens of a picture of ``layout`` than the budget of a bounded ``method``."""
-    most, kept = max(method.most(n), method.floor(layout)), plan.num_kept
+    most, kept = max(method.most(n), method.always_left(layout)), plan.num_kept
     if kept > most and plan.valid is not None:
         kept = int(plan.valid.sum(dim=1).max())
     if kept > most:

@@ -106,7 +106,7 @@ def budget_is_filled_exactly(s: Setting) -> None:
         at, n, k = image.stages, image.tokens_in, len(image.stages[-1].source) if image.stages else image.tokens_in
         if len(at) > 1 and at[0].stage != "encoder":
             raise Skipped("it acts in several steps: what each of them leaves is its own")
-        least = s.method.floor(image.layout)
+        least = s.method.always_left(image.layout)
         wanted = max(s.method.budget.count(n), least)
         if type(s.method).most is Method.most and k != wanted:
             raise Broken(
@@ -115,7 +115,7 @@ def budget_is_filled_exactly(s: Setting) -> None:
             )
         most = max(s.method.most(n), least)
         if k > most:
-            raise Broken(f"{k} of {n} tokens of a picture are left; most({n}) and floor(layout) allow {most}")
+            raise Broken(f"{k} of {n} tokens of a picture are left; most({n}) and always_left(layout) allow {most}")
 
 
 @torch.no_grad()

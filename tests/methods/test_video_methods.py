@@ -68,7 +68,7 @@ def test_counts(name: str, frames: int, n: int, keep: float) -> None:
     method = registry()[name](keep=keep)
     whole = frames * n
     tokens, plan = planned(method, footage(frames, n)[None])
-    wanted = max(method.leaving(tokens) or 0, method.floor(tokens.layout))
+    wanted = max(method.leaving(tokens) or 0, method.always_left(tokens.layout))
     everything_joined = bool((plan.assign >= 0).all())
     found = len(kept(plan))
     assert found == min(wanted, whole) or (everything_joined and found < wanted)
@@ -192,8 +192,8 @@ def test_dycoke_keeps_one_frame_in_four() -> None:
     with pytest.raises(ValueError, match=r"keep=0.2, but one frame in four stays whole; allowed: 0.25 to 1"):
         tr.DyCoke(keep=0.2)
     method = tr.DyCoke(keep=3)
-    assert method.floor(Layout(2, 3, frames=9, medium="video")) == 3 * 6
-    assert method.floor(Layout(2, 3, frames=1, medium="video")) == 6
+    assert method.always_left(Layout(2, 3, frames=9, medium="video")) == 3 * 6
+    assert method.always_left(Layout(2, 3, frames=1, medium="video")) == 6
 
 
 def test_dycoke_in_the_order_of_the_release() -> None:

@@ -59,7 +59,7 @@ class DyCoke(Method):
                 "as evs or vidcom2, or several: tr.wrap(model, tr.DyCoke(keep=0.25), tr.FastV(keep=0.1))"
             )
 
-    def floor(self, layout: Layout) -> int:
+    def always_left(self, layout: Layout) -> int:
         return sum(compared(layout.frames, self.tail)[0]) * places_of(layout)
 
     def plan(self, facts: ModelFacts) -> tuple[Step, ...]:

@@ -37,7 +37,7 @@ class EVS(Method):
 
     keep: float | int = 0.25
 
-    def floor(self, layout: Layout) -> int:
+    def always_left(self, layout: Layout) -> int:
         return places_of(layout)
 
     def plan(self, facts: ModelFacts) -> tuple[Step, ...]:

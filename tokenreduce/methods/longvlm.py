@@ -62,7 +62,7 @@ class LongVLM(Method):
                 argument, getattr(self, argument), least, f". The paper uses {hint}.", none=argument == "global_tokens"
             )
 
-    def floor(self, layout: Layout) -> int:
+    def always_left(self, layout: Layout) -> int:
         return -(-layout.frames // self.segment)
 
     def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
@@ -98,7 +98,7 @@ class LongVLM(Method):
         made: dict[tuple[int, int], list[int]] = {}
         for s, kind in enumerate(zip(sizes, counts)):
             made.setdefault(kind, []).append(s)
-        plans = {}
+        plans: dict[int, Reduction] = {}
         for (size, count), own in made.items():  # segments of a kind merge together
             at = (torch.tensor(own) * self.segment)[:, None] + torch.arange(size)
             part = x[:, at.to(x.device)].flatten(2, 3)

@@ -44,7 +44,7 @@ class VidCom2(Method):
     keep: float | int = 0.25
     exact: bool = True
 
-    def floor(self, layout: Layout) -> int:
+    def always_left(self, layout: Layout) -> int:
         return layout.frames
 
     def most(self, n: int) -> int:
