@@ -63,6 +63,7 @@ def _fronted(
         return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]), None
     name = implementation(front.config)
     bias = front.bias() if front.bias is not None else None
+    bias = None if bias is None else front.of_segment(bias, key.shape[2])
     seen = attention_mask
     if bias is not None:  # kernels that take no bias have masks of other forms, or none
         seen = masked(seen if isinstance(seen, Tensor) and seen.ndim == 4 else None, bias)
@@ -103,6 +104,8 @@ class Front:
 
     #: who is told q and k in place of any attention
     instead = PerThread[Listener | None](nothing)
+    #: keys that were attended to so far, where a packed sequence comes in one call per segment
+    attended = PerThread[int](int)
 
     def __init__(self, module: Any) -> None:
         self.name = PREFIX + implementation(module.config)
@@ -121,6 +124,17 @@ class Front:
     @classmethod
     def of(cls, module: Any) -> Front:
         return getattr(module, "_tokenreduce_front", None) or cls(module)
+
+    def restart(self, module: Any, args: Any) -> None:
+        """Hook in front of the module: its segments come from the first on."""
+        self.attended = 0
+
+    def of_segment(self, bias: Tensor, keys: int) -> Tensor:
+        """What of ``bias`` (B, N) belongs to the next ``keys`` keys."""
+        if bias.shape[1] == keys:
+            return bias
+        first, self.attended = self.attended, self.attended + keys
+        return bias[:, first : first + keys]
 
     @contextmanager
     def only_telling(self, listener: Listener) -> Iterator[None]:
@@ -156,7 +170,9 @@ class KeyBias:
     def __init__(self, module: Any, bias: Bias) -> None:
         self.front = Front.of(module)
         self.front.bias = bias
+        self.start = module.register_forward_pre_hook(self.front.restart)
 
     def remove(self) -> None:
+        self.start.remove()
         self.front.bias = None
         self.front.leave_if_idle()

@@ -189,7 +189,9 @@ def pooling(family: Any, facts: tr.ModelFacts, layout: tr.Layout) -> str:
     view = layout.views[0] if layout.views else layout
     if not facts.tower_depth or not (family.packs or facts.tower_grid):
         return ""
-    patches = family.unit**2 if family.packs else math.prod(facts.tower_grid) // (view.height * view.width)
+    patches = facts.patches_per_token
+    if not family.packs:
+        patches *= math.prod(facts.tower_grid) // (view.height * view.width)
     return f", {patches} patches a token" if patches > 1 else ""
 
 

@@ -50,7 +50,7 @@ class Pairs(NamedTuple):
         return Reduction.merge(assign, anchor, weight=weight, covers=True)
 
 
-def match(metric: Tensor, r: int, prefix: int = 0) -> Pairs:
+def match(metric: Tensor, r: int, prefix: int = 0, window: Tensor | None = None) -> Pairs:
     """Bipartite soft matching (section 3): the ``r`` most similar (A, B) pairs of ``metric`` (B, N, C).
 
     Places are counted with a single prefix token ([CLS], place 0, in A); two ([CLS] and distillation, one in A and one
@@ -60,6 +60,7 @@ def match(metric: Tensor, r: int, prefix: int = 0) -> Pairs:
         metric: (B, N, C), prefix rows first.
         r: pairs, from 1 to half the patches.
         prefix: P, prefix rows.
+        window: (B, N) long; rows join one of their own window, and another only once windows have no pair left.
 
     Returns:
         Pairs; lone rows of A ascending when there is a prefix, else the most similar first, as released.
@@ -68,53 +69,87 @@ def match(metric: Tensor, r: int, prefix: int = 0) -> Pairs:
     assert 1 <= r <= (n - prefix) // 2, "r fits"
     rows = torch.arange(n, device=metric.device).expand(batch, -1)
     a, b = ((rows[:, first::2], metric[:, first::2]) for first in (prefix + (prefix == 1), prefix + (prefix != 1)))
-    pairs = _best_pairs(*a, *b, r)
+    pairs = _best_pairs(*a, *b, r, window)
     return pairs._replace(alone=pairs.alone.sort(dim=1).values) if prefix else pairs
 
 
-def best_pairs(metric: Tensor, a: Tensor, b: Tensor, r: int) -> Pairs:
+def best_pairs(metric: Tensor, a: Tensor, b: Tensor, r: int, window: Tensor | None = None) -> Pairs:
     """The best partner in ``b`` (B, M) of each of ``a`` (B, A), rows of ``metric`` (B, N, C); the ``r`` best pairs merge."""
-    return _best_pairs(a, take_rows(metric, a), b, take_rows(metric, b), r)
+    return _best_pairs(a, take_rows(metric, a), b, take_rows(metric, b), r, window)
 
 
-def _best_pairs(a: Tensor, a_metric: Tensor, b: Tensor, b_metric: Tensor, r: int) -> Pairs:
-    best, partner = bipartite_matching(a_metric, b_metric)
+def _best_pairs(a: Tensor, a_metric: Tensor, b: Tensor, b_metric: Tensor, r: int, window: Tensor | None) -> Pairs:
+    best, partner = bipartite_matching(a_metric, b_metric, groups=_groups(window, a, b))
     score, order = best.sort(dim=1, descending=True, stable=True)
     a = a.gather(1, order)
     joined = b.gather(1, partner.gather(1, order[:, :r]))
     return Pairs(alone=a[:, r:], hubs=b, leaving=a[:, :r], joined=joined, score=score[:, :r])
 
 
-def match_energy(metric: Tensor, r: int, margin: float, alpha: float = 1.0, prefix: int = 0) -> Pairs:
+def _groups(window: Tensor | None, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor] | None:
+    return None if window is None else (window.gather(1, a), window.gather(1, b))
+
+
+def match_energy(
+    metric: Tensor, r: int, margin: float, alpha: float = 1.0, prefix: int = 0, window: Tensor | None = None
+) -> Pairs:
     """Energy matching of ``metric`` (B, N, C), its ``prefix`` rows left out (section 3).
 
     Candidates are the 2 r rows of highest energy, r at most half the patches; even ranks join the most similar odd rank.
-    Lone rows come out in falling energy.
+    Lone rows come out in falling energy. With ``window`` (B, N), ranks are those of ``by_energy``, so that every row of A
+    meets one of B in its own window, as long as windows have two rows left.
     """
-    order = by_energy(metric, margin, alpha, prefix)
-    return _join_nearest(metric, order[:, 0 : 2 * r : 2], order[:, 1 : 2 * r : 2], alone=order[:, 2 * r :])
+    order = by_energy(metric, margin, alpha, prefix, window)
+    return _join_nearest(metric, order[:, 0 : 2 * r : 2], order[:, 1 : 2 * r : 2], order[:, 2 * r :], window)
 
 
-def match_energy_bsm(metric: Tensor, r: int, margin: float, alpha: float = 1.0, prefix: int = 0) -> Pairs:
+def match_energy_bsm(
+    metric: Tensor, r: int, margin: float, alpha: float = 1.0, prefix: int = 0, window: Tensor | None = None
+) -> Pairs:
     """ToMe's rule on ``metric`` (B, N, C) sorted by energy: even ranks against odd ranks, the ``r`` best pairs merge."""
-    order = by_energy(metric, margin, alpha, prefix)
-    return best_pairs(metric, order[:, 0::2], order[:, 1::2], r)
+    order = by_energy(metric, margin, alpha, prefix, window)
+    return best_pairs(metric, order[:, 0::2], order[:, 1::2], r, window)
 
 
 def match_text(metric: Tensor, r: int, margin: float, prefix: int = 0) -> Pairs:
     """The released variant for text: Gaussian energy of width ``1 - margin``; the ``r`` rows of highest energy join the
     most similar of the next ``r``."""
     order = top_k(energy_score(metric[:, prefix:], margin, shape="gaussian"), metric.shape[1] - prefix) + prefix
-    return _join_nearest(metric, order[:, :r], order[:, r : 2 * r], alone=order[:, 2 * r :])
+    return _join_nearest(metric, order[:, :r], order[:, r : 2 * r], order[:, 2 * r :], None)
 
 
-def by_energy(metric: Tensor, margin: float, alpha: float = 1.0, prefix: int = 0) -> Tensor:
-    """Rows (B, N - prefix) of ``metric`` by falling energy; of equal energies the lowest index first."""
-    return top_k(energy_score(metric[:, prefix:], margin, alpha), metric.shape[1] - prefix) + prefix
+def by_energy(
+    metric: Tensor, margin: float, alpha: float = 1.0, prefix: int = 0, window: Tensor | None = None
+) -> Tensor:
+    """Rows (B, N - prefix) of ``metric`` by falling energy; of equal energies the lowest index first.
+
+    With ``window`` (B, N), in pairs: ranks 0 and 1 of a window, 2 and 3, ... stay together, pairs come by the energy of the
+    first, and rows without a second at the end.
+    """
+    energy = energy_score(metric[:, prefix:], margin, alpha)
+    order = top_k(energy, metric.shape[1] - prefix)
+    if window is not None:
+        by_window = order.gather(1, window[:, prefix:].gather(1, order).argsort(dim=1, stable=True))
+        order = by_window.gather(1, _pair_rank(energy.gather(1, by_window), window[:, prefix:].gather(1, by_window)))
+    return order + prefix
 
 
-def _join_nearest(metric: Tensor, a: Tensor, b: Tensor, alone: Tensor) -> Pairs:
-    score, partner = bipartite_matching(take_rows(metric, a), take_rows(metric, b))
+def _pair_rank(energy: Tensor, window: Tensor) -> Tensor:
+    """The order (B, N) of ``by_energy`` for rows sorted by ``window`` and, within, by falling ``energy``, both (B, N)."""
+    place = torch.arange(window.shape[1], device=window.device).expand_as(window)
+    fresh = torch.ones_like(window, dtype=torch.bool)
+    fresh[:, 1:] = window[:, 1:] != window[:, :-1]
+    rank = place - torch.where(fresh, place, 0).cummax(dim=1).values
+    first = rank % 2 == 0
+    paired = ~first
+    paired[:, :-1] |= first[:, :-1] & ~fresh[:, 1:]
+    of_pair = torch.where(first, energy, energy.roll(1, dims=1)).masked_fill(~paired, -torch.inf)
+    return of_pair.sort(dim=1, descending=True, stable=True).indices
+
+
+def _join_nearest(metric: Tensor, a: Tensor, b: Tensor, alone: Tensor, window: Tensor | None) -> Pairs:
+    groups = _groups(window, a, b)
+    score, partner = bipartite_matching(take_rows(metric, a), take_rows(metric, b), groups=groups)
     return Pairs(alone=alone, hubs=b, leaving=a, joined=b.gather(1, partner), score=score)
 
 

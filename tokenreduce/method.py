@@ -45,7 +45,8 @@ class ModelFacts:
         patches_per_token: patches of the tower that are joined in one token of an image.
         interpolated: in words, what pictures have tokens that are interpolated behind the projector, and so no row of
             their own in front of it; empty for none.
-        tower_grid: (height, width) of the patch grid where it is known, else None.
+        tower_grid: (height, width) of the grid of patches, or of the units of them that become one token, where it is known,
+            else None.
         full_blocks: vision blocks in which every patch attends to the whole image; None: all of them.
         decoder_depth: number of decoder layers (0 for an encoder alone).
         decoder_heads: heads of queries in a decoder layer; 0: not known.

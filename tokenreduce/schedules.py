@@ -111,7 +111,7 @@ def scaled_layers(layers: Sequence[int], of: int, depth: int, *, last: int | Non
 
 
 def can_merge_inside(facts: ModelFacts) -> bool:
-    """Whether patches can merge inside the tower of such a model, which some pool or pack afterwards."""
+    """Whether patches, or the units of them that become one token, can merge inside the tower of such a model."""
     return "encoder" in facts.stages or "projector" not in facts.stages
 
 
@@ -124,18 +124,16 @@ def place_substitute(at: Place | None, facts: ModelFacts) -> tuple[str, ...]:
     """What to say where ``merging_place`` chose the projector by itself."""
     if at is not None or can_merge_inside(facts):
         return ()
-    return (
-        "the tokens handed to the language model merging in place of patches: the vision tower pools or packs patches",
-    )
+    return ("the tokens handed to the language model merging in place of patches: those of this vision tower cannot",)
 
 
 def needs_encoder(name: str, facts: ModelFacts) -> None:
     """Raise where a tower of a vision-language model cannot merge, with what can be done instead."""
     if not can_merge_inside(facts):
         raise ValueError(
-            f"method={name!r} merges patches inside the vision encoder, but a {facts.family} model pools or packs patches "
-            "after or in it, so merged ones would have no place; pass at='projector' to merge the tokens handed to the "
-            "language model instead"
+            f"method={name!r} merges patches inside the vision encoder, but those of a {facts.family} model make no units, a "
+            "few patches for each token, that could stay whole; pass at='projector' to merge the tokens handed to the language "
+            "model instead"
         )
 
 

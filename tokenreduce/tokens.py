@@ -78,6 +78,8 @@ class VisualTokens:
         entered: tokens of each image that entered the language model; in front of it, N.
         assign: (B, N0) long, current token that stands for each original one; -1 when it is gone.
         notes: what earlier steps of the same method noted (``Reduction.notes``).
+        window: (B, N) long, in a block of a tower that attends within windows: the window of each token, which merges with
+            others of its own as long as there are any. None: all of an image attend to each other.
         amount: what the method's plan attached to this step, such as how many tokens to merge in this block.
     """
 
@@ -95,6 +97,7 @@ class VisualTokens:
     entered: int = None  # type: ignore[assignment]
     assign: Tensor = None  # type: ignore[assignment]
     notes: Mapping[str, Tensor] = field(default_factory=dict)
+    window: Tensor | None = None
     amount: Any = None
 
     def __post_init__(self) -> None:

@@ -9,12 +9,18 @@ from torch import Tensor
 
 from tokenreduce.kernels.top_k import top_k
 from tokenreduce.method import ModelFacts
+from tokenreduce.schedules import can_merge_inside
 
 
 def windows_to_merge(n: int, target: float, window: int) -> int:
     """Windows of side ``window`` to merge so that ``target`` patches of ``n`` are left, or a few more."""
     cells = window**2
     return min(max(math.floor((n - target) / (cells - 1) + 1e-9), 0), n // cells)
+
+
+def merges_windows(facts: ModelFacts) -> bool:
+    """Whether windows merge inside the tower of such a model where nothing is said: of units, any grid may come."""
+    return can_merge_inside(facts) and facts.patches_per_token == 1
 
 
 def check_windows(window: int, facts: ModelFacts) -> None:

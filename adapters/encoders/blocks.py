@@ -137,9 +137,13 @@ class PackedBlock(TimmBlock):
 
     def listen_keys(self, heard: Callable[[Tensor], None]) -> Handle:
         attention = self.attention
-        if hasattr(attention, "k"):
-            return attention.k.register_forward_hook(partial(_whole_output, heard))
+        for name in ("k", "k_proj"):
+            if hasattr(attention, name):
+                return getattr(attention, name).register_forward_hook(partial(_whole_output, heard))
         return attention.qkv.register_forward_hook(partial(_before_values, heard, self.heads * attention.head_dim))
+
+    def bias_keys(self, bias: Bias) -> Handle:
+        return KeyBias(self.attention, bias)
 
 
 class EvaBlock(Block):

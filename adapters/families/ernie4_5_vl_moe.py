@@ -24,6 +24,10 @@ class Ernie4_5VL(Qwen2VL):
     def projectors(self) -> list[nn.Module]:
         return [self.core.resampler_model]
 
+    @property
+    def unit_mergers(self) -> list[nn.Module]:
+        return []
+
     def projection(self) -> Projection:
         way = self.core.resampler_model
         return Projection(way, way.mlp, nn.Sequential(way.mlp, way.after_norm))

@@ -16,6 +16,10 @@ class HyperClovaXVision(Qwen2_5VL):
     def projectors(self) -> list[nn.Module]:
         return [self.towers[0].merger, self.core.projector]
 
+    @property
+    def unit_mergers(self) -> list[nn.Module]:
+        return [self.towers[0].merger]
+
     def projection(self) -> Projection:
         first, last = self.towers[0].merger.mlp, self.core.projector
 

@@ -32,6 +32,10 @@ class KimiK25(Qwen2VL):
     def projectors(self) -> list[nn.Module]:
         return [self.core.mm_projector]
 
+    @property
+    def unit_mergers(self) -> list[nn.Module]:
+        return []
+
     def projection(self) -> Projection:
         way = self.core.mm_projector
         layers = (way.in_proj, way.act, way.out_proj)

@@ -25,7 +25,9 @@ class Qwen2VL(Family):
         return self.towers[0].spatial_merge_size
 
     def facts(self) -> ModelFacts:
-        return replace(super().facts(), full_blocks=self.full_blocks)
+        facts = super().facts()
+        inside = ("encoder",) if self.unit_mergers else ()
+        return replace(facts, full_blocks=self.full_blocks, stages=(*inside, *facts.stages))
 
     @property
     def full_blocks(self) -> tuple[int, ...] | None:
@@ -43,13 +45,16 @@ class Qwen2VL(Family):
         tower = self.towers[0]
         return [tower.merger, *getattr(tower, "deepstack_merger_list", ())]
 
-    def projection(self) -> Projection:
-        merger = self.towers[0].merger
-        return Projection.through(merger, *merger.mlp)
-
     @property
     def unit_mergers(self) -> list[nn.Module]:
         return self.projectors
+
+    def unit_places(self, layout: Layout) -> Tensor:
+        return self.in_raster_order(super().unit_places(layout), layout.height, layout.width)
+
+    def projection(self) -> Projection:
+        merger = self.towers[0].merger
+        return Projection.through(merger, *merger.mlp)
 
     @property
     def pixel_unit(self) -> PixelUnit | None:

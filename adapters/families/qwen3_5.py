@@ -14,4 +14,4 @@ class Qwen3_5(Qwen3VL):
     decoder_layers = ("full_attention", "linear_attention")
 
     def facts(self) -> ModelFacts:
-        return replace(super().facts(), stages=("projector", "llm"))
+        return replace(super().facts(), stages=("encoder", "projector", "llm"))

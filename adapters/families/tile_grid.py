@@ -45,14 +45,14 @@ class TileGrid(Family):
             feature_block=self.feature_block if depth else -1,
             has_cls=self.tower_prefix > 0,
             tower_prefix=self.tower_prefix,
-            tower_grid=self.grid if depth else None,
+            tower_grid=(self.grid[0] // self.unit, self.grid[1] // self.unit) if depth else None,
             patches_per_token=self.unit**2,
             interpolated="" if self.pointwise else "all pictures",
             decoder_depth=self.decoder.config.num_hidden_layers,
             tokens_per_image=None if self.tiled else self.view().num_tokens,
-            # merged patches have no place in squares of several, nor among features from elsewhere
+            # merged patches have no place among features from elsewhere
             stages=(
-                *(("encoder",) if depth and self.pointwise and self.unit == 1 else ()),
+                *(("encoder",) if depth and self.pointwise and not self.tiled else ()),
                 "projector",
                 "llm",
                 "cache",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tokenreduce.adapters.encoders.blocks import Block, TransformersBlock, attention_of
 from tokenreduce.adapters.encoders.patch_grid import PatchGrid
 from tokenreduce.adapters.visual_inputs import NotedCall, Picture, Projection, TowerCall
+from tokenreduce.layout import Layout
 from tokenreduce.method import ModelFacts, PixelUnit
 
 
@@ -149,7 +150,8 @@ class TowerFacts:
         """Where the patches of a pass are, for the same."""
         embeddings = getattr(self.towers[tower], "embeddings", nn.Module())
         convolution = next((m for m in embeddings.modules() if isinstance(m, nn.Conv2d)), None)
-        return PatchGrid(convolution, self.facts().tower_grid)
+        units = self.facts().tower_grid
+        return PatchGrid(convolution, None if units is None else (units[0] * self.unit, units[1] * self.unit))
 
     def block(self, block: int, tower: int = 0) -> Block:
         """Vision block ``block`` (0-based)."""
@@ -173,8 +175,12 @@ class TowerFacts:
 
     @property
     def unit_mergers(self) -> list[nn.Module]:
-        """The modules of a tower that packs which give one row for each unit of its blocks, where a part of them may enter."""
+        """The modules of a tower that packs which give one row for each unit of its blocks, however many there are."""
         return []
+
+    def unit_places(self, layout: Layout) -> Tensor:
+        """(N,) long, the place among a picture's units, as the tower packs them, of each of its tokens."""
+        return torch.arange(layout.num_tokens)
 
     def projection(self) -> Projection:
         """Where on the way through them one row is one token."""

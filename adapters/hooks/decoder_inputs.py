@@ -12,7 +12,7 @@ from tokenreduce.adapters.families.base import Family
 from tokenreduce.adapters.hooks import deepstack
 from tokenreduce.adapters.hooks.call_scope import CallScopes
 from tokenreduce.adapters.hooks.decoder_pass import DecoderPass
-from tokenreduce.adapters.hooks.merged_tokens import merged_group
+from tokenreduce.adapters.hooks.merged_tokens import merged_group, merged_in_segments
 from tokenreduce.adapters.hooks.picture_pass import PicturePass
 from tokenreduce.adapters.hooks.prompt_text import PromptText
 from tokenreduce.adapters.hooks.sequence_packing import carried, write
@@ -51,15 +51,23 @@ def drop_merged(reduced: DecoderPass, family: Family, encoded: Encoded, embeds: 
     in_order = all(method.output_order == "raster" for method in methods)
     policy: PositionPolicy = "renumber" if any(method.policy == "renumber" for method in methods) else "keep"
     for picture in encoded.pictures:
-        if picture.pooled:
+        if picture.pooled and family.unit == 1:
             raise ValueError(
                 f"method={methods[0].name!r} merges patches inside the vision encoder, but this "
                 f"{family.model.config.model_type} model pools the patches of this {picture.medium} after "
                 "the encoder, so merged ones cannot be told apart; use a method of stage 'projector' or 'llm'"
             )
+    groups: list[ImageGroup] = []
+    if encoded.inside:
+        for group in reduced.groups:
+            inside = [encoded.inside[i] for m in group.members for i in reduced.behind[m]]
+            shown = group.showing(embeds, beside=reduced.beside.get(0))
+            groups += merged_in_segments(shown, inside, family.unit_places(group.layout), in_order, policy)
+        reduced.packings.repack(0, reduced.groups, groups)
+        reduced.groups = groups
+        return True
     state = TowerState.joined(encoded.states)
     history = in_patches(state.history, family.tower_prefix)
-    groups: list[ImageGroup] = []
     for group in reduced.groups:
         rows = [[r for i in reduced.behind[m] for r in encoded.rows[i]] for m in group.members]
         whole = len(rows[0]) * history[0].assign.shape[1]

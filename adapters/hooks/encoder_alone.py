@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from tokenreduce.adapters.encoders.base import EncoderFamily
-from tokenreduce.adapters.hooks.encoder_blocks import EncoderMerging
+from tokenreduce.adapters.hooks.encoder_blocks import attach_blocks
+from tokenreduce.adapters.hooks.encoder_merging import EncoderMerging
 from tokenreduce.adapters.hooks.encoding_cost import BlockShape
 from tokenreduce.adapters.hooks.last_done import LastDone
 from tokenreduce.adapters.hooks.method_calls import Shadow, all_or_none
@@ -34,7 +35,7 @@ class EncoderHooks:
 
     def attach(self) -> list[Any]:
         with all_or_none() as handles:
-            self.encoder.attach(handles, self._record)
+            attach_blocks(self.encoder, handles, self._record)
             handles.append(self.family.tower.register_forward_hook(self.leave))
             if self.expand:
                 handles += [Collecting(self.encoder, owner, name) for owner, name in self.family.collecting_methods()]

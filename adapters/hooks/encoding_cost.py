@@ -47,18 +47,21 @@ class EncodingCost:
         shapes: of the tower's blocks.
         rows: per block, (batch, rows) that entered it, and the borders (S + 1,) of its segments where it packs.
         merged: rows of each image that each block's attention and its other matrices work on, where rows are merged on the
-            way.
+            way; ``given``, per block, the borders there would be without merging, where the tower packs.
         whole: what ``rows`` would be if no unit had been left out before the first block; empty where none was.
         tokens: how many tokens entered the projector, and how many would have; None: all.
         other: FLOPs of the matrices outside blocks, by stage; ``again`` is what a method had projected once more.
+        unmerged: of those, what they would be if nothing had merged in front of them.
     """
 
     shapes: list[BlockShape]
     rows: dict[int, tuple[int, int, Tensor | None]] = field(default_factory=dict)
     merged: list[tuple[list[int], list[int]]] | None = None
+    given: list[Tensor] = field(default_factory=list)
     whole: dict[int, tuple[int, int, Tensor | None]] = field(default_factory=dict)
     tokens: tuple[int, int] | None = None
     other: dict[str, int] = field(default_factory=dict)
+    unmerged: dict[str, int] = field(default_factory=dict)
 
     def flops(self) -> dict[str, Flops]:
         """By stage; reads borders from the device."""
@@ -70,14 +73,16 @@ class EncodingCost:
                 before = segments_of(*self.whole[index]) if index in self.whole else segments
                 tower, whole = tower + passed, whole + self.shapes[index].flops(before, before)
             else:
-                first = self.merged[0][0]
-                tower += self.shapes[index].flops(*self.merged[index])
+                before, after = self.merged[index]
+                first = self.given[index].diff().tolist() if self.given else self.merged[0][0]
+                tower += self.shapes[index].flops(segments if self.given else before, after)
                 whole += self.shapes[index].flops(first, first)
         outside, projector, again = (self.other.get(stage, 0) for stage in ("tower", "projector", "again"))
+        outside_whole, projector_whole = (self.unmerged.get(stage, 0) for stage in ("tower", "projector"))
         entered, tokens = self.tokens or (1, 1)
         return {
-            "tower": (tower + outside, whole + outside),
-            "projector": (projector + again, projector * tokens // entered),
+            "tower": (tower + outside, whole + outside_whole),
+            "projector": (projector + again, projector_whole * tokens // entered),
         }
 
 
@@ -99,12 +104,16 @@ def total(costs: Iterable[EncodingCost]) -> dict[str, Flops]:
 class EncodingHooks:
     """Notes rows per block of each tower, and FLOPs of every other matrix on the way from pixels to features.
 
-    ``latest`` gives what is noted of the pass under way, None where there is none.
+    ``latest`` gives what is noted of the pass under way, None where there is none; ``merged``, how many tokens' units are left
+    in it now, and of how many.
     """
 
-    def __init__(self, family: Family, latest: Callable[[], EncodingCost | None]) -> None:
+    def __init__(
+        self, family: Family, latest: Callable[[], EncodingCost | None], merged: Callable[[], tuple[int, int]]
+    ) -> None:
         self.family = family
         self.latest = latest
+        self.merged = merged
         self.shapes = [
             [BlockShape.of(block, family.tower_attention(i, t)) for i, block in enumerate(family.layers(t))]
             for t in range(len(family.towers))
@@ -151,7 +160,9 @@ class EncodingHooks:
     def add(self, stage: str, flops: int) -> None:
         cost = self.latest()
         if cost is not None:
+            left, all_of_them = self.merged()
             cost.other[stage] = cost.other.get(stage, 0) + flops
+            cost.unmerged[stage] = cost.unmerged.get(stage, 0) + flops * all_of_them // left
 
 
 def matrix_flops(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> int:

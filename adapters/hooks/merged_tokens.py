@@ -35,6 +35,41 @@ def merged_group(
         merged_tokens(p.assign.to(index.device)[index], p.source.to(index.device)[index], patches, alike)
         for p in history
     ]
+    return _carried_out(group, history, plans, in_order, positions)
+
+
+def merged_in_segments(
+    group: ImageGroup, inside: list[list[StageTrace]], places: Tensor, in_order: bool, positions: PositionPolicy
+) -> list[ImageGroup]:
+    """``group`` after ``inside``, per image, was done to it in a tower that packs; ``places`` (N,) of its tokens there."""
+    same = {tuple((p.layer, p.method, p.source.shape[1]) for p in own) for own in inside}
+    if len(same) > 1:
+        single = [
+            merged_in_segments(group.rows([i]), [own], places, in_order, positions) for i, own in enumerate(inside)
+        ]
+        return [one for found in single for one in found]
+    if not inside[0]:
+        return [group]
+    device = group.seats.device
+    history = [
+        replace(p[0], assign=torch.cat([x.assign for x in p]), source=torch.cat([x.source for x in p]))
+        for p in zip(*inside)
+    ]
+    places = places.to(device)
+    plans = [
+        merged_tokens(p.assign.to(device)[:, None], p.source.to(device)[:, None], places, alike=True) for p in history
+    ]
+    return _carried_out(group, history, plans, in_order, positions)
+
+
+def _carried_out(
+    group: ImageGroup,
+    history: list[StageTrace],
+    plans: list[Reduction],
+    in_order: bool,
+    positions: PositionPolicy,
+) -> list[ImageGroup]:
+    """``group`` after the last of ``plans``, the others noted as what led there."""
     for p, plan in zip(history[:-1], plans):
         source = plan.source.sort(dim=1).values
         seats = group.columns.gather(1, source)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tokenreduce.adapters.hooks.tower_state import TowerState
+from tokenreduce.adapters.upstream.attention import is_borders, is_longest
 from tokenreduce.adapters.upstream.decoder import ROTARY
 
 TABLES = (ROTARY, "rope")  # rotary, of transformers and of timm
@@ -21,21 +23,45 @@ class RowArguments:
         self.names = tuple(inspect.signature(block.forward).parameters)[1:]  # behind the rows
         self.by_head = by_head
 
-    def following(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], state: TowerState, prefix: int
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """``args`` (behind the rows) and ``kwargs`` for the rows that ``state`` has left, ``prefix`` in front of the patches."""
-        args = tuple(self._follow(name, value, state, prefix) for name, value in zip(self.names, args))
-        return args, {name: self._follow(name, value, state, prefix) for name, value in kwargs.items()}
+    def borders(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        """The borders of segments among ``args`` (behind the rows) and ``kwargs``; None where there are none."""
+        given = {**dict(zip(self.names, args)), **kwargs}
+        return next((value for name, value in given.items() if is_borders(name)), None)
 
-    def _follow(self, name: str, value: Any, state: TowerState, prefix: int) -> Any:
+    def following(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        state: TowerState,
+        prefix: int,
+        borders: Tensor | None = None,
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """``args`` (behind the rows) and ``kwargs`` for the rows that ``state`` has left, ``prefix`` in front of the patches.
+
+        ``borders`` (S + 1,): of the segments of these rows, where the tower packs.
+        """
+        rows = state.rows
+        args = tuple(self._follow(name, value, state, rows, prefix, borders) for name, value in zip(self.names, args))
+        return args, {name: self._follow(name, value, state, rows, prefix, borders) for name, value in kwargs.items()}
+
+    def _follow(
+        self, name: str, value: Any, state: TowerState, rows: Tensor, prefix: int, borders: Tensor | None
+    ) -> Any:
         if value is None:
             return None
         if name in TABLES:
-            patches = (state.source[:, prefix:] - prefix).clamp_min(0)  # absent rows sit anywhere
-            if isinstance(value, Tensor):
-                return rotary_rows(value, patches, self.by_head)
-            return tuple(rotary_rows(table, patches, self.by_head) for table in value)
+            tables = (value,) if isinstance(value, Tensor) else value
+            if borders is None:
+                patches = (rows[:, prefix:] - prefix).clamp_min(0)  # absent rows sit anywhere
+                found = [rotary_rows(table, patches, self.by_head) for table in tables]
+            else:
+                found = [table.index_select(-2, rows[0]) for table in tables]
+            return found[0] if isinstance(value, Tensor) else tuple(found)
+        if borders is not None and is_borders(name):
+            return borders
+        if borders is not None and is_longest(name):
+            longest = borders.diff().max()
+            return longest.to(value) if isinstance(value, Tensor) else int(longest)
         if name not in MASKS:
             return value
         if not isinstance(value, Tensor):
@@ -44,8 +70,20 @@ class RowArguments:
                 "attn_implementation='sdpa'"
             )
         if name == MASKS[0] and value.ndim == 2:  # of each image, as kernels without a table take it
-            return value.gather(1, state.source)
-        return mask_rows(value, state.source) if value.shape[-1] == state.assign.shape[1] else value
+            return value.gather(1, rows)
+        full = state.units.count(state.assign.shape[1])
+        return mask_rows(value, rows) if value.shape[-1] == full else value
+
+
+def borders_of_units(window: Tensor, windows: int, patches: int, like: Tensor) -> Tensor:
+    """(S + 1,) borders, of the dtype of ``like``, between the rows of units (U,) sorted by their ``window`` below ``windows``.
+
+    Windows that lost all of their units are none any more.
+    """
+    counts = torch.zeros(windows, dtype=torch.long, device=window.device)
+    counts = counts.scatter_add_(0, window, torch.full_like(window, patches))
+    borders = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).unique_consecutive()
+    return borders.to(like.dtype)
 
 
 def rotary_rows(table: Tensor, patches: Tensor, by_head: bool) -> Tensor:

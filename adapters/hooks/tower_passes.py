@@ -65,6 +65,7 @@ class Encoded(NamedTuple):
     """Encoded pictures of a prompt: the signals of each, what was merged, and how many decoder rows share a sample.
 
     ``unseen``: of each, what happened to its tokens before the tower; None: nothing. Empty where nothing happened to any.
+    ``inside``: of each picture of a tower that packs, what happened to it there.
     """
 
     pictures: list[Picture]
@@ -74,6 +75,7 @@ class Encoded(NamedTuple):
     repeat: int
     costs: list[EncodingCost]
     unseen: list[StageTrace | None]
+    inside: list[list[StageTrace]]
 
     @classmethod
     def of(
@@ -91,6 +93,7 @@ class Encoded(NamedTuple):
         states = [passed.call.state for passed in passes.values() if passed.call.state is not None]
         chosen = [pick.passed.call.selection for pick in picks]
         unseen = [None if own is None else own.pictures[pick.index] for own, pick in zip(chosen, picks)]
+        inside = [inside_of(pick) for pick in picks if not pick.passed.call.rows]
         return cls(
             pictures=[pick.picture for pick in picks],
             values={s: [found[id(pick.passed)][pick.index] for pick in picks] for s, found in signals.items()},
@@ -99,4 +102,15 @@ class Encoded(NamedTuple):
             repeat=repeat,
             costs=[passed.call.cost for passed in passes.values() if passed.call.cost is not None],
             unseen=unseen if any(passed is not None for passed in unseen) else [],
+            inside=inside,
         )
+
+
+def inside_of(pick: Pick) -> list[StageTrace]:
+    """What happened to a picture inside a tower that packs."""
+    state = pick.passed.call.state
+    if state is None:
+        return []
+    frames = [picture.layout.frames for picture in pick.passed.pictures]
+    first = sum(frames[: pick.index])
+    return state.of_segments(range(first, first + frames[pick.index]))

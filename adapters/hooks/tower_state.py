@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tokenreduce.adapters.hooks.unit_rows import UnitRows
 from tokenreduce.kernels.group_mean import group_mean
 from tokenreduce.kernels.rows import take_rows
 from tokenreduce.layout import Layout
@@ -17,17 +19,21 @@ from tokenreduce.reduction import Reduction
 
 @dataclass
 class TowerState:
-    """The tokens of one pass through the tower.
+    """The tokens of one pass through the tower, in units: one row each, or the patches that become one token.
+
+    A tower that packs its pictures is a batch of one; its images are the segments of that sequence, one after the other.
 
     Attributes:
-        size: (B, N) float, rows of the unmerged tower each current row stands for.
-        assign: (B, N0) long, current row of each row of the unmerged tower.
-        source: (B, N) long, row of the unmerged tower each current one sits at.
-        layouts: where the patches of each image are.
+        size: (B, N) float, units of the unmerged tower each current one stands for.
+        assign: (B, N0) long, current unit of each unit of the unmerged tower.
+        source: (B, N) long, unit of the unmerged tower each current one sits at.
+        layouts: where the units of each image are.
         own: of each image, the rows of the unmerged tower that are its own, ascending; None: all. The others fill up a batch.
-        numbers: rows there are of each image; ``size`` is as wide as the most, and rows beyond an image's own are absent.
+        numbers: units there are of each image; ``size`` is as wide as the most, and rows beyond an image's own are absent.
+        units: how rows make units.
         entered: per block, ``assign`` when the block was entered; ``came``, ``numbers`` at that time.
         history: what happened; ``left``, ``numbers`` after each time.
+        moved: whether rows are others than those of the unmerged tower, or in another order.
     """
 
     size: Tensor
@@ -36,19 +42,23 @@ class TowerState:
     layouts: list[Layout]
     numbers: list[int]
     own: list[list[int]] | None = None
+    units: UnitRows = field(default_factory=UnitRows)
     entered: list[Tensor] = field(default_factory=list)
     came: list[list[int]] = field(default_factory=list)
     history: list[StageTrace] = field(default_factory=list)
     left: list[list[int]] = field(default_factory=list)
     touched: bool = False
+    moved: bool = False
     gone: bool = False  # whether a row may be in none by now
     alike: bool = True  # whether all images have equally many rows
 
     @classmethod
-    def start(cls, x: Tensor, layouts: list[Layout]) -> TowerState:
-        rows = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
-        numbers = [x.shape[1]] * len(x)
-        return cls(torch.ones(x.shape[:2], device=x.device), assign=rows, source=rows, layouts=layouts, numbers=numbers)
+    def start(cls, x: Tensor, layouts: list[Layout], units: UnitRows | None = None) -> TowerState:
+        units = units or UnitRows()
+        n = units.prefix + (x.shape[1] - units.prefix) // units.patches
+        rows = torch.arange(n, device=x.device).expand(len(x), n)
+        ones = torch.ones(len(x), n, device=x.device)
+        return cls(ones, assign=rows, source=rows, layouts=layouts, numbers=[n] * len(x), units=units)
 
     @classmethod
     def joined(cls, states: list[TowerState]) -> TowerState:
@@ -108,12 +118,38 @@ class TowerState:
         )
         self.numbers = [k] * len(self.size) if numbers is None else numbers
         self.left.append(self.numbers)
-        self.touched = True
+        self.touched = self.moved = True
+
+    def reorder(self, order: Tensor) -> None:
+        """Put units in the ``order`` (B, N); of each image they stay together."""
+        self.size, self.source = self.size.gather(1, order), self.source.gather(1, order)
+        place = order.argsort(dim=1).gather(1, self.assign.clamp_min(0))
+        self.assign = torch.where(self.assign < 0, self.assign, place)
+
+    @property
+    def rows(self) -> Tensor:
+        """(B, n) long, row of the unmerged tower each current one sits at."""
+        return self.units.standing(self.source)
+
+    def went(self, block: int | None = None) -> Tensor:
+        """(B, n0) long, row that each row of the unmerged tower is in where ``block`` is entered; None: at the end."""
+        return self.units.of_rows(self.assign if block is None else self.entered[block])
 
     def counts(self, depth: int) -> list[tuple[list[int], list[int]]]:
         """Rows of each image that attention and MLP of each block work on."""
-        came = self.came[:depth]
-        return list(zip(came, [*came[1:], self.numbers]))
+        came = [[self.units.count(n) for n in own] for own in (*self.came[:depth], self.numbers)]
+        return list(pairwise(came))
+
+    def of_segments(self, span: range) -> list[StageTrace]:
+        """What happened to the segments ``span``, one picture, of a packed sequence, counted in its own units."""
+        begin, end = spans(self.came[0], span)
+        found = []
+        for passage, left in zip(self.history, self.left):
+            first, last = spans(left, span)
+            assign = (passage.assign[:, begin:end] - first).clamp_min(-1)
+            source = passage.source[:, first:last] - begin
+            found.append(replace(passage, assign=assign, seats=source, source=source))
+        return found
 
     def full_width(self, states: Any, *, averaged: bool = False) -> Any:
         """Recorded hidden states (after 0, 1, 2, ... blocks; entries may be None) at full width.
@@ -122,17 +158,41 @@ class TowerState:
             averaged: every row of the unmerged tower is given the mean of all that its final row stands for, so that states
                 of several blocks tell of the same groups.
         """
-        full, k = self.assign.shape[1], self.size.shape[1]
         maps = [*self.entered, self.assign]
         wide = []
         for i, state in enumerate(states):
             at = min(i, len(maps) - 1)
-            if state is not None and state.shape[1] != full:
-                state = rows_of(state, maps[at])
-            if state is not None and averaged and maps[at] is not self.assign:
-                state = rows_of(group_mean(state, self.assign, k), self.assign)
+            if state is not None:
+                rows = state if state.ndim == 3 else state[None]
+                ordered = self.units.order is None or not 0 < at < len(maps) - 1
+                if rows.shape[1] != self.units.count(self.assign.shape[1]) or not ordered:
+                    rows = rows_of(rows, self.units.of_rows(maps[at]))
+                if averaged and maps[at] is not self.assign:
+                    rows = self.averaged(rows)
+                state = rows if state.ndim == 3 else rows[0]
             wide.append(state)
         return tuple(wide)
+
+    def widened(self, last: Tensor) -> Tensor:
+        """What a tower that packs is left with, rows (n, D) or, where it joins them by itself, units (U, D), at full width."""
+        units = len(last) == self.size.shape[1]
+        return rows_of(last[None], self.assign if units else self.went())[0]
+
+    def averaged(self, rows: Tensor) -> Tensor:
+        """``rows`` (B, n0, D) at full width, each as the mean of all that its final row stands for."""
+        units = self.units
+        ordered = rows if units.order is None else rows[:, units.order]
+        mean = units.parted(self.averaged_units(units.joined(ordered)))
+        return mean if units.back is None else mean[:, units.back]
+
+    def averaged_units(self, units: Tensor) -> Tensor:
+        """The same of ``units`` (B, N0, C)."""
+        return rows_of(group_mean(units, self.assign, self.size.shape[1]), self.assign)
+
+
+def spans(numbers: list[int], segments: range) -> tuple[int, int]:
+    """The first unit of ``segments``, of so many each, and the one behind them."""
+    return sum(numbers[: segments.start]), sum(numbers[: segments.stop])
 
 
 def rows_of(x: Tensor, index: Tensor) -> Tensor:

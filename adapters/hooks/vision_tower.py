@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,17 +12,21 @@ from torch import Tensor, nn
 
 from tokenreduce.adapters.attention_functions import Probe
 from tokenreduce.adapters.families.base import Family
+from tokenreduce.adapters.hooks.arriving_views import segments_of, views_of
 from tokenreduce.adapters.hooks.call_scope import CallScopes
-from tokenreduce.adapters.hooks.encoder_blocks import EncoderMerging
+from tokenreduce.adapters.hooks.encoder_blocks import attach_blocks
+from tokenreduce.adapters.hooks.encoder_merging import EncoderMerging
 from tokenreduce.adapters.hooks.encoding_cost import EncodingCost, EncodingHooks
 from tokenreduce.adapters.hooks.method_calls import MethodCall
 from tokenreduce.adapters.hooks.packed_entrance import EnteringRows, PackedEntrance
+from tokenreduce.adapters.hooks.packed_units import Segment
 from tokenreduce.adapters.hooks.ragged_rows import View
 from tokenreduce.adapters.hooks.tower_listener import TowerListener, attention_statistic
 from tokenreduce.adapters.hooks.tower_passes import TowerPass
 from tokenreduce.adapters.hooks.tower_rows import TowerRows
 from tokenreduce.adapters.hooks.tower_state import rows_of
 from tokenreduce.adapters.hooks.unit_selection import choose_units
+from tokenreduce.adapters.upstream.model import OF_BLOCKS
 from tokenreduce.kernels.fingerprint import fingerprint
 from tokenreduce.per_thread import PerThread, nothing
 from tokenreduce.pipeline import ActivePipeline
@@ -55,7 +58,7 @@ class VisionTower:
             elif isinstance(signal, AttentionReceived):
                 self.blocks.setdefault(signal.layer, []).append(signal)
         self.rows = TowerRows(family, self.wanted)
-        self.costs = EncodingHooks(family, self.cost_under_way)
+        self.costs = EncodingHooks(family, self.cost_under_way, self.merged_units)
         facts = family.facts()
         for signal in self.wanted:
             if isinstance(signal, ClsAttention) and not facts.has_cls:
@@ -65,17 +68,31 @@ class VisionTower:
                 )
         merges = bool(pipeline.now.layers("encoder"))
         self.encoders = [
-            EncoderMerging(family.blocks(t) if merges else [], pipeline, family.patch_grid(t), facts.tower_prefix)
+            EncoderMerging(
+                family.blocks(t) if merges else [],
+                pipeline,
+                family.patch_grid(t),
+                facts.tower_prefix,
+                side=family.unit,
+                expand=not family.unit_mergers,
+            )
             for t in range(len(family.towers))
         ]
         for encoder in self.encoders:
             encoder.views = self.views
+            encoder.segments = self.segments if family.packs else None
         selects = bool(pipeline.now.at("pixels")) and family.packs
         self.entrances = [PackedEntrance(family, t) for t in range(len(family.towers))] if selects else []
 
     def cost_under_way(self) -> EncodingCost | None:
         passes = self.scopes.encoded.passes
         return passes[-1].cost if passes and not self.rows.projecting else None
+
+    def merged_units(self) -> tuple[int, int]:
+        """Units of which a tower that packs is left with the rows now, and those of the unmerged one."""
+        encoder = None if self.current is None else self.encoders[self.current.tower]
+        state = encoder.state if encoder is not None and encoder.blocks and not encoder.expand else None
+        return (1, 1) if state is None else (state.size.shape[1], state.assign.shape[1])
 
     def finish(self, tower: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self.current is not None and self.current.entered is not None:
@@ -88,17 +105,10 @@ class VisionTower:
         return self.scopes.encoded.passes[-1]
 
     def views(self, batch: int) -> list[View]:
-        """The rows of the pass that is running: which of their patches become tokens, and how many of these are left."""
-        views: list[View] = []
-        pipeline = self.encoders[0].pipeline
-        for picture in self.family.arriving(self.latest):
-            if picture.pooled:  # refused once the model has pooled them
-                views += [View(None, (None,) * len(pipeline.methods))] * picture.rows
-                continue
-            own = picture.layout.views or [replace(picture.layout, frames=1)] * picture.rows
-            shares = pipeline.view_shares([view.num_tokens for view in own])
-            views += [View(view.cells, share) for view, share in zip(own, shares)]
-        return views if len(views) == batch else []
+        return views_of(self.family, self.latest, self.pipeline.now, batch)
+
+    def segments(self) -> list[Segment]:
+        return segments_of(self.family, self.latest, self.pipeline.now)
 
     def attach(self, handles: list[Any]) -> None:
         """Append hooks and probes, each with ``remove``, to ``handles``."""
@@ -119,8 +129,9 @@ class VisionTower:
                     handles.append(attention.register_forward_hook(hear.whole, always_call=True))
             self.rows.attach(t, partial(self.hear_rows, t), handles)
             if self.encoders[t].blocks:
-                self.encoders[t].attach(handles)
+                attach_blocks(self.encoders[t], handles)
                 handles.append(tower.register_forward_hook(self.end))
+                handles += [m.register_forward_hook(partial(self.widen, t)) for m in self.family.unit_mergers]
         self.rows.attach_projector(self.hear_projector, handles)
         self.costs.attach(handles)
         for owner, method, note, ahead in self.family.noted_calls():
@@ -145,6 +156,7 @@ class VisionTower:
             with self.pipeline.now.stopwatch(pixels.device):
                 call.prints = torch.cat([fingerprint(piece) for piece in self.family.pieces(call, pixels)])
         encoded.add(call)
+        self.encoders[tower].now = None  # nothing of an earlier pass
         self.current = call
         if self.entrances:
             self.select(call, pixels)
@@ -168,9 +180,21 @@ class VisionTower:
             return None
         if call.cost is not None:
             call.cost.merged = state.counts(len(self.encoders[call.tower].blocks))
+            call.cost.given = self.encoders[call.tower].given
         if output.get("hidden_states") is not None:
             output["hidden_states"] = state.full_width(output["hidden_states"], averaged=True)
+        if not self.encoders[call.tower].expand:
+            output["last_hidden_state"] = state.widened(output["last_hidden_state"])
+            if output.get(OF_BLOCKS) is not None:
+                output[OF_BLOCKS] = [state.averaged_units(x[None])[0] for x in output[OF_BLOCKS]]
         return output
+
+    def widen(self, tower: int, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        """Give each unit of a packed tower the row that ``output`` (U, C) of a module behind its blocks has for it."""
+        state = self.encoders[tower].state
+        if self.current is None or state is None or not state.touched:
+            return output
+        return rows_of(output[None], state.assign)[0]
 
     def borders(self, block: int) -> list[int] | None:
         """Rows in ``block`` of each picture of the pass that is running, one after the other; None: no pass is."""
@@ -188,7 +212,7 @@ class VisionTower:
             for signal in self.blocks[block]:
                 value = attention_statistic(signal, query, key, mask, scale, cuts, packed=not call.rows)
                 if state is not None:
-                    value = value.gather(1, state.entered[block].clamp_min(0))
+                    value = value.gather(1, state.went(block).clamp_min(0))
                 if call.entered is not None:
                     value = call.entered.spread(value[0])[None]
                 call.values.setdefault(signal, []).append(value if call.rows else value[0])
@@ -201,8 +225,11 @@ class VisionTower:
         state = self.encoders[tower].state if self.encoders[tower].blocks else None
         if state is not None and signal.axis == "token":
             leaving = isinstance(signal, RowsOfBlock)
-            if not leaving or rows.shape[1] != state.assign.shape[1]:  # the last block gives them at full width
-                rows = rows_of(rows, state.assign if leaving else state.entered[block])
+            rows = rows if rows.ndim == 3 else rows[None]
+            if not leaving or rows.shape[1] != state.units.count(
+                state.assign.shape[1]
+            ):  # the last block gives them whole
+                rows = rows_of(rows, state.went(None if leaving else block))
         rows = rows if call.rows else rows.flatten(0, -2)
         call.values.setdefault(signal, []).append(rows if call.entered is None else call.entered.spread(rows))
 
@@ -210,6 +237,10 @@ class VisionTower:
         if self.scopes.encoded.passes and not self.rows.projecting:
             entered = self.latest.entered
             rows = rows if entered is None else entered.spread(rows, tokens=True)
+            encoder = self.encoders[self.latest.tower]
+            state = encoder.state if encoder.blocks and not encoder.expand else None
+            if state is not None and state.touched:
+                rows = rows_of(rows[None], state.assign)[0]
             self.latest.values.setdefault(ProjectorInput(), []).append(rows)
 
 

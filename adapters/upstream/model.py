@@ -18,6 +18,9 @@ import torch
 from torch import Tensor
 
 ENCODING_METHODS = ("get_image_features", "get_video_features")
+OF_BLOCKS = (
+    "deepstack_features"  # what towers of Qwen3-VL's line give beside their last rows, a tensor per block (5.17-5.24)
+)
 PIXELS = ("pixel_values", "pixel_values_images", "pixel_values_videos", "image_hidden_states")
 
 

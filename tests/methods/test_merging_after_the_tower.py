@@ -84,13 +84,13 @@ def test_rates(rate):
     assert plan.num_kept == n
 
 
-@pytest.mark.parametrize("key", ["qwen2_5_vl", "qwen3_vl", "internvl", "smolvlm", "gemma3", "llava_onevision"])
+@pytest.mark.parametrize("key", ["paddleocr_vl", "kimi_k25", "ovis2", "llava_onevision"])
 @pytest.mark.parametrize("name", METHODS)
-def test_families_that_pool_merge_at_the_projector_and_refuse_the_encoder(name, key):
+def test_families_without_units_merge_at_the_projector_and_refuse_the_encoder(name, key):
     model = zoo.build(key)
     inputs = zoo.inputs(key, "mixed", model)
     if key != "llava_onevision":
-        with pytest.raises(ValueError, match=rf"{name}.*pools or packs.*at='projector'"):
+        with pytest.raises(ValueError, match=rf"{name}.*make no units.*at='projector'"):
             tr.wrap(model, name, at="encoder")
         with pytest.raises(ValueError, match=r"strict=True would run .* in place of patches"):
             tr.wrap(model, name, strict=True)

@@ -13,13 +13,13 @@ from tokenreduce.budgets import Budget
 from tokenreduce.kernels.window_similarity import window_similarity
 from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.reduction import Reduction
-from tokenreduce.schedules import can_merge_inside, decay, lengths, scaled_layers
+from tokenreduce.schedules import decay, lengths, scaled_layers
 from tokenreduce.signals import TextAttention
 from tokenreduce.text_attention import attended, key_set, published_thresholds, urgency
 from tokenreduce.tokens import VisualTokens
 from tokenreduce.tower_saliency import SCORES, Score, saliency, saliency_substitute
 from tokenreduce.validation import ascending, choice, in_range, whole
-from tokenreduce.window_merging import check_windows, merged_windows, windows_to_merge
+from tokenreduce.window_merging import check_windows, merged_windows, merges_windows, windows_to_merge
 
 ROLES = ("patch", "key")
 KEY = 1
@@ -46,7 +46,7 @@ class MustDrop(Method):
             rule: counts follow the image and the question, ``keep`` picks the published thresholds for 192, 128 or 64 (or
             1/3, 2/9, 1/9) tokens.
         layers: decoder layers (0-based) after which tokens are dropped; None scales 2, 6, 10, 14 of 32 to the depth.
-        merge: whether windows are merged in the encoder; None: where the tower can.
+        merge: whether windows are merged in the encoder; None: where a token is one patch of a tower that can.
         window: side w of a window, at least 2.
         similarity: tau, mean cosine from which a window is merged in mode ``threshold``.
         merge_to: patches that leave the encoder, a fraction or a count, reached from above in steps of w^2 - 1; None: by
@@ -124,7 +124,7 @@ class MustDrop(Method):
     # ------------------------------------------------------------------ where
 
     def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
-        merge = can_merge_inside(facts) if self.merge is None else self.merge
+        merge = merges_windows(facts) if self.merge is None else self.merge
         route = Route(facts.decoder_depth, merge)
         layers = self.pruning_layers(route.depth)
         attended = saliency(self.name, facts, facts.tower_depth - 1, self.score)
@@ -144,8 +144,8 @@ class MustDrop(Method):
 
     def substitutes(self, facts: ModelFacts) -> tuple[str, ...]:
         found = saliency_substitute(facts, self.score)
-        if self.merge is None and not can_merge_inside(facts):
-            found += ("no merging of windows: the vision tower pools or packs patches",)
+        if self.merge is None and not merges_windows(facts):
+            found += ("no merging of windows: the vision tower joins several patches in a token, or cannot merge",)
         if self.trim_cache is None and "cache" not in facts.stages:
             found += ("no trimming of the cache: the model keeps states or sliding windows, not an entry per token",)
         return found
@@ -221,7 +221,8 @@ class MustDrop(Method):
     def _merge(self, tokens: VisualTokens) -> Reduction:
         """Section 3.2 of the paper: windows that are alike become their mean."""
         layout, n = tokens.layout, tokens.layout.num_tokens
-        if tokens.num_tokens != tokens.prefix + n or layout.height % self.window or layout.width % self.window:
+        whole = tokens.num_tokens == tokens.prefix + n and layout.is_grid
+        if not whole or layout.height % self.window or layout.width % self.window:
             raise ValueError(
                 f"mustdrop cuts a complete grid into {self.window}x{self.window} windows, but block 0 holds "
                 f"{tokens.num_tokens - tokens.prefix} tokens of a {layout.height}x{layout.width} grid; merge nothing before "

@@ -206,7 +206,7 @@ class PiToMe(Method):
         if r <= 0:
             return Reduction.identity(tokens, positions=self.policy)
         metric = tokens.signal(Keys(tokens.layer)) if tokens.signals else tokens.features
-        pairs = self._pairs(metric, r, how, prefix)
+        pairs = self._pairs(metric, r, how, prefix, tokens.window)
         plan = pairs.merge(prefix, weight=tokens.size if how.weighted else None)
         if self.prune:
             plan = replace(
@@ -214,12 +214,12 @@ class PiToMe(Method):
             )
         return replace(plan, positions=self.policy)
 
-    def _pairs(self, metric: Tensor, r: int, how: Merge, prefix: int = 0) -> Pairs:
+    def _pairs(self, metric: Tensor, r: int, how: Merge, prefix: int = 0, window: Tensor | None = None) -> Pairs:
         if how.matching == "bsm":
-            return match(metric, r, prefix)
+            return match(metric, r, prefix, window)
         if how.matching == "energy_bsm":
-            return match_energy_bsm(metric, r, how.margin, self.alpha, prefix)
-        return match_energy(metric, r, how.margin, self.alpha, prefix)
+            return match_energy_bsm(metric, r, how.margin, self.alpha, prefix, window)
+        return match_energy(metric, r, how.margin, self.alpha, prefix, window)
 
     def _in_rounds(self, tokens: VisualTokens, each: list[Merge]) -> Reduction:
         n, rounds = tokens.num_tokens, len(each)

@@ -114,7 +114,7 @@ class ToMe(Method):
         r = min(int(tokens.amount), (tokens.num_tokens - tokens.prefix) // 2)
         if r <= 0:
             return Reduction.identity(tokens, positions=self.policy)
-        pairs = match(tokens.signal(Keys(tokens.layer)), r, tokens.prefix)
+        pairs = match(tokens.signal(Keys(tokens.layer)), r, tokens.prefix, tokens.window)
         return replace(pairs.merge(tokens.prefix, weight=tokens.size), positions=self.policy)
 
     def _rounds(self, n: int, rounds: int) -> list[int]:

@@ -1,0 +1,223 @@
+"""Merging inside a vision encoder: what is asked of the methods in each block of a pass, and what becomes of its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from tokenreduce.adapters.encoders.blocks import Block
+from tokenreduce.adapters.encoders.patch_grid import Arrived, PatchGrid
+from tokenreduce.adapters.hooks.packed_units import Segment, Windows, ask_segments, grouped_segments
+from tokenreduce.adapters.hooks.ragged_rows import Group, View, ask, grouped, kind_after, kinds, numbers
+from tokenreduce.adapters.hooks.tower_state import TowerState
+from tokenreduce.adapters.hooks.unit_rows import UnitRows, by_squares
+from tokenreduce.kernels.rows import take_rows
+from tokenreduce.layout import Layout
+from tokenreduce.method import Method, Step
+from tokenreduce.per_thread import PerThread, nothing
+from tokenreduce.pipeline import ActivePipeline, Pipeline
+from tokenreduce.reduction import Reduction
+from tokenreduce.signals import Keys
+from tokenreduce.tokens import VisualTokens
+
+
+@dataclass
+class MergingPass:
+    """One pass of a tower: what is done in which block, and the rows as they are.
+
+    Attributes:
+        groups: where the views are not alike; ``kind``, of their rows; None where the tower packs.
+        widen: whether all blocks give full width.
+        keys: of the block under way; ``pending``, the reductions carried out between its attention and MLP; ``bias`` (B, n),
+            what is added to the logits of its rows.
+        windows: of that block, where the tower packs; ``given``, per block, the borders it would have without merging.
+    """
+
+    pipeline: Pipeline
+    state: TowerState
+    steps: dict[int, list[tuple[Method, Step]]]
+    groups: list[Group]
+    kind: Tensor | None
+    widen: bool
+    keys: Tensor | None = None
+    pending: list[Reduction] = field(default_factory=list)
+    bias: Tensor | None = None
+    windows: Windows | None = None
+    given: list[Tensor] = field(default_factory=list)
+
+
+class EncoderMerging:
+    """Carries out the encoder steps of a pipeline in the blocks of one tower.
+
+    Between attention and MLP a block is shortened without touching its forward: the MLP branch is given the merged
+    residual stream, its output is spread back to full width for the addition, and the block's output is merged. As
+    merging is linear and constant on groups, ``merge(x + spread(m)) = merge(x) + m``. Where several patches become one token,
+    what merges are these units, row by row.
+    """
+
+    now = PerThread[MergingPass | None](nothing)  # the pass under way, or the last one
+    collecting = PerThread[bool](bool)  # the same as ``every_block``, for the call under way
+
+    def __init__(
+        self,
+        blocks: list[Block],
+        pipeline: ActivePipeline,
+        grid: PatchGrid,
+        prefix: int,
+        *,
+        side: int = 1,
+        expand: bool = True,
+    ) -> None:
+        """``side``: of the square of patches that is a unit; ``expand``: whether the last block gives each unmerged row a copy
+        of the row that stands for it."""
+        self.blocks = blocks
+        self.active = pipeline
+        self.grid = grid
+        self.prefix = prefix
+        self.side = side
+        self.expand = expand
+        self.every_block = False  # whether all blocks do so, for a model that collects what they return
+        self.done: Callable[[TowerState], None] | None = None
+        self.views: Callable[[int], Sequence[View]] = lambda batch: ()  # of a pass; none: alike, each an image
+        self.segments: Callable[[], Sequence[Segment]] | None = None  # of a pass, where the tower packs
+
+    @property
+    def pipeline(self) -> Pipeline:
+        return self.active.now
+
+    @property
+    def state(self) -> TowerState | None:
+        return None if self.now is None else self.now.state
+
+    @property
+    def given(self) -> list[Tensor]:
+        """Per block, the borders between rows that there would be without merging, where the tower packs."""
+        return [] if self.now is None else self.now.given
+
+    def begin(self, x: Tensor) -> MergingPass:
+        """Rows ``x`` (B, N, D) arrive at the first block: what to do in which block is known from now on."""
+        if self.segments is not None:
+            return self.begin_packed(x, self.segments())
+        n = x.shape[1] - self.prefix
+        arrived = self.grid.arrived(len(x), n)
+        units = UnitRows(1, self.prefix)
+        if self.side > 1:
+            height, width = arrived[0].layout.height, arrived[0].layout.width
+            units = UnitRows(self.side**2, self.prefix, by_squares(height, width, self.side, self.prefix, x.device))
+            arrived = [Arrived(Layout(height // self.side, width // self.side))] * len(x)
+            n //= units.patches
+        if not self.expand and any(image.filling is not None for image in arrived):
+            raise ValueError(
+                "output_length='reduced', but the model was told which patches are real and looks for them again behind its "
+                "blocks; allowed: output_length='full', or whole images without such a mask"
+            )
+        layouts = [image.layout for image in arrived]
+        views = self.views(len(x)) or [View()] * len(x)
+        views = [view._replace(filling=image.filling or ()) for view, image in zip(views, arrived, strict=True)]
+        pipeline, state, widen = self.pipeline, TowerState.start(x, layouts, units), self.every_block or self.collecting
+        if all(view.numbers(n) == (n, n) for view in views) and len({*zip(layouts, (v.shares for v in views))}) == 1:
+            steps = pipeline.encoder_steps((layouts[0].height, layouts[0].width), views[0].shares)
+            self.now = found = MergingPass(pipeline, state, steps, [], None, widen)
+            return found
+        if any(view.filling for view in views):
+            state.own = [view.own(n, self.prefix) for view in views]
+        groups = grouped(views, layouts, n, self.prefix, pipeline, x.device)
+        state.numbers, state.alike = numbers(groups), False
+        blocks = range(len(self.blocks))
+        steps = {block: max((group.steps.get(block, []) for group in groups), key=len) for block in blocks}
+        kind = kinds(views, n, self.prefix, x.device)
+        self.now = found = MergingPass(pipeline, state, steps, groups, kind, widen)
+        return found
+
+    def begin_packed(self, x: Tensor, segments: Sequence[Segment]) -> MergingPass:
+        """The same where all pictures are one sequence ``x`` (1, N, D) of ``segments``."""
+        units = UnitRows(self.side**2)
+        state = TowerState.start(x, [segment.layout for segment in segments], units)
+        state.numbers = [segment.layout.num_tokens for segment in segments]
+        if sum(state.numbers) != state.size.shape[1]:
+            raise ValueError(
+                f"{x.shape[1]} patches arrive at the first block, for {sum(state.numbers)} tokens of {units.patches} patches; "
+                "patches can merge only where all of a picture enter the tower"
+            )
+        groups = grouped_segments(segments, self.pipeline, x.device)
+        blocks = range(len(self.blocks))
+        steps = {block: max((group.steps.get(block, []) for group in groups), key=len) for block in blocks}
+        self.now = found = MergingPass(self.pipeline, state, steps, groups, None, False)
+        return found
+
+    def arrange(self, now: MergingPass, index: int, x: Tensor, borders: Tensor | None) -> Tensor:
+        """The rows ``x`` (B, n, D) that enter block ``index``, in the order in which it works on them.
+
+        ``borders``: between the segments or windows of the unmerged rows, where the tower packs.
+        """
+        state = now.state
+        if index == 0 and state.units.order is not None and any(now.steps.values()):
+            state.moved = True
+            return x[:, state.units.order]
+        if self.segments is None:
+            return x
+        if borders is None:
+            raise ValueError(
+                "a vision block was handed no borders, by which the rows of one picture are told from those of another; "
+                "merge behind the tower with at='projector'"
+            )
+        now.given.append(borders)
+        now.windows = Windows(borders, len(state.layouts), state)
+        order = now.windows.sort(state, borders)
+        return x if order is None else state.units.parted(take_rows(state.units.joined(x), order))
+
+    def reduce(
+        self, now: MergingPass, index: int, x: Tensor, steps: list[tuple[Method, Step]]
+    ) -> tuple[Tensor, list[Reduction]]:
+        """Ask the methods of a block, one after the other; returns what becomes of ``x`` and their reductions."""
+        state, done = now.state, []
+        for position, (method, step) in enumerate(steps):
+            with now.pipeline.stopwatch(x.device):
+                tokens = VisualTokens(
+                    features=state.units.mean(x),
+                    layout=state.layouts[0],
+                    stage="encoder",
+                    layer=index,
+                    source=state.source,
+                    size=state.size,
+                    signals={need: now.keys for need in step.needs if isinstance(need, Keys)},
+                    prefix=self.prefix,
+                    window=None if now.windows is None else now.windows.of_units,
+                    amount=step.amount,
+                )
+                if self.segments is not None:
+                    joined = ask_segments(tokens, now.groups, state.numbers, position)
+                    if joined is None:
+                        continue
+                    reduction = joined
+                elif now.kind is not None:
+                    joined = ask(tokens, now.groups, now.kind, position)
+                    if joined is None:
+                        continue
+                    reduction = joined
+                    now.kind = kind_after(now.kind, reduction, now.groups)
+                else:
+                    reduction = method.checked(tokens)
+                if reduction.valid is not None:
+                    raise ValueError(
+                        f"method={method.name!r} keeps a different number of tokens per image in encoder block {index}; "
+                        "a dense tower needs equal counts: run images one by one, or use a fixed budget"
+                    )
+                if reduction.does_nothing(tokens.num_tokens):
+                    continue
+                state.apply(reduction, index, method.name, numbers(now.groups) if now.groups else None)
+                x = carried(reduction, state.units, x)
+            done.append(reduction)
+        return x, done
+
+
+def in_batch(x: Tensor) -> Tensor:
+    """``x`` (B, N, D); a packed sequence (N, D) is a batch of one."""
+    return x if x.ndim == 3 else x[None]
+
+
+def carried(reduction: Reduction, units: UnitRows, x: Tensor) -> Tensor:
+    """What becomes of the rows ``x`` (B, n, D) by a ``reduction`` of their ``units``."""
+    return units.parted(reduction.carry(units.joined(x)))
