@@ -76,3 +76,17 @@ def by_first(group: Tensor) -> tuple[Tensor, Tensor]:
     first = index.new_full((len(values),), len(group)).scatter_reduce_(0, number, index, "amin")
     source, order = first.sort()
     return order.argsort()[number], source
+
+
+def padded(plans: Sequence[tuple[Tensor, Tensor, Tensor]], **more: Any) -> Reduction:
+    """One plan for several videos: of each row (N,), source (K,) and features (K, D), K its own."""
+    assigns, sources, rows = zip(*plans)
+    width = max(len(source) for source in sources)
+    counts = torch.tensor([len(source) for source in sources], device=sources[0].device)
+    return Reduction(
+        source=torch.stack([F.pad(source, (0, width - len(source))) for source in sources]),
+        assign=torch.stack(assigns),
+        features=torch.stack([F.pad(own, (0, 0, 0, width - len(own))) for own in rows]),
+        valid=torch.arange(width, device=counts.device) < counts[:, None],
+        **more,
+    )

@@ -15,11 +15,15 @@ from tokenreduce.layout import Layout
 from tokenreduce.method import Method, ModelFacts
 from tokenreduce.projection import Projector
 from tokenreduce.reduction import Reduction
+from tokenreduce.redundancy_trees import grown
 from tokenreduce.registry import registry
 from tokenreduce.tokens import STAGES, VisualTokens
+from tokenreduce.video_segments import rank_within, shared_within
 
 FACTS = ModelFacts(family="plain", stages=STAGES, tower_depth=4, feature_block=2, has_cls=False, decoder_depth=8)
 VIDEO = [name for name, cls in registry().items() if cls.media == ("video",)]
+#: where a second step shares the budget, the first alone
+ALONE: dict[str, dict] = {"flashvid": {"inner_keep": 1.0}}
 SIZES = [(8, 12), (7, 5), (4, 9), (3, 6), (2, 7), (1, 8), (21, 4)]
 
 
@@ -65,7 +69,7 @@ def cosine(a: Tensor, b: Tensor) -> float:
 @pytest.mark.parametrize(("frames", "n"), SIZES)
 @pytest.mark.parametrize("keep", [0.3, 0.55])
 def test_counts(name: str, frames: int, n: int, keep: float) -> None:
-    method = registry()[name](keep=keep)
+    method = registry()[name](keep=keep, **ALONE.get(name, {}))
     whole = frames * n
     tokens, plan = planned(method, footage(frames, n)[None])
     wanted = max(method.leaving(tokens) or 0, method.always_left(tokens.layout))
@@ -77,7 +81,7 @@ def test_counts(name: str, frames: int, n: int, keep: float) -> None:
 @pytest.mark.parametrize("name", VIDEO)
 def test_a_batch_equals_its_videos(name: str) -> None:
     videos = torch.stack([footage(9, 6, seed=s) for s in range(3)])
-    method = registry()[name](keep=0.4)
+    method = registry()[name](keep=0.4, **ALONE.get(name, {}))
     _, plan = planned(method, videos)
     for b, video in enumerate(videos):
         _, alone = planned(method, video[None])
@@ -90,14 +94,14 @@ def test_a_still_video_goes_by_the_order_of_its_tokens(name: str) -> None:
     """Every tie is decided alike, whatever the dtype."""
     x = torch.randn(1, 6, 1, generator=torch.Generator().manual_seed(1)).expand(8, 6, 16)[None].clone()
     for dtype in (torch.float32, torch.bfloat16):
-        _, plan = planned(registry()[name](keep=0.5), x.to(dtype))
-        _, again = planned(registry()[name](keep=0.5), x.to(dtype))
+        _, plan = planned(registry()[name](keep=0.5, **ALONE.get(name, {})), x.to(dtype))
+        _, again = planned(registry()[name](keep=0.5, **ALONE.get(name, {})), x.to(dtype))
         assert torch.equal(plan.assign, again.assign)
 
 
 @pytest.mark.parametrize("name", VIDEO)
 def test_frames_that_lack_tokens_are_refused(name: str) -> None:
-    method = registry()[name](keep=0.5)
+    method = registry()[name](keep=0.5, **ALONE.get(name, {}))
     step = method.plan(FACTS)[0]
     layout = Layout(2, 2, frames=2, cells=(0, 1, 2, 3, 4, 6), medium="video")
     tokens = VisualTokens(
@@ -358,3 +362,75 @@ def test_longvlm_puts_class_rows_of_five_blocks_in_front() -> None:
     assert method.substitutes(FACTS)
     with pytest.raises(ValueError, match=r"global_tokens=2, but the vision tower.*global_tokens=0"):
         tr.LongVLM(global_tokens=2).plan(FACTS)
+
+
+# -------------------------------------------------------------------- flashvid
+
+
+@pytest.mark.parametrize("count", ["direct", "subtree"])
+def test_chains_through_frames(count: str) -> None:
+    draw = torch.Generator().manual_seed(6)
+    x, joins = torch.randn(7, 5, 4, generator=draw), torch.rand(7, 5, generator=draw) < 0.7
+    parent = torch.randint(5, (7, 5), generator=draw)
+    joins[0] = False
+    found = grown(x, joins, parent, count)
+    rows, weight = x.clone(), torch.ones(7, 5)
+    for t in range(6, 0, -1):  # the released sweep, from the last frame on
+        for p in range(5):
+            if joins[t, p]:
+                rows[t - 1, parent[t, p]] += rows[t, p]
+                weight[t - 1, parent[t, p]] += 1 if count == "direct" else weight[t, p]
+    for t in range(7):
+        for p in range(5):
+            if not joins[t, p]:
+                torch.testing.assert_close(found.rows[t * 5 + p], rows[t, p] / weight[t, p])
+
+
+def test_a_thing_that_moves_is_one_token() -> None:
+    frames, n = 6, 9
+    x = torch.eye(frames * n, 64).view(frames, n, 64).clone()  # no two tokens alike
+    thing = torch.ones(64)
+    for t in range(frames):
+        x[t, (2 * t) % n] = thing + 0.01 * t
+    attention = torch.full((frames, n), 0.1)
+    for t in range(frames):
+        attention[t, (2 * t) % n] = 0.0  # the thing is never picked
+    method = tr.FlashVID(inner_keep=1.0, segment_threshold=None, picks="attn", count="subtree")
+    made = method.compressed(x, attention, torch.full((frames,), 8))
+    own = [int(made.assign[t * n + (2 * t) % n]) for t in range(frames)]
+    assert len(set(own)) == 1
+    assert int(made.source[own[0]]) < n  # of the first frame
+
+
+@pytest.mark.parametrize(("frames", "n"), SIZES)
+@pytest.mark.parametrize("keep", [0.2, 0.6, 7])
+def test_flashvid_averages_its_budget_over_layers(frames: int, n: int, keep: float | int) -> None:
+    method = tr.FlashVID(keep=keep, layer=5)
+    x = footage(frames, n)[None]
+    _, plan = planned(method, x)
+    entering, whole = len(kept(plan)), frames * n
+    step = method.plan(FACTS)[1]
+    tokens = VisualTokens(
+        torch.randn(1, entering, 16),
+        Layout(1, n, frames=frames, medium="video"),
+        "llm",
+        5,
+        amount=step.amount,
+        signals={step.needs[0]: torch.rand(1, entering)},
+    )
+    left = method.reduce(tokens).num_kept
+    goal = keep if isinstance(keep, int) else keep * whole
+    assert abs((5 * entering + 3 * left) / 8 - min(goal, whole)) < 1
+
+
+def test_shares_within_groups() -> None:
+    group = torch.tensor([0, 0, 0, 1, 1, 2])
+    assert shared_within(group, torch.tensor([3, 3, 4, 1, 5, 2]), torch.tensor([5, 3, 9])).tolist() == [
+        2,
+        1,
+        2,
+        1,
+        2,
+        2,
+    ]
+    assert rank_within(group, torch.tensor([1.0, 3.0, 3.0, 0.0, 9.0, 5.0])).tolist() == [2, 0, 1, 1, 0, 0]
