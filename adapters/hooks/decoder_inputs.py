@@ -163,6 +163,8 @@ def hand_over(reduced: DecoderPass, decoder: Any, kwargs: dict[str, Any], change
     if documents_row(decoder.config, positions) is not None:
         positions = positions[1:]
     positions = positions.expand(*positions.shape[:-2], batch, length)
+    along = positions[0] if positions.ndim == 3 else positions
+    reduced.positions.begin = along.gather(1, reduced.real.to(torch.uint8).argmax(dim=1, keepdim=True))
     if changed:
         columns = carried(packing, reduced.groups)
         positions = positions.gather(-1, columns.expand(*positions.shape[:-2], -1, -1))

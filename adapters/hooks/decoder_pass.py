@@ -28,6 +28,7 @@ class DecoderPass(PicturePass):
     """Everything that the hooks of one decoder pass share; travels with the pass, so that re-runs find it again.
 
     Attributes:
+        real: (B, L) bool, columns of this chunk that are no padding.
         packings, masks, positions: what each layer is handed.
         last_alone: whether layers that reuse keys were asked for the last column alone.
         passive: nothing changes in this pass; it is only reported.
@@ -52,6 +53,7 @@ class DecoderPass(PicturePass):
     ) -> None:
         super().__init__(pipeline, packing, visual, offset)
         self.cache = cache
+        self.real = packing.alive
         self.depth: int = decoder.config.num_hidden_layers
         held = holders(decoder.config)
         past = [int(physical_length(cache, i)) for i in held]

@@ -18,6 +18,7 @@ class PositionIds:
 
     Attributes:
         given: (1 | B, W) or, for rotary ids of several axes, (A, 1 | B, W) the caller's ids per slot of layer 0.
+        begin: (B, 1) the caller's id of the first real column of this chunk, kept or not; set with ``given``.
         shift: per layer, (B,) long to subtract from the caller's ids of later chunks; None where ids are kept.
     """
 
@@ -26,8 +27,11 @@ class PositionIds:
         self.packings = packings
         self.shift = shift
         self.given: Tensor | None = None
+        self.begin: Tensor | None = None
+        self._before = list(shift)  # what earlier chunks left
         self._slots: dict[int, Tensor] = {}  # by first layer, slot of layer 0 whose position each slot carries
         self._ids: dict[int, Tensor] = {}  # by first layer, renumbered ids
+        self._counted: dict[int, int] = {}  # by first layer, the layer behind whose cache these go on
         self._tables: dict[Any, Table] = {}
 
     @property
@@ -41,26 +45,35 @@ class PositionIds:
         self._slots[layer] = self._slots[start].gather(1, at) if start in self._slots else at
         if start in self._ids:
             self._ids[layer] = self._ids[start].gather(1, at)
+            self._counted[layer] = self._counted[start]
         if renumbered:
-            self.renumber(layer, self._slots[layer], self._ids.get(layer))
+            self.renumber(layer, self._slots[layer])
 
-    def renumber(self, layer: int, slots: Tensor, numbered: Tensor | None = None) -> None:
-        """From ``layer`` on, count positions along the shortened sequence.
+    def renumber(self, layer: int, slots: Tensor) -> None:
+        """From ``layer`` on, count positions along the shortened sequence, on from where earlier chunks ended in each layer.
 
-        ``slots`` (B, W) finds the caller's ids of layer 0; ``numbered`` (B, W) are the ids so far, where earlier layers
-        renumbered already.
+        ``slots`` (B, W) finds the caller's ids of layer 0.
         """
+        assert self.begin is not None
         ids = self.flat.expand(slots.shape[0], -1).gather(1, slots)
-        if numbered is None:
-            before = self.shift[layer]  # left by the text before this chunk
-            numbered = ids if before is None else ids - before[:, None]
-        valid = self.packings.at(layer).valid
+        before, valid = self._before[layer], self.packings.at(layer).valid
+        first = self.begin if before is None else self.begin - before[:, None]
         real = ids.new_ones(ids.shape) if valid is None else valid.long()
-        first = numbered.gather(1, real.argmax(dim=1, keepdim=True))
         new = (first + real.cumsum(dim=1) - 1).clamp_min(0)
         shift = ids[:, -1] - new[:, -1]
-        self.shift = [*self.shift[:layer], *[shift] * (len(self.shift) - layer)]
-        self._ids[layer] = new
+        self._ids[layer], self._counted[layer] = new, layer
+        later = []
+        for own in range(layer, len(self.shift)):
+            again = own > layer and self._before[own] is self._before[own - 1]
+            later.append(later[-1] if again else shift + self._apart(own, layer))
+        self.shift = [*self.shift[:layer], *later]
+
+    def _apart(self, layer: int, other: int) -> Tensor | int:
+        """(B,) by how much earlier chunks left less of themselves in ``layer`` than in the ``other``."""
+        if self._before[layer] is self._before[other]:
+            return 0
+        less, more = (0 if left is None else left for left in (self._before[layer], self._before[other]))
+        return less - more
 
     def continue_at(self, layer: int, shift: Tensor) -> None:
         """Let the ids of later chunks be the caller's minus ``shift`` (B,) in ``layer``."""
@@ -70,7 +83,8 @@ class PositionIds:
         """(B, W) position ids of ``layer`` where they are not the caller's; None where they are."""
         start, shift = self.packings.start(layer), self.shift[layer]
         if start in self._ids:
-            return self._ids[start]
+            apart = self._apart(layer, self._counted[start])
+            return self._ids[start] - (apart[:, None] if isinstance(apart, Tensor) else apart)
         return None if shift is None else (self.flat - shift[:, None]).clamp_min(0)
 
     def own(self, layer: int) -> Tensor:

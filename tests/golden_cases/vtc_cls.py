@@ -16,7 +16,8 @@ from tokenreduce.methods.vtc_cls import VTCCLS, ensemble
 
 def run(inputs: Meta[Tensor], params: Meta[Any]) -> dict[str, Tensor]:
     rows, hidden = inputs["cls_rows"], inputs["hidden"]  # (L, H, 1 + N) or (L, B, H, 1 + N); (B, 1 + N, C)
-    if rows.ndim == 3:
+    single = rows.ndim == 3
+    if single:
         rows = rows[:, None]
     end = params.get("end_layer_exclusive", len(rows) - 1)
     facts = dataclasses.replace(FACTS, tower_depth=len(rows), feature_block=end - 1)
@@ -37,4 +38,4 @@ def run(inputs: Meta[Tensor], params: Meta[Any]) -> dict[str, Tensor]:
         "keep_mask": kept_mask(plan),
         "features": kept @ inputs["projector"] if "projector" in inputs else kept,
     }
-    return {name: value[0] for name, value in found.items()} if len(features) == 1 else found
+    return {name: value[0] for name, value in found.items()} if single else found

@@ -156,3 +156,95 @@ def vit_state(params: dict[str, object], seed: int, distilled: bool = False) -> 
     kind = timm.models.deit.VisionTransformerDistilled if distilled else timm.models.VisionTransformer
     shapes = {name: tuple(value.shape) for name, value in kind(**params).state_dict().items()}
     return {name: normal(*shape, seed=seed + i, scale=0.3) for i, (name, shape) in enumerate(shapes.items())}
+
+
+# ------------------------------------------------------------------ a Llama
+
+
+class Cached:
+    """Keys and values of each layer as attention takes them, (H, L, d), and the attention (H, L, past + L) of its last run."""
+
+    def __init__(self, depth: int) -> None:
+        self.keys: list[np.ndarray] = [np.zeros(0)] * depth
+        self.values: list[np.ndarray] = [np.zeros(0)] * depth
+        self.maps: list[np.ndarray] = [np.zeros(0)] * depth
+        self.logits: list[np.ndarray] = [np.zeros(0)] * depth
+
+    def held(self) -> list[int]:
+        return [keys.shape[1] for keys in self.keys]
+
+    def trim(self, layer: int, rows: list[int]) -> None:
+        self.keys[layer], self.values[layer] = self.keys[layer][:, rows], self.values[layer][:, rows]
+
+
+class Decoder:
+    """A Llama of random weights, layer by layer."""
+
+    def __init__(self, heads: int, kv_heads: int, depth: int, width: int, seed: int, theta: float = 5000.0) -> None:
+        self.heads, self.kv_heads, self.depth, self.width, self.theta, self.eps = (
+            heads,
+            kv_heads,
+            depth,
+            width,
+            theta,
+            1e-5,
+        )
+        self.size = width // heads
+        shapes = {
+            "w_q": (width, width),
+            "w_k": (kv_heads * self.size, width),
+            "w_v": (kv_heads * self.size, width),
+            "w_o": (width, width),
+            "w_gate": (24, width),
+            "w_up": (24, width),
+            "w_down": (width, 24),
+            "w_ln1": (width,),
+            "w_ln2": (width,),
+        }
+        self.weights = {n: normal(depth, *s, seed=seed + i, scale=0.4) for i, (n, s) in enumerate(shapes.items())}
+        self.weights["w_norm"] = normal(width, seed=seed + 10)
+        self.w = {name: value.astype(np.float64) for name, value in self.weights.items()}
+
+    @property
+    def params(self) -> dict[str, object]:
+        names = {"heads": self.heads, "kv_heads": self.kv_heads, "hidden": self.width, "layers": self.depth}
+        return {**names, "rope_theta": self.theta, "rms_eps": self.eps}
+
+    def start(self) -> Cached:
+        return Cached(self.depth)
+
+    def norm(self, x: np.ndarray, scale: np.ndarray | None = None) -> np.ndarray:
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + self.eps) * (self.w["w_norm"] if scale is None else scale)
+
+    def turned(self, x: np.ndarray, ids: Sequence[int]) -> np.ndarray:
+        half = self.size // 2
+        angle = np.outer(ids, self.theta ** (-np.arange(0, self.size, 2) / self.size))
+        cos, sin = np.cos(angle), np.sin(angle)
+        low, high = x[..., :half], x[..., half:]
+        return np.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
+
+    def projected(self, x: np.ndarray, ids: Sequence[int], layer: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Queries and keys, rotated, and values, of what enters ``layer``; keys repeated over the queries that share them."""
+        h = self.norm(x.astype(np.float64), self.w["w_ln1"][layer])
+        q, k, v = (
+            (h @ self.w[n][layer].T).reshape(len(h), -1, self.size).transpose(1, 0, 2) for n in ("w_q", "w_k", "w_v")
+        )
+        groups = self.heads // self.kv_heads
+        return self.turned(q, ids), np.repeat(self.turned(k, ids), groups, axis=0), np.repeat(v, groups, axis=0)
+
+    def run(self, state: Cached, x: np.ndarray, ids: Sequence[int], first: int, last: int) -> np.ndarray:
+        """Rows ``x`` (L, C) with positions ``ids`` through layers ``first`` to ``last`` - 1, behind what these hold."""
+        x = x.astype(np.float64)
+        for i in range(first, last):
+            q, k, v = self.projected(x, ids, i)
+            if state.keys[i].size:
+                k, v = np.concatenate([state.keys[i], k], axis=1), np.concatenate([state.values[i], v], axis=1)
+            state.keys[i], state.values[i] = k, v
+            seen = np.tri(len(x), k.shape[1], k.shape[1] - len(x), dtype=bool)
+            state.logits[i] = np.where(seen, q @ k.transpose(0, 2, 1) / self.size**0.5, -np.inf)
+            state.maps[i] = softmax(state.logits[i])
+            x = x + (state.maps[i] @ v).transpose(1, 0, 2).reshape(len(x), -1) @ self.w["w_o"][i].T
+            h = self.norm(x, self.w["w_ln2"][i])
+            gate = h @ self.w["w_gate"][i].T
+            x = x + (gate / (1 + np.exp(-gate)) * (h @ self.w["w_up"][i].T)) @ self.w["w_down"][i].T
+        return x
