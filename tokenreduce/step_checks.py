@@ -11,7 +11,8 @@ from tokenreduce.reduction import Reduction
 from tokenreduce.signals import ImageFingerprint, Keys, LastQueryAttention, Signal, Text, TowerPrefix, block_of
 
 WAYS_OUT = {
-    "cache": "Its layers keep states or sliding windows, not an entry per token: leave trimming out, as trim_cache=False does"
+    "cache": "Its layers keep states or sliding windows, not an entry per token: leave trimming out, as "
+    "trim_cache=False or truncate=0 does"
 }
 
 

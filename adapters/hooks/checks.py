@@ -55,5 +55,5 @@ def refuse_missing_cache(pipeline: Pipeline) -> None:
         if step.stage == "cache":
             raise ValueError(
                 f"use_cache=False, but method={method.name!r} shortens the cache after the prompt, and without one would write "
-                "another answer; leave use_cache=False out, or leave out the cache stage, as trim_cache=False does"
+                "another answer; leave use_cache=False out, or leave out the cache stage, as trim_cache=False or truncate=0 does"
             )
