@@ -62,7 +62,7 @@ class PositionIds:
         new = (first + real.cumsum(dim=1) - 1).clamp_min(0)
         shift = ids[:, -1] - new[:, -1]
         self._ids[layer], self._counted[layer] = new, layer
-        later = []
+        later: list[Tensor | None] = []
         for own in range(layer, len(self.shift)):
             again = own > layer and self._before[own] is self._before[own - 1]
             later.append(later[-1] if again else shift + self._apart(own, layer))

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
-from tokenreduce.kernels import cosine_rows, greedy_selection
+from tokenreduce.kernels import cosine_rows, dispatch, greedy_selection
 from tokenreduce.kernels.greedy_selection import dpp_selection, max_min_selection
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -191,3 +192,19 @@ def test_wrong_arguments_are_refused() -> None:
         max_min_selection(x, 2, weight=torch.ones(1, 3))
     with pytest.raises(ValueError, match=r"first has shape \(2,\); allowed: \(1,\)"):
         max_min_selection(x, 2, first=torch.ones(2).long())
+
+
+@pytest.mark.parametrize(("n", "k"), [(576, 64), pytest.param(2880, 320, marks=pytest.mark.long)])
+@pytest.mark.parametrize("alike", [False, True])
+def test_a_selection_costs_less_than_two_hundredths_of_the_prefill_of_what_is_left(n: int, k: int, alike: bool) -> None:
+    """By FLOPs, of a language model as large as Vicuna 7B; among random rows all pairs are made, among alike ones few."""
+    layers, width, inner = 32, 4096, 11008
+    prefill = layers * (2 * k * (4 * width**2 + 3 * width * inner) + 4 * k**2 * width)
+    generator = torch.Generator().manual_seed(n)
+    x = torch.randn(1, n, width, generator=generator)
+    if alike:
+        x = torch.randn(1, 9, width, generator=generator)[:, torch.arange(n) % 9] + 0.3 * x
+    for select in (max_min_selection, lambda x, k: dpp_selection(x, torch.rand(1, n, generator=generator), k)):
+        with FlopCounterMode(display=False) as counter, dispatch.backend("reference"):
+            select(x, k)
+        assert 2 * k * width < counter.get_total_flops() < 0.02 * prefill
