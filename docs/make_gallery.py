@@ -15,7 +15,7 @@ from pathlib import Path
 
 import skimage.data
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 import tokenreduce as tr
 from tokenreduce.draw import animate, draw, sheet, step_names, strip
@@ -30,6 +30,7 @@ PICTURES = HERE / "images/gallery"
 KEEP = 0.25
 PAGE_KEEPS = (0.5, 0.25, 0.11)
 VIDEO_KEEP = 0.3
+BEFORE_THE_TOWER = ("pixelprune", "rlt")  # drawn on what they are made for
 WIDE = 280  # pixels of one picture
 
 
@@ -85,7 +86,7 @@ def one_by_one(model, processor, scene) -> None:
     folder = HERE / "images/methods"
     folder.mkdir(parents=True, exist_ok=True)
     for row in tr.methods():
-        if row["paper"] == "baseline" or "image" not in row["media"]:
+        if row["paper"] == "baseline" or "image" not in row["media"] or row["name"] in BEFORE_THE_TOWER:
             continue
         keeps = [keep for keep in PAGE_KEEPS if not servable(model, [row["name"]], [keep])]
         drawn = [
@@ -94,8 +95,56 @@ def one_by_one(model, processor, scene) -> None:
             for keep in keeps
         ]  # fmt: skip
         made = sheet(drawn, [f"keep={keep}" for keep in keeps], len(drawn), tile=WIDE)
-        small = made.quantize(220, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-        small.save(folder / f"{row['name']}.png", optimize=True)
+        save_page(row["name"], made)
+
+
+def document() -> Image.Image:
+    """A page of text with a table, as a screen shows it: flat colours, sharp edges."""
+    page = Image.new("RGB", (448, 336), "white")
+    pen = ImageDraw.Draw(page)
+    pen.rectangle((0, 0, 448, 28), fill=(40, 60, 110))
+    pen.text((12, 8), "Quarterly report", fill="white", font=ImageFont.load_default(16))
+    for line in range(6):
+        pen.text((24, 48 + 18 * line), "tokens of a page that is mostly white " + "ab " * (line % 3), fill="black")
+    for row in range(4):
+        for column in range(4):
+            box = (24 + 84 * column, 196 + 28 * row, 24 + 84 * (column + 1), 196 + 28 * (row + 1))
+            pen.rectangle(box, outline=(120, 120, 120), fill=(230, 236, 245) if row == 0 else "white")
+            pen.text((box[0] + 8, box[1] + 8), str(17 * row + 5 * column), fill="black")
+    return page
+
+
+def before_the_tower() -> None:
+    """What never enters a vision tower: of a page, and of a video in which one thing moves, on a tiny Qwen2.5-VL."""
+    sys.path.insert(0, str(HERE.parent / "tests"))
+    from test_zoo_processors import processor as processor_of
+    from test_zoo_processors import prompt
+
+    from tokenreduce.eval import tiny_models as zoo
+
+    processor, model, page = processor_of("qwen2_5_vl"), zoo.build("qwen2_5_vl"), document()
+    made = processor(text=[prompt("qwen2_5_vl", ["i0"])], images=[[page]], return_tensors="pt")
+    drawn = []
+    for method in (tr.PixelPrune(), tr.PixelPrune(keep=0.1), tr.Uniform(keep=0.5, at="pixels")):
+        with tr.wrapped(model, method), torch.no_grad():
+            model(**made)
+            drawn.append(draw(tr.trace(model), page, processor, side=WIDE * 2))
+    names = ["PixelPrune, threshold 0", "PixelPrune, keep=0.1", "uniform, at='pixels', keep=0.5"]
+    save_page("pixelprune", sheet(drawn, names, 3, tile=WIDE))
+    frames = []
+    for t in range(8):
+        frame = page.copy()
+        ImageDraw.Draw(frame).ellipse((30 + 36 * t, 120, 80 + 36 * t, 170), fill=(200, 60, 40))
+        frames.append(frame)
+    made = processor(text=[prompt("qwen2_5_vl", ["v"])], videos=[[frames]], return_tensors="pt")
+    with tr.wrapped(model, tr.RLT()), torch.no_grad():
+        model(**made)
+        save_page("rlt", strip(tr.trace(model), frames, processor.video_processor, columns=4, side=WIDE))
+
+
+def save_page(name: str, made: Image.Image) -> None:
+    small = made.quantize(220, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    small.save(HERE / f"images/methods/{name}.png", optimize=True)
 
 
 def stages(model, processor, cat: Image.Image, scene) -> list[str]:
@@ -137,7 +186,12 @@ def videos_one_by_one(model, processor, *names: str) -> None:
     """What each method for videos alone keeps of a short one, as a picture for its page; ``names``: of these methods."""
     for row in tr.methods():
         method = registry().get(row["name"])
-        if method is None or method.media != ("video",) or (names and row["name"] not in names):
+        if (
+            method is None
+            or method.media != ("video",)
+            or row["name"] in BEFORE_THE_TOWER
+            or (names and row["name"] not in names)
+        ):
             continue
         trace, frames = filmed(model, processor, method(keep=VIDEO_KEEP))
         made = strip(trace, frames, processor, columns=8, side=170)
@@ -211,6 +265,7 @@ def main() -> None:
     ]
     one_by_one(model, processor, scene)
     videos_one_by_one(model, processor)
+    before_the_tower()
     (HERE / "gallery.md").write_text("\n".join(lines))
 
 

@@ -92,12 +92,14 @@ def write(model, inputs: dict, *methods, steps: int = STEPS, **options):
         return out[:, inputs["input_ids"].shape[1] :].tolist(), tr.trace(model)
 
 
-def same_logits(model, inputs: dict, logits: torch.Tensor, trace: tr.Trace, positions: str = "keep") -> None:
+def same_logits(
+    model, inputs: dict, logits: torch.Tensor, trace: tr.Trace, positions: str = "keep", tolerance: float = TOLERANCE
+) -> None:
     what = told(trace, inputs["attention_mask"])
     expected = zoo_oracle.logits(model, inputs, **what, positions=positions)
     columns = zoo_oracle.columns(model, inputs, what["keep"], what["drop_at"])
     for row, at, want in zip(logits, columns, expected, strict=True):
-        torch.testing.assert_close(row[at], want, atol=TOLERANCE, rtol=0)
+        torch.testing.assert_close(row[at], want, atol=tolerance, rtol=0)
 
 
 def same_tokens(model, inputs: dict, tokens: list, trace: tr.Trace, positions: str = "keep") -> None:

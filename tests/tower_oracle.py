@@ -51,7 +51,7 @@ def shortened(model: Any, trace: tr.Trace) -> Iterator[None]:
             own = {name: sliced(value, rows, whole[-2]) for name, value in kwargs.items() if "seqlen" not in name}
             if state.get("borders"):
                 own["cu_seqlens"] = torch.tensor(state["borders"][index], dtype=torch.int32)
-            found.append(module.forward(x, **own))
+            found.append(first_of(module.forward(x, *(sliced(value, rows, whole[-2]) for value in args[1:]), **own)))
         state["x"] = found
         wide = torch.full(whole, GONE)
         for i, (x, rows) in enumerate(zip(found, state["rows"])):
@@ -59,13 +59,15 @@ def shortened(model: Any, trace: tr.Trace) -> Iterator[None]:
                 wide[..., rows, :] = x
             else:
                 wide[i, rows] = x[0]
-        return wide
+        return (wide, *output[1:]) if isinstance(output, tuple) else wide
 
     handles = [
         tower.register_forward_pre_hook(begin, with_kwargs=True),
         blocks[0].register_forward_pre_hook(enter, with_kwargs=True),
     ]
-    handles += [b.register_forward_hook(partial(leave, i), with_kwargs=True) for i, b in enumerate(blocks)]
+    handles += [
+        b.register_forward_hook(partial(leave, i), with_kwargs=True, prepend=True) for i, b in enumerate(blocks)
+    ]
     try:
         yield
     finally:
@@ -83,6 +85,10 @@ def blocks_of(tower: Any) -> Any:
             if hasattr(holder, name):
                 return getattr(holder, name)
     raise AssertionError("no blocks")
+
+
+def first_of(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
 
 
 def sliced(value: Any, rows: Tensor, whole: int) -> Any:

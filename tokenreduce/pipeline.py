@@ -119,6 +119,11 @@ class Pipeline:
         return list(zip(*columns))
 
     @property
+    def enters(self) -> int | None:
+        """Vision block in front of which units are left out; None: nowhere."""
+        return next((step.layer or 0 for _, step in self.steps if step.stage == "pixels"), None)
+
+    @property
     def by_layer(self) -> bool:
         """Whether single decoder layers have to be looked after."""
         return bool(self.layers("llm") or self.layers("cache"))

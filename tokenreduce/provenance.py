@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -42,6 +42,16 @@ class StageTrace:
         made: dict[str, Any] = {name: change(x) for name in TENSORS if (x := getattr(self, name)) is not None}
         return replace(self, **made)
 
+    @classmethod
+    def stacked(cls, images: Sequence[StageTrace]) -> StageTrace:
+        """Images of one layout, with as many tokens left of each, as one."""
+        found = {
+            name: torch.stack([getattr(image, name) for image in images])
+            for name in TENSORS
+            if getattr(images[0], name) is not None
+        }
+        return replace(images[0], **found)  # type: ignore[arg-type]
+
     def rows(self, pick: Tensor) -> StageTrace:
         """Of B images, the images ``pick``."""
         return self.each(lambda x: x.index_select(0, pick.to(x.device)))
@@ -79,6 +89,28 @@ class ImageTrace:
         """(K,) long, positions in the ``input_ids`` row of the tokens decoder layer ``layer`` works on."""
         stage = self.reached(layer)
         return self.columns if stage is None else stage.seats
+
+    def run_lengths(self, layer: int = 0) -> Tensor:
+        """(K,) long, for how many frames each token of a video that decoder layer ``layer`` works on stands, in sequence order.
+
+        Itself, and the frames directly after it in which the same place was left out; so 1 for every token of an image.
+        """
+        kept, there = self.kept(layer), torch.zeros(self.tokens_in, dtype=torch.bool)
+        there[kept[kept >= 0].cpu()] = True
+        return run_lengths(there, self.layout)
+
+
+def run_lengths(kept: Tensor, layout: Layout) -> Tensor:
+    """Of the tokens ``kept`` (N,) bool of ``layout``, (K,) long, how long each stands: 1, and 1 for every frame directly after
+    it in which the token at its place is not kept."""
+    cells = torch.tensor(layout.patches, device=kept.device)
+    there = torch.zeros(layout.frames * layout.height * layout.width, dtype=torch.bool, device=kept.device)
+    there[cells[kept]] = True
+    held = there.view(layout.frames, -1)
+    frame = torch.arange(layout.frames, device=kept.device)[:, None].expand_as(held)
+    ends = torch.where(held, frame, layout.frames).flip(0).cummin(dim=0).values.flip(0)  # the next one, itself included
+    after = torch.cat([ends[1:], torch.full_like(ends[:1], layout.frames)])
+    return (after - frame).flatten()[cells[kept]]
 
 
 class PromptTrace(Protocol):

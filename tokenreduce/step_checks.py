@@ -62,9 +62,15 @@ def check_step(name: str, step: Step, facts: ModelFacts) -> None:
             f"method={name!r} acts at stage {step.stage!r}, which a {facts.family} model does not offer; it offers: "
             f"{', '.join(facts.stages)}. {WAYS_OUT.get(step.stage, 'Use a method of these stages')}"
         )
-    if step.stage in ("pixels", "projector"):
+    if step.stage == "projector":
         if step.layer is not None:
-            raise ValueError(f"method={name!r}: {step} has a layer; allowed at stage {step.stage!r}: layer=None")
+            raise ValueError(f"method={name!r}: {step} has a layer; allowed at the projector: layer=None")
+    elif step.stage == "pixels":
+        if step.layer is not None and not 0 < step.layer < facts.tower_depth:
+            raise ValueError(
+                f"method={name!r}: layer={step.layer} at stage 'pixels'; allowed: a vision block from 1 to "
+                f"{facts.tower_depth - 1} on this {facts.family} model, or None, in front of all of them"
+            )
     else:
         depth = facts.feature_block + 1 if step.stage == "encoder" else facts.decoder_depth
         if isinstance(step.layer, bool) or not isinstance(step.layer, int) or not 0 <= step.layer < depth:
@@ -146,6 +152,11 @@ def is_bounded(steps: Sequence[Step]) -> bool:
 
 def check_together(steps: Sequence[tuple[Method, Step]]) -> None:
     """Raise where methods cannot act on one model together."""
+    if len({step.layer for _, step in steps if step.stage == "pixels"}) > 1:
+        raise ValueError(
+            f"methods={[m.name for m, step in steps if step.stage == 'pixels']} of stage 'pixels' act in front of different "
+            "blocks of the vision tower; allowed: the same block"
+        )
     first, inside = (
         next((m.name for m, step in steps if step.stage == stage), None) for stage in ("pixels", "encoder")
     )

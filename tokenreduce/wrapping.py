@@ -172,7 +172,7 @@ def budget(model: nn.Module, keep: float | int | str) -> Iterator[None]:
     before, outer = active.now, active.instead
     changed = Pipeline([dataclasses.replace(m, keep=keep) for m in before.methods], attachment.facts)
     same = changed.listens == before.listens and all(changed.layers(s) == before.layers(s) for s in ("llm", "cache"))
-    inside = [(bool(p.layers("encoder")), bool(p.at("pixels"))) for p in (before, changed)]
+    inside = [(bool(p.layers("encoder")), p.enters) for p in (before, changed)]
     if not same or inside[0] != inside[1]:
         raise ValueError(f"keep={keep} would move a method to other layers; unwrap and wrap again with it")
     changed.stopwatch = before.stopwatch

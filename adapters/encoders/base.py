@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from tokenreduce.adapters.encoders.blocks import Block
@@ -15,6 +16,9 @@ class EncoderFamily:
 
     model_types: ClassVar[tuple[str, ...]]
     remarks: ClassVar[str] = ""
+    #: by which processors move and divide pixel values between 0 and 1, per channel
+    pixel_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    pixel_std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -59,4 +63,5 @@ class EncoderFamily:
 
     def offers(self) -> ModelFacts:
         """``facts`` of this very model."""
-        return self.facts()
+        facts, unit = self.facts(), self.patch_grid.unit
+        return replace(facts, stages=(*(("pixels",) if unit else ()), *facts.stages), pixel_unit=unit)

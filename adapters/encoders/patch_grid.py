@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from tokenreduce.layout import Layout
-from tokenreduce.per_thread import PerThread
+from tokenreduce.method import PixelUnit
+from tokenreduce.per_thread import PerThread, nothing
 
 
 class Arrived(NamedTuple):
@@ -31,6 +32,8 @@ class PatchGrid:
     """
 
     seen = PerThread[list[Arrived]](list)
+    pixels = PerThread[Tensor | None](nothing)  # of the latest pass, where they are ``wanted``
+    wanted = False
 
     def __init__(self, embedding: nn.Module | None, usual: tuple[int, int] | None = None) -> None:
         self.embedding = embedding
@@ -42,6 +45,16 @@ class PatchGrid:
 
     def note(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         self.seen = [Arrived(Layout(*output.shape[-2:]))] * len(output)
+        if self.wanted:
+            self.pixels = args[0]
+
+    @property
+    def unit(self) -> PixelUnit | None:
+        """What the pixels of a patch are made of, where patches do not overlap; None: not known."""
+        patch = self.embedding
+        if not isinstance(patch, nn.Conv2d) or patch.kernel_size != patch.stride or any(patch.padding):
+            return None
+        return PixelUnit(1, patch.in_channels, 1, *patch.kernel_size)
 
     def arrived(self, batch: int, n: int) -> list[Arrived]:
         """What is known of the ``batch`` images of a pass that arrives with ``n`` rows of patches each.
@@ -62,6 +75,14 @@ class PatchGrid:
                     "dropout to 0"
                 )
         return seen
+
+
+def cells_of(pixels: Tensor, side: tuple[int, int]) -> Tensor:
+    """``pixels`` (M, C, H, W) cut into cells of ``side``, down and across, in raster order: (M, cells, C * cell)."""
+    high, wide = pixels.shape[2] // side[0], pixels.shape[3] // side[1]
+    whole = pixels[:, :, : high * side[0], : wide * side[1]]
+    parts = whole.unflatten(3, (wide, side[1])).unflatten(2, (high, side[0]))
+    return parts.permute(0, 2, 4, 1, 3, 5).reshape(len(pixels), high * wide, -1)
 
 
 def placed(places: Tensor, valid: Tensor | None) -> list[Arrived]:

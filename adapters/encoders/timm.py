@@ -46,6 +46,9 @@ class TimmEncoder(EncoderFamily):
         for block in self.blocks:
             block.rope_by_head = bool(getattr(model, "rope_mixed", False) or getattr(model, "rope_is_mixed", False))
         self.prefix = model.num_prefix_tokens
+        made = getattr(model, "pretrained_cfg", None) or {}
+        self.pixel_mean = tuple(made.get("mean") or self.pixel_mean)
+        self.pixel_std = tuple(made.get("std") or self.pixel_std)
         self.has_cls = getattr(model, "cls_token", None) is not None
         self.has_distillation = getattr(model, "dist_token", None) is not None
         if hasattr(model, "embeds"):

@@ -12,6 +12,10 @@ from tokenreduce.adapters.encoders.blocks import TransformersBlock
 from tokenreduce.adapters.encoders.patch_grid import Arrived, PatchGrid
 from tokenreduce.layout import Layout
 
+CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+#: what pixels are moved and divided by, where that is not the mean and deviation of ImageNet
+PIXELS = {"clip": CLIP, "metaclip": CLIP, "aimv2": CLIP, "siglip": HALF, "vit": HALF}
 INSIDE = ("vision_model", "vit", "dinov2", "deit", "dinov2_with_registers", "ijepa", "vit_msn")  # of models with a head
 ANY_SIZE = ("dinov2", "dinov2_with_registers", "dinov3_vit", "internvl_vision")  # without being asked to interpolate
 
@@ -72,6 +76,7 @@ class TransformersEncoder(EncoderFamily):
             # the others refuse images of another size unless interpolate_pos_encoding=True
             self.grid = None if native else grid_of(config)
         self.collects_blocks = hasattr(model, "out_features")  # a backbone
+        self.pixel_mean, self.pixel_std = PIXELS.get(kind.split("_")[0].rstrip("2"), (self.pixel_mean, self.pixel_std))
         self.prefix = self.prefixes.get(kind, 1) + getattr(config, "num_register_tokens", 0)
         self.has_cls = self.prefix > 0
         self.has_distillation = kind == "deit"

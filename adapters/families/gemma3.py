@@ -14,6 +14,8 @@ from tokenreduce.adapters.visual_inputs import Projection
 
 class Gemma3(TileGrid):
     model_types = ("gemma3", "shieldgemma2")
+    pixel_mean = pixel_std = (0.5, 0.5, 0.5)
+    units_enter = True
     remarks = "image tokens attend both ways; crops of pan and scan are images of their own"
 
     def __init__(self, model: Any) -> None:

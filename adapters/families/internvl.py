@@ -9,6 +9,8 @@ from tokenreduce.adapters.families.tile_grid import TileGrid
 
 class InternVL(TileGrid):
     model_types: ClassVar[tuple[str, ...]] = ("internvl",)
+    pixel_mean, pixel_std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    units_enter = True
     remarks = "tiles are views; [CLS] attention pooled like the patches; frames of a video are images"
     tiled = True
 

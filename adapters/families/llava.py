@@ -8,16 +8,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenreduce.adapters.families.base import Family
+from tokenreduce.adapters.families.grid_units import patches_of_tokens, pixels_of_tokens
 from tokenreduce.adapters.upstream.model import feature_layer
 from tokenreduce.adapters.visual_inputs import NotedCall, Picture, Projection, TowerCall
 from tokenreduce.layout import Layout
-from tokenreduce.method import ModelFacts
+from tokenreduce.method import ModelFacts, PixelUnit
 
+HALF = (0.5, 0.5, 0.5)
 TOWERS = {"clip_vision_model": 1, "siglip_vision_model": 0}  # rows before the first patch
 
 
 class ClipTower(Family):
     """What families with a CLIP or SigLIP tower and a pointwise projector share."""
+
+    units_enter = False  #: whether the tower can run a part of the tokens of an image
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
@@ -36,6 +40,22 @@ class ClipTower(Family):
         layers = layer if isinstance(layer, (list, tuple)) else [layer]
         #: hidden state i is the output of block i - 1
         self.feature_block = max(i if i >= 0 else depth + 1 + i for i in layers) - 1
+
+        if vision.model_type == "siglip_vision_model":
+            self.pixel_mean = self.pixel_std = HALF  # type: ignore[misc]
+
+    @property
+    def pixel_unit(self) -> PixelUnit | None:
+        side = self.model.config.vision_config.patch_size
+        return PixelUnit(1, 3, 1, side, side) if self.units_enter else None
+
+    def unit_pixels(self, call: TowerCall, pixels: Tensor, pictures: list[Picture]) -> list[Tensor]:
+        side = self.model.config.vision_config.patch_size
+        return pixels_of_tokens(pixels, side, lambda x: self.placed(call, x, pictures))
+
+    def unit_rows(self, call: TowerCall, pictures: list[Picture]) -> list[Tensor]:
+        device, grid = next(self.towers[call.tower].parameters()).device, (self.grid, self.grid)
+        return patches_of_tokens(call.rows, grid, 1, lambda x: self.placed(call, x, pictures), device)
 
     @property
     def tower_prefix(self) -> int:
@@ -81,6 +101,7 @@ class ClipTower(Family):
 
 class Llava(ClipTower):
     model_types = ("llava",)
+    units_enter = True
     remarks = "CLIP or SigLIP tower; Llama, Mistral or Qwen2 language model"
 
     def pictures(self, call: TowerCall) -> list[Picture]:

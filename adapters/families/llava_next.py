@@ -6,5 +6,6 @@ from tokenreduce.adapters.families.any_resolution import AnyresTower
 
 
 class LlavaNext(AnyresTower):
+    units_enter = True
     model_types = ("llava_next",)
     remarks = "tiles are views; row newlines stay"

@@ -14,6 +14,8 @@ from tokenreduce.adapters.upstream.cache import given_cache
 
 class PaliGemma(TileGrid):
     model_types = ("paligemma",)
+    pixel_mean = pixel_std = (0.5, 0.5, 0.5)
+    units_enter = True
     remarks = "PaliGemma 1 and 2; the prompt attends both ways"
     windowed = False
 

@@ -7,6 +7,7 @@ from tokenreduce.adapters.families.internvl import InternVL
 
 class QianfanOCR(InternVL):
     model_types = ("qianfan_ocr",)
+    units_enter = False
     remarks = "tiles are views; [CLS] attention pooled like the patches"
 
     @property

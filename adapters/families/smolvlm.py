@@ -8,6 +8,8 @@ from tokenreduce.adapters.visual_inputs import Projection
 
 class SmolVLM(TileGrid):
     model_types = ("idefics3", "smolvlm")
+    pixel_mean = pixel_std = (0.5, 0.5, 0.5)
+    units_enter = True
     remarks = "every tile, and every frame of a video, is an image of its own"
 
     @property

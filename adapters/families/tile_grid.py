@@ -8,15 +8,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenreduce.adapters.families.base import Family
+from tokenreduce.adapters.families.grid_units import patches_of_tokens, pixels_of_tokens
 from tokenreduce.adapters.visual_inputs import Picture, TowerCall
 from tokenreduce.layout import Layout
-from tokenreduce.method import ModelFacts
+from tokenreduce.method import ModelFacts, PixelUnit
 
 
 class TileGrid(Family):
     """What they share: ``grid`` patches, of which squares of ``unit`` x ``unit`` are joined in a token."""
 
     pointwise = True  #: whether a token is made of its own row in front of the projector, and of no other
+    units_enter = False  #: whether the tower can run a part of the tokens of a tile
     heard = True  #: whether the blocks of the tower have attention that can be listened to
 
     @property
@@ -31,6 +33,20 @@ class TileGrid(Family):
         """The block of the tower (0-based) whose output is projected."""
         layer = getattr(self.model.config, "vision_feature_layer", -1)  # hidden state i is the output of block i - 1
         return layer - 1 if layer >= 0 else len(self.layers()) + layer
+
+    @property
+    def pixel_unit(self) -> PixelUnit | None:
+        vision = self.model.config.vision_config
+        side = vision.patch_size if isinstance(vision.patch_size, int) else vision.patch_size[0]
+        return PixelUnit(1, 3, 1, side * self.unit, side * self.unit) if self.units_enter else None
+
+    def unit_pixels(self, call: TowerCall, pixels: Tensor, pictures: list[Picture]) -> list[Tensor]:
+        assert self.pixel_unit is not None, "asked where the stage is offered"
+        return pixels_of_tokens(pixels, self.pixel_unit.height, lambda x: self.placed(call, x, pictures))
+
+    def unit_rows(self, call: TowerCall, pictures: list[Picture]) -> list[Tensor]:
+        device = next(self.towers[call.tower].parameters()).device
+        return patches_of_tokens(call.rows, self.grid, self.unit, lambda x: self.placed(call, x, pictures), device)
 
     def view(self) -> Layout:
         """Layout of the tokens of a tile."""

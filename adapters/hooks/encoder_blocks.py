@@ -12,12 +12,10 @@ from tokenreduce.adapters.encoders.blocks import Block
 from tokenreduce.adapters.hooks.encoder_merging import EncoderMerging, MergingPass, carried, in_batch
 from tokenreduce.adapters.hooks.exporting import refuse_strict_export
 from tokenreduce.adapters.hooks.row_arguments import RowArguments
-from tokenreduce.adapters.hooks.tower_state import TowerState, rows_of
+from tokenreduce.adapters.hooks.tower_state import UNSEEN, TowerState, rows_of
 from tokenreduce.kernels.rows import take_rows
 from tokenreduce.method import Method, Step
 from tokenreduce.signals import Keys
-
-UNSEEN = -1e4  # added to the logits of an absent row: none is left of it after the softmax, in any precision
 
 
 class BlockHooks:
@@ -49,7 +47,9 @@ class BlockHooks:
         now.bias = None  # no row is absent, or counts for several, before the first merge
         if not state.moved:
             return None
-        if x.shape[1] != state.units.count(state.size.shape[1]):  # the block before gave its rows at full width
+        if self.index == 0 or x.shape[1] != state.units.count(
+            state.size.shape[1]
+        ):  # the block before gave its rows at full width
             x = rows_of(x, state.rows)
         now.bias = self.bias_of(now)
         borders = None if now.windows is None else now.windows.borders
@@ -66,7 +66,7 @@ class BlockHooks:
 
     def bias_of(self, now: MergingPass) -> Tensor | None:
         """(B, n) float to be added to the logits of every row that enters; None: nothing."""
-        size, ragged = now.state.size, now.kind is not None
+        size, ragged = now.state.size, not now.state.alike
         if not now.state.touched or not (self.proportional or ragged):
             return None
         row = size.log() if self.proportional else torch.zeros_like(size)
@@ -121,7 +121,8 @@ def attach_blocks(
     pass."""
     merging.done = done
     steps = [step for _, step in merging.pipeline.steps if step.stage == "encoder"]
-    if not steps and done is None:
+    selects = merging.pipeline.enters is not None
+    if not steps and not selects and done is None:
         return
     handles.extend(merging.grid.watch())
     for index, block in enumerate(merging.blocks):
@@ -129,7 +130,7 @@ def attach_blocks(
         handles.append(block.module.register_forward_pre_hook(hook.enter, with_kwargs=True))
         # before the hooks by which transformers records hidden states
         handles.append(block.module.register_forward_hook(hook.leave, prepend=True))
-        if steps:
+        if steps or selects:
             hook.proportional = any(step.proportional for step in steps)
             handles.append(block.bias_keys(hook.bias))
         if any(isinstance(need, Keys) for step in steps for need in step.needs):

@@ -81,6 +81,7 @@ class EncoderMerging:
         self.every_block = False  # whether all blocks do so, for a model that collects what they return
         self.done: Callable[[TowerState], None] | None = None
         self.views: Callable[[int], Sequence[View]] = lambda batch: ()  # of a pass; none: alike, each an image
+        self.entering: Callable[[list[Layout]], Tensor | None] = lambda layouts: None  # patches (B, n) bool; None: all
         self.segments: Callable[[], Sequence[Segment]] | None = None  # of a pass, where the tower packs
 
     @property
@@ -103,6 +104,12 @@ class EncoderMerging:
         n = x.shape[1] - self.prefix
         arrived = self.grid.arrived(len(x), n)
         units = UnitRows(1, self.prefix)
+        whole = [image.layout for image in arrived]
+        if (entering := self.entering(whole)) is not None:
+            state = TowerState.start(x, whole, units)
+            state.select(entering, self.prefix, in_place=self.expand)
+            self.now = found = MergingPass(self.pipeline, state, {}, [], None, self.every_block or self.collecting)
+            return found
         if self.side > 1:
             height, width = arrived[0].layout.height, arrived[0].layout.width
             units = UnitRows(self.side**2, self.prefix, by_squares(height, width, self.side, self.prefix, x.device))

@@ -48,6 +48,7 @@ class EncodingCost:
         rows: per block, (batch, rows) that entered it, and the borders (S + 1,) of its segments where it packs.
         merged: rows of each image that each block's attention and its other matrices work on, where rows are merged on the
             way; ``given``, per block, the borders there would be without merging, where the tower packs.
+        arrived: rows of each image before some of them were left out in front of the first block; None: none were.
         whole: what ``rows`` would be if no unit had been left out before the first block; empty where none was.
         tokens: how many tokens entered the projector, and how many would have; None: all.
         other: FLOPs of the matrices outside blocks, by stage; ``again`` is what a method had projected once more.
@@ -58,6 +59,7 @@ class EncodingCost:
     rows: dict[int, tuple[int, int, Tensor | None]] = field(default_factory=dict)
     merged: list[tuple[list[int], list[int]]] | None = None
     given: list[Tensor] = field(default_factory=list)
+    arrived: list[int] | None = None
     whole: dict[int, tuple[int, int, Tensor | None]] = field(default_factory=dict)
     tokens: tuple[int, int] | None = None
     other: dict[str, int] = field(default_factory=dict)
@@ -74,7 +76,7 @@ class EncodingCost:
                 tower, whole = tower + passed, whole + self.shapes[index].flops(before, before)
             else:
                 before, after = self.merged[index]
-                first = self.given[index].diff().tolist() if self.given else self.merged[0][0]
+                first = self.given[index].diff().tolist() if self.given else self.arrived or self.merged[0][0]
                 tower += self.shapes[index].flops(segments if self.given else before, after)
                 whole += self.shapes[index].flops(first, first)
         outside, projector, again = (self.other.get(stage, 0) for stage in ("tower", "projector", "again"))

@@ -44,7 +44,7 @@ class ModelHooks:
         output_length: OutputLength = "full",
         images_as_video: bool = False,
     ) -> None:
-        if images_as_video and (pipeline.layers("encoder") or pipeline.at("pixels")):
+        if images_as_video and (pipeline.layers("encoder") or pipeline.enters is not None):
             raise ValueError(
                 "images_as_video=True shows the images of a sample together, which a method inside or before the encoder "
                 "cannot use; leave it out, or leave out that method"

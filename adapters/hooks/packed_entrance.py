@@ -28,6 +28,7 @@ class EnteringRows:
         entering: (P,) bool of the rows of the whole sequence.
         rows: (P',) long, those that enter, ascending.
         token: (U,) long, of each unit of the whole sequence, the row of its token behind what joins patches.
+        first: the block that they enter; the ones before run all.
         cost: what is noted of the pass.
         known: arguments that came before, by identity, and what became of them.
     """
@@ -35,14 +36,15 @@ class EnteringRows:
     entering: Tensor
     rows: Tensor
     token: Tensor
+    first: int
     cost: EncodingCost | None
     known: dict[int, tuple[Any, Any]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, entering: Tensor, patches: int, cost: EncodingCost | None) -> EnteringRows:
+    def of(cls, entering: Tensor, patches: int, first: int, cost: EncodingCost | None) -> EnteringRows:
         """Of units of ``patches`` neighbouring rows, which enter together."""
         units = entering.view(-1, patches)[:, 0]
-        return cls(entering, entering.nonzero()[:, 0], (units.cumsum(0) - 1).clamp_min(0), cost)
+        return cls(entering, entering.nonzero()[:, 0], (units.cumsum(0) - 1).clamp_min(0), first, cost)
 
     def following(self, name: str, value: Any) -> Any:
         """What becomes of the argument ``name`` of a block, its rows among them."""
@@ -95,7 +97,7 @@ class PackedEntrance:
 
     def enter(self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         now = self.now
-        if now is None:
+        if now is None or index < now.first:
             return None
         borders = next((value for name, value in kwargs.items() if is_borders(name)), None)
         if now.cost is not None:

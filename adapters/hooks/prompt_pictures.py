@@ -48,7 +48,7 @@ class PromptPictures:
         self.family = family
         self.scopes = scopes
         self.wanted = [s for s in pipeline.now.listens if s.part == "tower"]
-        self.merges = bool(pipeline.now.layers("encoder") or pipeline.now.at("pixels"))
+        self.merges = bool(pipeline.now.layers("encoder")) or pipeline.now.enters is not None
         self.ahead = FeaturesAhead()
         self.warned = False  # of mixed-up pictures, once
 

@@ -62,9 +62,20 @@ def borders(rows: Iterable[int], device: torch.device) -> Tensor:
 
 
 def attention_statistic(
-    signal: Signal, query: Tensor, key: Tensor, mask: Any, scale: float, cuts: Tensor | None, *, packed: bool
+    signal: Signal,
+    query: Tensor,
+    key: Tensor,
+    mask: Any,
+    scale: float,
+    cuts: Tensor | None,
+    there: Tensor | None,
+    *,
+    packed: bool,
 ) -> Tensor:
-    """What ``signal`` asks of an attention (B, H, N, d): (B, N); of a ``packed`` tower, sums over queries."""
+    """What ``signal`` asks of an attention (B, H, N, d): (B, N); of a ``packed`` tower, sums over queries.
+
+    ``there`` (B, N) bool: rows that are of an image, and not only as many as those of another; None: all.
+    """
     assert isinstance(signal, (ClsAttention, AttentionReceived))
     bias, visible, real = None, None, None
     if isinstance(mask, Tensor) and mask.ndim == 4:
@@ -73,6 +84,8 @@ def attention_statistic(
         real = visible
         if mask.shape[-1] == mask.shape[-2]:  # rows that may be seen, but do not see themselves, are padding, too
             real = visible & _open(mask[:, 0].diagonal(dim1=-2, dim2=-1))
+    if there is not None:
+        real = there if real is None else real & there
     if signal.heads == "joined":
         key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)  # heads may share keys
         query, key = (x.transpose(1, 2).flatten(2)[:, None] for x in (query, key))

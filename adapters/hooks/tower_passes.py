@@ -98,7 +98,7 @@ class Encoded(NamedTuple):
             pictures=[pick.picture for pick in picks],
             values={s: [found[id(pick.passed)][pick.index] for pick in picks] for s, found in signals.items()},
             rows=[range(start, start + pick.picture.rows) for start, pick in zip(begins, picks)],
-            states=states if any(state.touched for state in states) else [],
+            states=states if any(state.history for state in states) else [],
             repeat=repeat,
             costs=[passed.call.cost for passed in passes.values() if passed.call.cost is not None],
             unseen=unseen if any(passed is not None for passed in unseen) else [],

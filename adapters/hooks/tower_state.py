@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tokenreduce.adapters.hooks.unit_rows import UnitRows
@@ -15,6 +16,8 @@ from tokenreduce.kernels.rows import take_rows
 from tokenreduce.layout import Layout
 from tokenreduce.provenance import StageTrace
 from tokenreduce.reduction import Reduction
+
+UNSEEN = -1e4  # added to the logits of an absent row: none is left of it after the softmax, in any precision
 
 
 @dataclass
@@ -30,6 +33,7 @@ class TowerState:
         layouts: where the units of each image are.
         own: of each image, the rows of the unmerged tower that are its own, ascending; None: all. The others fill up a batch.
         numbers: units there are of each image; ``size`` is as wide as the most, and rows beyond an image's own are absent.
+        arrived: ``numbers`` before some were left out in front of the first block; None: none were.
         units: how rows make units.
         entered: per block, ``assign`` when the block was entered; ``came``, ``numbers`` at that time.
         history: what happened; ``left``, ``numbers`` after each time.
@@ -42,6 +46,7 @@ class TowerState:
     layouts: list[Layout]
     numbers: list[int]
     own: list[list[int]] | None = None
+    arrived: list[int] | None = None
     units: UnitRows = field(default_factory=UnitRows)
     entered: list[Tensor] = field(default_factory=list)
     came: list[list[int]] = field(default_factory=list)
@@ -134,6 +139,29 @@ class TowerState:
     def went(self, block: int | None = None) -> Tensor:
         """(B, n0) long, row that each row of the unmerged tower is in where ``block`` is entered; None: at the end."""
         return self.units.of_rows(self.assign if block is None else self.entered[block])
+
+    def select(self, entering: Tensor, prefix: int, *, in_place: bool) -> None:
+        """Leave patches out in front of the first block: all but those ``entering``, (B, n) bool, and the ``prefix`` rows.
+
+        At full width a row that did not enter repeats the one before it that did. ``in_place``: where an image enters whole,
+        the rows of the others stay where they are, so that rows of full width are always those of all patches.
+        """
+        entering = F.pad(entering, (prefix, 0), value=True)
+        whole, device = entering.shape[1], entering.device
+        numbers = entering.sum(dim=1)
+        self.arrived, self.numbers = self.numbers, numbers.tolist()
+        width, rows = max(self.numbers), torch.arange(whole, device=device).expand_as(entering)
+        if width == whole and in_place:
+            self.source, there = rows, entering
+            self.assign = torch.where(entering, rows, 0).cummax(dim=1).values
+        else:
+            there = rows[:, :width] < numbers[:, None]
+            order = entering.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices[:, :width]
+            self.source = torch.where(there, order, order[:, :1])  # absent ones sit anywhere
+            self.assign = (entering.cumsum(dim=1) - 1).clamp_min(0)
+        self.size = there.to(self.size.dtype)
+        self.touched = self.moved = True
+        self.alike = min(self.numbers) == width
 
     def counts(self, depth: int) -> list[tuple[list[int], list[int]]]:
         """Rows of each image that attention and MLP of each block work on."""

@@ -14,6 +14,7 @@ from tokenreduce.adapters.families.base import Family
 from tokenreduce.adapters.visual_inputs import TowerCall
 from tokenreduce.groups import Image, ImageGroup, group_images
 from tokenreduce.kernels.fingerprint import combine
+from tokenreduce.layout import Layout
 from tokenreduce.pipeline import Pipeline
 from tokenreduce.projection import Projector
 from tokenreduce.provenance import StageTrace
@@ -73,32 +74,53 @@ def choose_units(
     pictures = family.arriving(call)
     if not pictures:
         return None
-    values = family.unit_pixels(call, pixels, pictures)
-    own = [] if prints is None else prints.split([picture.rows or 1 for picture in pictures])
-    source = PixelSource([x[0] if len(x) == 1 else combine(x[None])[0] for x in own])
-    images = [Image(i, torch.arange(len(x)), picture.layout) for i, (x, picture) in enumerate(zip(values, pictures))]
-    groups = group_images(images, pixels.device)
     with pipeline.stopwatch(pixels.device):
-        groups = [replace(g, features=_undone(family, [values[i] for i in g.members])) for g in groups]
-    groups, _, changed = pipeline.run("pixels", None, groups, source)
+        values = family.unit_pixels(call, pixels, pictures)
+        own = [] if prints is None else prints.split([picture.rows or 1 for picture in pictures])
+        whole = [x[0] if len(x) == 1 else combine(x[None])[0] for x in own]
+    passed = chosen(
+        pipeline, [picture.layout for picture in pictures], values, whole, (family.pixel_mean, family.pixel_std)
+    )
+    return None if passed is None else UnitSelection(passed, family.unit_rows(call, pictures))
+
+
+def chosen(
+    pipeline: Pipeline,
+    layouts: Sequence[Layout],
+    values: Sequence[Tensor],
+    prints: Sequence[Tensor],
+    scale: tuple[Sequence[float], Sequence[float]],
+) -> list[StageTrace | None] | None:
+    """What the methods of stage ``pixels`` make of pictures; None: everything enters.
+
+    Args:
+        layouts: of the tokens of each picture.
+        values: (N, D) of each, pixels of its units, moved and divided by the mean and deviation ``scale``.
+        prints: of each, a fingerprint, where asked for.
+    """
+    images = [Image(i, torch.arange(len(x)), layout) for i, (x, layout) in enumerate(zip(values, layouts))]
+    groups = group_images(images, values[0].device)
+    with pipeline.stopwatch(values[0].device):
+        groups = [replace(g, features=_undone(pipeline, [values[i] for i in g.members], scale)) for g in groups]
+    groups, _, changed = pipeline.run("pixels", pipeline.enters or None, groups, PixelSource(prints))
     if not changed or all(group.num_tokens == group.columns.shape[1] for group in groups):
         return None
-    passed: list[StageTrace | None] = [None] * len(pictures)
+    passed: list[StageTrace | None] = [None] * len(values)
     for group in groups:
         if group.history:
             names = dict.fromkeys(stage.method for stage in group.history)
             last = replace(group.history[-1], method=" + ".join(names))
             for i, member in enumerate(group.members):
                 passed[member] = last.each(lambda x, i=i: x[i])  # type: ignore[misc]
-    return UnitSelection(passed, family.unit_rows(call, pictures))
+    return passed
 
 
-def _undone(family: Family, values: Sequence[Tensor]) -> Tensor:
+def _undone(pipeline: Pipeline, values: Sequence[Tensor], scale: tuple[Sequence[float], Sequence[float]]) -> Tensor:
     """``values`` (N, D) of B pictures, as the processor made them, between 0 and 1 again: (B, N, D) float32."""
-    unit = family.pixel_unit
+    unit = pipeline.facts.pixel_unit
     assert unit is not None, "the stage is offered"
     given = torch.stack(list(values)).float()
-    mean, std = (given.new_tensor(x).view(-1, 1, 1, 1) for x in (family.pixel_mean, family.pixel_std))
+    mean, std = (given.new_tensor(x).view(-1, 1, 1, 1) for x in scale)
     return (given.unflatten(-1, unit) * std + mean).flatten(2)
 
 
@@ -138,4 +160,4 @@ def without_unseen(
         role_names=passed.role_names,
         positions=positions,
     )
-    return group.apply(plan, "pixels", None, passed.method)
+    return group.apply(plan, "pixels", passed.layer, passed.method)

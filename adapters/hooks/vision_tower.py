@@ -18,16 +18,16 @@ from tokenreduce.adapters.hooks.encoder_blocks import attach_blocks
 from tokenreduce.adapters.hooks.encoder_merging import EncoderMerging
 from tokenreduce.adapters.hooks.encoding_cost import EncodingCost, EncodingHooks
 from tokenreduce.adapters.hooks.method_calls import MethodCall
-from tokenreduce.adapters.hooks.packed_entrance import EnteringRows, PackedEntrance
 from tokenreduce.adapters.hooks.packed_units import Segment
 from tokenreduce.adapters.hooks.ragged_rows import View
+from tokenreduce.adapters.hooks.tower_entrance import TowerEntrance
 from tokenreduce.adapters.hooks.tower_listener import TowerListener, attention_statistic
 from tokenreduce.adapters.hooks.tower_passes import TowerPass
 from tokenreduce.adapters.hooks.tower_rows import TowerRows
 from tokenreduce.adapters.hooks.tower_state import rows_of
-from tokenreduce.adapters.hooks.unit_selection import choose_units
 from tokenreduce.adapters.upstream.model import OF_BLOCKS
 from tokenreduce.kernels.fingerprint import fingerprint
+from tokenreduce.layout import Layout
 from tokenreduce.per_thread import PerThread, nothing
 from tokenreduce.pipeline import ActivePipeline
 from tokenreduce.signals import AttentionReceived, ClsAttention, ImageFingerprint, ProjectorInput, Signal
@@ -66,7 +66,9 @@ class VisionTower:
                     f"{signal} is asked for, but the vision tower of a {facts.family} model has no [CLS] token; ask for "
                     f"AttentionReceived({signal.block}) instead"
                 )
-        merges = bool(pipeline.now.layers("encoder"))
+        self.entrance = TowerEntrance(family, pipeline)
+        enters = pipeline.now.enters is not None and not family.packs
+        merges = bool(pipeline.now.layers("encoder")) or enters
         self.encoders = [
             EncoderMerging(
                 family.blocks(t) if merges else [],
@@ -81,8 +83,7 @@ class VisionTower:
         for encoder in self.encoders:
             encoder.views = self.views
             encoder.segments = self.segments if family.packs else None
-        selects = bool(pipeline.now.at("pixels")) and family.packs
-        self.entrances = [PackedEntrance(family, t) for t in range(len(family.towers))] if selects else []
+            encoder.entering = self.entering
 
     def cost_under_way(self) -> EncodingCost | None:
         passes = self.scopes.encoded.passes
@@ -115,8 +116,7 @@ class VisionTower:
         for t, tower in enumerate(self.family.towers):
             handles.append(tower.register_forward_pre_hook(partial(self.begin, t), with_kwargs=True))
             handles.append(tower.register_forward_hook(self.finish, always_call=True))
-            if self.entrances:
-                self.entrances[t].attach(handles)
+            self.entrance.attach(t, handles)
             for block in self.blocks:
                 attention = self.family.tower_attention(block, t)
                 hear = TowerListener(
@@ -158,19 +158,7 @@ class VisionTower:
         encoded.add(call)
         self.encoders[tower].now = None  # nothing of an earlier pass
         self.current = call
-        if self.entrances:
-            self.select(call, pixels)
-
-    def select(self, call: TowerPass, pixels: Tensor) -> None:
-        """Let a part of ``pixels`` enter the blocks of the pass ``call``."""
-        call.selection = chosen = choose_units(self.family, self.pipeline.now, call, pixels, call.prints)
-        self.entrances[call.tower].now = call.entered = (
-            None
-            if chosen is None
-            else EnteringRows.of(
-                chosen.entering(sum(self.family.patch_counts(call))), chosen.rows[0].shape[1], call.cost
-            )
-        )
+        self.entrance.begin(call, pixels)
 
     def end(self, tower: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Note what was merged, and give the model its hidden states at full width."""
@@ -181,6 +169,7 @@ class VisionTower:
         if call.cost is not None:
             call.cost.merged = state.counts(len(self.encoders[call.tower].blocks))
             call.cost.given = self.encoders[call.tower].given
+            call.cost.arrived = state.arrived
         if output.get("hidden_states") is not None:
             output["hidden_states"] = state.full_width(output["hidden_states"], averaged=True)
         if not self.encoders[call.tower].expand:
@@ -196,6 +185,9 @@ class VisionTower:
             return output
         return rows_of(output[None], state.assign)[0]
 
+    def entering(self, layouts: list[Layout]) -> Tensor | None:
+        return self.entrance.in_batch(self.latest, layouts)
+
     def borders(self, block: int) -> list[int] | None:
         """Rows in ``block`` of each picture of the pass that is running, one after the other; None: no pass is."""
         return None if self.current is None else self.current.counts(self.family.row_counts(self.current, block))
@@ -208,12 +200,13 @@ class VisionTower:
         call = self.current
         if call is None:
             return
+        there = None if state is None or state.alike else state.units.spread(state.size > 0)
         with self.pipeline.now.stopwatch(query.device):
             for signal in self.blocks[block]:
-                value = attention_statistic(signal, query, key, mask, scale, cuts, packed=not call.rows)
+                value = attention_statistic(signal, query, key, mask, scale, cuts, there, packed=not call.rows)
                 if state is not None:
                     value = value.gather(1, state.went(block).clamp_min(0))
-                if call.entered is not None:
+                if call.entered is not None and value.shape[1] == len(call.entered.rows):
                     value = call.entered.spread(value[0])[None]
                 call.values.setdefault(signal, []).append(value if call.rows else value[0])
 
@@ -231,7 +224,9 @@ class VisionTower:
             ):  # the last block gives them whole
                 rows = rows_of(rows, state.went(None if leaving else block))
         rows = rows if call.rows else rows.flatten(0, -2)
-        call.values.setdefault(signal, []).append(rows if call.entered is None else call.entered.spread(rows))
+        if call.entered is not None and len(rows) == len(call.entered.rows):
+            rows = call.entered.spread(rows)
+        call.values.setdefault(signal, []).append(rows)
 
     def hear_projector(self, rows: Tensor) -> None:
         if self.scopes.encoded.passes and not self.rows.projecting:

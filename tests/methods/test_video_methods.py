@@ -21,7 +21,7 @@ from tokenreduce.tokens import STAGES, VisualTokens
 from tokenreduce.video_segments import rank_within, shared_within
 
 FACTS = ModelFacts(family="plain", stages=STAGES, tower_depth=4, feature_block=2, has_cls=False, decoder_depth=8)
-VIDEO = [name for name, cls in registry().items() if cls.media == ("video",)]
+VIDEO = [name for name, cls in registry().items() if cls.media == ("video",) and cls.stages != ("pixels",)]
 #: where a second step shares the budget, the first alone
 ALONE: dict[str, dict] = {"flashvid": {"inner_keep": 1.0}}
 SIZES = [(8, 12), (7, 5), (4, 9), (3, 6), (2, 7), (1, 8), (21, 4)]

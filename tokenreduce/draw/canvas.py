@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from tokenreduce.draw.caption import BLACK, INK, WHITE, fit, font_of
 from tokenreduce.draw.heat_map import colors_of
-from tokenreduce.draw.legend import PALE, role_color
+from tokenreduce.draw.legend import NEVER, PALE, role_color
 from tokenreduce.draw.provenance_map import ProvenanceMap
 
 MERGED = 1000  # kinds of pixels: merged groups count from here
@@ -68,9 +68,9 @@ class Canvas:
     ) -> Image.Image:
         token, merged = self.token_at(tokens, panel, frame), tokens.merged
         # What a pixel belongs to: a merged group (from MERGED on), a kept role (0 or more), dropped (-1), not seen (-2),
-        # a group that sits in another frame (-4).
+        # a group that sits in another frame (-4), never in the vision tower (-5).
         kind = np.where(merged, tokens.owner + MERGED, np.where(tokens.owner >= 0, tokens.role, -1))
-        kind = np.where(tokens.away, -4, kind)
+        kind = np.where(tokens.unseen, -5, np.where(tokens.away, -4, kind))
         kinds = np.where(token >= 0, kind[token], -2).astype(np.int32)
         if ranks is None or tokens.score is None:
             canvas = _painted(
@@ -114,6 +114,7 @@ def _painted(pixels: np.ndarray, group: np.ndarray, kinds: np.ndarray, groups: n
     out[unseen] = (170 + gray[unseen] / 3)[:, None]
     out[unseen & ((x + y) % 12 < 2)] = PALE
     out[kinds == -1] = gray[kinds == -1][:, None] * 0.36
+    out[kinds == -5] = gray[kinds == -5][:, None] / 255 * np.array(NEVER)
     out[group >= 0] = groups[group[group >= 0]]
     out[kinds == -4] *= 0.55
     return out

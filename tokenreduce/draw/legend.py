@@ -18,6 +18,7 @@ Color = tuple[int, int, int]
 Swatch = tuple[str, Color | None, Color]  # label, fill (None: hatched), outline
 
 PALE, GRAY, DARK, TINT = (120, 120, 120), (150, 150, 150), (55, 55, 55), (176, 112, 72)
+NEVER = (20, 78, 140)  # what did not enter the vision tower, at its brightest
 AWAY = (97, 62, 40)  # TINT, darker
 # Roles 1, 2, 3, ...: white, and colours of Okabe and Ito's palette, which readers with any common colour vision tell
 # apart; the first role also has the thickest outline.
@@ -64,8 +65,11 @@ def swatches_of(tokens: ProvenanceMap, size: tuple[int, int], counts: bool = Tru
     if tokens.away.any():
         text = f"{int(tokens.away.sum())} of them with a token" if counts else "merged with a token"
         found.append((f"{text} of another frame", AWAY, AWAY))
-    if (owner < 0).any():
-        found.append((counted("dropped", owner < 0), DARK, DARK))
+    gone = (owner < 0) & ~tokens.unseen
+    if gone.any():
+        found.append((counted("dropped", gone), DARK, DARK))
+    if tokens.unseen.any():
+        found.append((counted("never ran", tokens.unseen), NEVER, NEVER))
     low, high = tokens.boxes[:, :2].min(axis=0), tokens.boxes[:, 2:].max(axis=0)
     if (low > 0.5).any() or (high < np.array(size) - 0.5).any():
         found.append(("cut off, not seen", None, PALE))

@@ -32,7 +32,7 @@ def draw(
     caption: bool | str = True,
     side: int = 640,
 ) -> Image.Image:
-    """Kept tokens in their own pixels, dropped ones dark and grey, merged groups in their mean colour.
+    """Kept tokens in their own pixels, dropped ones dark and grey, those that never ran blue, merged groups in their mean colour.
 
     Outlines surround kept regions and merged groups, coloured by role where the method names roles. Parts of the image
     that the processor cuts off are pale and hatched. An image that the model saw whole and in tiles is drawn twice, side

@@ -34,6 +34,7 @@ class ProvenanceMap:
         panels: what ``panel`` counts; more than one where a picture was seen whole and in tiles.
         owner: (N,) number of the survivor that stands for the token, -1 when it is gone.
         away: (N,) bool, tokens of a video whose survivor sits in another frame.
+        unseen: (N,) bool, tokens whose pixels did not enter the vision tower, or did not pass through all of it.
         role: (N,) role of the token, 0 for none and for tokens that are gone; ``names`` by number.
         score: (N,) what tokens were ranked by, NaN for unranked ones; None where no stage ranked.
         kept: how many survivors there are, summary tokens included.
@@ -46,6 +47,7 @@ class ProvenanceMap:
     panels: tuple[Panel, ...]
     owner: np.ndarray
     away: np.ndarray
+    unseen: np.ndarray
     role: np.ndarray
     names: tuple[str, ...]
     score: np.ndarray | None
@@ -81,6 +83,8 @@ def provenance_map(
             check_shape(size, image.layout)
         steps = stages_at(image, step, layer)
         owner, role, names, score = _after(image, steps)
+        entered = [np.asarray(stage.assign) >= 0 for stage in image.stages[:steps] if stage.stage == "pixels"]
+        unseen = ~entered[-1] if entered else np.zeros(image.tokens_in, dtype=bool)
         source = np.asarray(image.stages[steps - 1].source) if steps else np.arange(image.tokens_in)
         layout = image.layout
         boxes = view_boxes(size, processor, layout, tile if len(images) > 1 else 0)
@@ -94,7 +98,9 @@ def provenance_map(
         panels = tuple(Panel(f"{v.height} x {v.width}", (box,)) for v, box in zip(views, boxes))
         cells = cell_boxes(size, processor, layout, tile if len(images) > 1 else 0)
         text = describe(image, step=step, layer=layer)
-        found.append(ProvenanceMap(cells, frame, view, panels, owner, away, role, names, score, len(source), text))
+        found.append(
+            ProvenanceMap(cells, frame, view, panels, owner, away, unseen, role, names, score, len(source), text)
+        )
     return _arranged(joined(found, describe(*images, step=step, layer=layer)))
 
 
@@ -132,6 +138,7 @@ def joined(parts: Sequence[ProvenanceMap], text: str) -> ProvenanceMap:
         tuple(panel for p in parts for panel in p.panels),
         np.concatenate(owners),
         np.concatenate([p.away for p in parts]),
+        np.concatenate([p.unseen for p in parts]),
         np.concatenate([p.role for p in parts]),
         max((p.names for p in parts), key=len),
         None if all(p.score is None for p in parts) else np.concatenate(scores),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tokenreduce.provenance import ImageTrace, PromptTrace
+from tokenreduce.provenance import ImageTrace, PromptTrace, StageTrace
 
 
 def images_of(trace: PromptTrace | ImageTrace, index: int, count: int = 1) -> list[ImageTrace]:
@@ -34,14 +34,19 @@ def stages_at(image: ImageTrace, step: int | None, layer: int | None) -> int:
 
 def step_names(image: ImageTrace) -> list[str]:
     """What each ``step`` of ``draw`` shows, from 0 on: ``all tokens``, ``tome, vision block 0``, ``fastv, layer 2 on``."""
-    where = {
-        "pixels": "before the tower",
+    return ["all tokens", *(f"{s.method}, {_where(s)}" for s in image.stages)]
+
+
+def _where(stage: StageTrace) -> str:
+    if stage.stage == "pixels":
+        return "before the tower" if stage.layer is None else f"vision block {stage.layer} on"
+    places = {
         "encoder": "vision block {}",
         "projector": "projector",
         "llm": "layer {} on",
         "cache": "cache of layer {}",
     }
-    return ["all tokens", *(f"{s.method}, {where[s.stage].format(s.layer)}" for s in image.stages)]
+    return places[stage.stage].format(stage.layer)
 
 
 def describe(*images: ImageTrace, step: int | None = None, layer: int | None = None) -> str:
