@@ -47,9 +47,8 @@ class BlockHooks:
         now.bias = None  # no row is absent, or counts for several, before the first merge
         if not state.moved:
             return None
-        if self.index == 0 or x.shape[1] != state.units.count(
-            state.size.shape[1]
-        ):  # the block before gave its rows at full width
+        come_whole = self.index == 0 and state.arrived is not None
+        if come_whole or x.shape[1] != state.units.count(state.size.shape[1]):  # the block before gave full width
             x = rows_of(x, state.rows)
         now.bias = self.bias_of(now)
         borders = None if now.windows is None else now.windows.borders
