@@ -80,13 +80,21 @@ def time_prefill(
     return laps
 
 
-def with_seconds(report: Report, laps: Sequence[Lap], unreduced: Sequence[Lap]) -> Report:
-    """``report`` with the median seconds of each stage, of ``laps`` and of the ``unreduced`` model's."""
+def with_seconds(
+    report: Report, laps: Sequence[Lap], unreduced: Sequence[Lap], step: tuple[float, float] | None = None
+) -> Report:
+    """``report`` with the median seconds of each stage, of ``laps`` and of the ``unreduced`` model's.
+
+    ``step``: seconds of a decode step, reduced and unreduced, where they were measured.
+    """
 
     def medians(of: Sequence[Lap]) -> dict[str, float]:
         return {stage: statistics.median(lap.seconds[stage] for lap in of) for stage in of[0].seconds}
 
-    return dataclasses.replace(report, seconds=medians(laps), seconds_unreduced=medians(unreduced))
+    seconds, whole = medians(laps), medians(unreduced)
+    if step is not None:
+        seconds["decode step"], whole["decode step"] = step
+    return dataclasses.replace(report, seconds=seconds, seconds_unreduced=whole)
 
 
 def moment(device: torch.device) -> float:

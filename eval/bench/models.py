@@ -72,7 +72,7 @@ def measure(
     than ``depth``, what they save is scaled up before the method's own cost is put against it.
     """
     import tokenreduce as tr
-    from tokenreduce.timing import speed_up, time_prefill
+    from tokenreduce.timing import speed_up, time_prefill, with_seconds
 
     def arm(name: str) -> Callable[[], AbstractContextManager[Any]]:
         return lambda: tr.wrapped(model, name, keep=keep)
@@ -92,6 +92,8 @@ def measure(
         gained = speed_up(before, after)
         allowed = products(model, inputs, cost, rounds)
         decode = decoding(model, inputs, arms, rounds)
+        step = [statistics.median(decode[arm]) / 1e3 for arm in (name, "unreduced")]
+        bill = with_seconds(cost, laps[name], laps["unreduced"], step=(step[0], step[1]))
         rows.append(
             {
                 "method": name,
@@ -107,9 +109,12 @@ def measure(
                 "of_ideal": gained.median / ideal,
                 "products_speedup": dataclasses.asdict(allowed),
                 "of_products": gained.median / allowed.median,
+                "first_token_ms": spread([lap.total_s * 1e3 for lap in laps[name]]),
+                "unreduced_first_token_ms": spread([lap.total_s * 1e3 for lap in laps["unreduced"]]),
                 "first_token_speedup": dataclasses.asdict(
                     speed_up(*([lap.total_s for lap in laps[arm]] for arm in arms))
                 ),
+                "by_stage": bill.as_dict()["by_stage"],
                 "own_ms": spread([o * 1e3 for o in own]),
                 "own_share_of_saved": statistics.median(o / s for o, s in zip(own, saved)),
                 "decode_ms_per_token": {arm: spread(decode[arm]) for arm in arms},
@@ -191,6 +196,8 @@ def table(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             "method": row["method"],
             "batch": row["batch"],
             "tokens": f"{row['tokens_in']} to {row['tokens']}",
+            "first token": f"{row['first_token_speedup']['median']:.2f}x",
+            "tower": f"{times(row, 'tower'):.2f}x",
             "prefill": f"{row['prefill_speedup']['median']:.2f}x",
             "FLOPs": f"{row['flops_ideal']:.2f}x",
             "products": f"{row['products_speedup']['median']:.2f}x",
@@ -201,6 +208,12 @@ def table(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         }
         for row in rows
     ]
+
+
+def times(row: dict[str, Any], stage: str) -> float:
+    """Median seconds of ``stage``, unreduced over reduced."""
+    cost = row["by_stage"][stage]
+    return cost["seconds_unreduced"] / cost["seconds"]
 
 
 def ratio(row: dict[str, Any]) -> float:

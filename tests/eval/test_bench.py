@@ -87,6 +87,16 @@ def test_models_and_the_file(tmp_path) -> None:
         assert row["of_products"] * row["products_speedup"]["median"] == pytest.approx(row["prefill_speedup"]["median"])
         assert row["kv_mib"] < row["unreduced_kv_mib"]
         assert min(arm["low"] for arm in row["decode_ms_per_token"].values()) > 0
+        bill = row["by_stage"]
+        assert list(bill) == ["tower", "projector", "prefill", "decode step"]
+        assert bill["tower"]["flops"] == bill["tower"]["flops_unreduced"]
+        assert bill["prefill"]["flops_unreduced"] / bill["prefill"]["flops"] == pytest.approx(row["flops_ideal"])
+        assert all(min(cost["seconds"], cost["seconds_unreduced"]) > 0 for cost in bill.values())
+        step = row["decode_ms_per_token"]["unreduced"]["median"] / 1e3
+        assert bill["decode step"]["seconds_unreduced"] == pytest.approx(step)
+        before_decoder = sum(bill[stage]["seconds"] for stage in ("tower", "projector"))
+        assert row["first_token_ms"]["high"] / 1e3 > before_decoder  # image in, first token out
+    assert {"first token", "tower", "prefill", "decode"} <= set(models.table(content["rows"])[0])
     assert content["environment"]["torch"] == torch.__version__
     assert bench(*arguments, "--json", str(out))[0] == 0  # its own file
     out.write_text("{}")

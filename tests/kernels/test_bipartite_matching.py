@@ -172,3 +172,16 @@ def test_kernel_ties_zeros_and_strides(on_kernel) -> None:
         best, partner = on_kernel(bipartite_matching, a, b)
         assert torch.equal(partner, expected[1])
         torch.testing.assert_close(best, expected[0], **CLOSE)
+
+
+@pytest.mark.parametrize("chunk", [None, 5])
+def test_rows_of_the_own_group_come_first(chunk) -> None:
+    source, destination = draw((2, 23, 17, 8))
+    generator = torch.Generator().manual_seed(1)
+    own = torch.randint(4, (2, 23), generator=generator)
+    other = torch.randint(3, (2, 17), generator=generator)  # nobody is of group 3
+    best, partner = bipartite_matching(source, destination, chunk=chunk, groups=(own, other))
+    expected = table(source, destination) - 4.0 * (own[:, :, None] != other[:, None])
+    torch.testing.assert_close(best.double(), expected.amax(dim=-1), **CLOSE)
+    torch.testing.assert_close(expected.gather(2, partner[..., None])[..., 0], expected.amax(dim=-1), **CLOSE)
+    assert torch.equal(other.gather(1, partner) == own, own < 3)

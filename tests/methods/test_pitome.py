@@ -20,7 +20,7 @@ from torch import Tensor
 import tokenreduce as tr
 from tokenreduce.energy_merging import PRESETS, Merge, merges, spread_by_share
 from tokenreduce.layout import Layout
-from tokenreduce.matching import MATCHINGS, Pairs, match, match_energy, match_energy_bsm, match_text
+from tokenreduce.matching import MATCHINGS, Pairs, by_energy, match, match_energy, match_energy_bsm, match_text
 from tokenreduce.method import ModelFacts
 from tokenreduce.methods.pitome import PiToMe
 from tokenreduce.reduction import Reduction
@@ -503,3 +503,31 @@ def test_a_share_is_spread_over_the_blocks_once_the_patches_are_known() -> None:
     assert [float(step.amount) for step in PiToMe(rho=0.9).plan(unknown)] == [0.9] * 23
     assert sum(step.amount for step in PiToMe(keep=0.5).plan(dataclasses.replace(FACTS, tower_grid=(16, 32)))) == 256
     assert PiToMe(keep=577).plan(FACTS) == ()  # as many as there are
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.integers(1, 5), st.integers(2, 30), st.integers(0, 99))
+def test_energy_in_windows_pairs_ranks_of_one_window(windows, n, seed):
+    """Pairs of neighbouring ranks are of one window and come by the energy of the first; who has no second comes last."""
+    generator = torch.Generator().manual_seed(seed)
+    metric, window = torch.randn(1, n, 6, generator=generator), torch.randint(windows, (1, n), generator=generator)
+    order = by_energy(metric, 0.3, window=window)[0].tolist()
+    rank = {row: i for i, row in enumerate(by_energy(metric, 0.3)[0].tolist())}
+    of = window[0].tolist()
+    pairs, lone = [], []
+    for w in sorted(set(of)):
+        own = sorted((row for row in range(n) if of[row] == w), key=rank.get)
+        pairs += list(zip(own[::2], own[1::2], strict=False))
+        lone += own[len(own) // 2 * 2 :]
+    pairs.sort(key=lambda pair: rank[pair[0]])
+    assert sorted(order) == list(range(n))
+    assert order[: 2 * len(pairs)] == [row for pair in pairs for row in pair]
+    assert set(order[2 * len(pairs) :]) == set(lone)
+
+
+def test_candidates_of_a_windowed_block_join_within_their_window():
+    generator = torch.Generator().manual_seed(0)
+    metric, window = torch.randn(2, 40, 6, generator=generator), torch.randint(6, (2, 40), generator=generator)
+    for pairing in (match_energy, match_energy_bsm):
+        pairs = pairing(metric, 10, 0.3, window=window)
+        assert torch.equal(window.gather(1, pairs.leaving), window.gather(1, pairs.joined))

@@ -56,8 +56,9 @@ def bench(
     """Measure speed: operations, whole models, vision towers; always against the unreduced or plain form in turns.
 
     `ops` compares every operation with the same mathematics written plainly and with what the device can do at most.
-    `models` builds a model at its true widths with random weights, and as many layers as memory allows. `towers` runs ToMe
-    in vision transformers of timm.
+    `models` builds a model at its true widths with random weights, and as many layers as memory allows; it goes from the
+    image to the first token and says what tower, prefill and decoding each take. `towers` runs ToMe in vision transformers
+    of timm.
 
     **Examples**
 
