@@ -15,6 +15,7 @@ ALLOWED = {
     "kernels": {"kernels"},
     "tokenreduce/methods": {
         "allotment",
+        "anchor_merging",
         "anchors_and_registers",
         "by_count",
         "energy_merging",

@@ -102,25 +102,32 @@ def thinned(rows: Tensor, there: Tensor, centres: Tensor) -> Tensor:
 
 def _peaks(x: Tensor, valid: Tensor, centres: Tensor) -> Tensor:
     """(F, M) long, the centre that each valid row of ``x`` (F, M, D) joins, -1: none."""
+    score, far = peak_scores(x, valid, centres.clamp(1, NEIGHBOURS))
+    rank = score.sort(dim=1, descending=True, stable=True).indices.argsort(dim=1)
+    centre = (rank < centres[:, None]) & valid
+    best, nearest = far.masked_fill(~centre[:, None], torch.inf).min(dim=2)
+    index = torch.arange(x.shape[1], device=x.device)
+    return torch.where(centre, index, torch.where(valid & best.isfinite(), nearest, -1))
+
+
+def peak_scores(x: Tensor, valid: Tensor, neighbours: Tensor) -> tuple[Tensor, Tensor]:
+    """(F, M) float32, log of density times distance of the ``valid`` (F, M) rows of ``x`` (F, M, D), -inf of others; and their
+    distances (F, M, M), inf where either is not there. ``neighbours`` (F,) nearest rows make a density, itself included.
+    """
     x = x.double() / x.shape[2] ** 0.5
     distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").float()
     both = valid[:, :, None] & valid[:, None]
     far = distance.masked_fill(~both, torch.inf)
-    k = min(NEIGHBOURS, x.shape[1])
+    k = min(int(neighbours.max()), x.shape[1])
     near = far.topk(k, dim=2, largest=False).values.square()
-    counted = (torch.arange(k, device=x.device) < centres.clamp(1, NEIGHBOURS)[:, None])[:, None] & near.isfinite()
+    counted = (torch.arange(k, device=x.device) < neighbours[:, None])[:, None] & near.isfinite()
     density = -(near.masked_fill(~counted, 0).sum(dim=2) / counted.sum(dim=2).clamp_min(1))
     density = density.masked_fill(~valid, -torch.inf)
     denser = density[:, None] > density[:, :, None]
     most = distance.masked_fill(~both, 0).amax(dim=(1, 2))
     delta = far.masked_fill(~denser, torch.inf).amin(dim=2)
     delta = torch.where(delta.isinf(), most[:, None], delta)
-    score = (density + delta.log()).masked_fill(~valid, -torch.inf)
-    rank = score.sort(dim=1, descending=True, stable=True).indices.argsort(dim=1)
-    centre = (rank < centres[:, None]) & valid
-    best, nearest = far.masked_fill(~centre[:, None], torch.inf).min(dim=2)
-    index = torch.arange(x.shape[1], device=x.device)
-    return torch.where(centre, index, torch.where(valid & best.isfinite(), nearest, -1))
+    return (density + delta.log()).masked_fill(~valid, -torch.inf), far
 
 
 def cuts(similarity: Tensor, threshold: float, least: int) -> tuple[Tensor, Tensor]:

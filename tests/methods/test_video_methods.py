@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import tokenreduce as tr
+from tokenreduce.anchor_merging import absorbed, anchors, shares
 from tokenreduce.layout import Layout
 from tokenreduce.method import Method, ModelFacts
 from tokenreduce.projection import Projector
@@ -434,3 +435,40 @@ def test_shares_within_groups() -> None:
         2,
     ]
     assert rank_within(group, torch.tensor([1.0, 3.0, 3.0, 0.0, 9.0, 5.0])).tolist() == [2, 0, 1, 1, 0, 0]
+
+
+# --------------------------------------------------------------------- fastvid
+
+
+def test_anchors_are_counted_from_the_end_of_a_segment() -> None:
+    segment = torch.tensor([0] * 7 + [1] * 2 + [2])
+    assert anchors(segment, torch.ones(10, dtype=torch.bool), 3).tolist() == [x == "x" for x in "x..x..x.xx"]
+    valid = torch.tensor([True, False, True, True, False, True, True, False, True, True])
+    assert anchors(segment, valid, 2).tolist() == [x == "x" for x in "x..x..x.xx"]
+
+
+def test_fastvid_averages_into_the_peaks_of_its_segment() -> None:
+    x, method = footage(9, 8, seed=2), tr.FastVID(keep=0.3, least_segments=3, tau=-1.0, period=2, variant="sequential")
+    attention = torch.rand(9, 8, generator=torch.Generator().manual_seed(7))
+    segment, valid = method.segmented(x.mean(dim=1))
+    given = shares(torch.full((9,), 3), segment, valid, 8, method.context, method.period)
+    assert (given.salient + given.centres).sum() == 27
+    made = absorbed(x, attention, segment, given, neighbours=4, beta=0.6, sources="sequential")
+    for a in range(9):
+        own = [p for p in range(8) if made.centre[a, p]]
+        members: dict[int, list[Tensor]] = {p: [] for p in own}
+        for t in range(9):
+            for p in range(8):
+                if own and segment[t] == segment[a] and not made.salient[t, p] and not (t == a and p in own):
+                    members[max(own, key=lambda c, t=t, p=p: cosine(x[t, p], x[a, c]))].append(x[t, p])
+        for p, found in members.items():
+            w = max(1 / (len(found) + 1), 0.6)
+            mixed = w * x[a, p] + (1 - w) * torch.stack(found).mean(dim=0) if found else x[a, p]
+            torch.testing.assert_close(made.rows[a * 8 + p], mixed)
+
+
+def test_frames_that_repeat_keep_nothing_by_themselves() -> None:
+    x = footage(4, 6).repeat_interleave(3, dim=0)
+    _, plan = planned(tr.FastVID(keep=0.25, same=0.999, least_segments=4), x[None])
+    assert {place // 6 for place in kept(plan)} == {2, 5, 8, 11}
+    assert len(kept(plan)) == 18

@@ -1,0 +1,125 @@
+"""FastVID's shares and merging: salient tokens of every frame, and anchors at regular steps that absorb the rest of a segment."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tokenreduce.kernels.rows import row_blocks, unit_rows
+from tokenreduce.redundancy_trees import peak_scores
+from tokenreduce.video_segments import shared_within
+
+Sources = Literal["parallel", "sequential"]
+
+
+class Shares(NamedTuple):
+    """(T,) long each: tokens of a frame that stay because they are salient, and centres that it gives."""
+
+    salient: Tensor
+    centres: Tensor
+
+
+def summed(group: Tensor, values: Tensor) -> Tensor:
+    """(G,) ``values`` (T,) of each group added up."""
+    return torch.zeros(int(group[-1]) + 1, dtype=values.dtype, device=values.device).index_add_(0, group, values)
+
+
+def anchors(segment: Tensor, valid: Tensor, period: int) -> Tensor:
+    """(T,) bool, every ``period``-th of the ``valid`` (T,) frames of a segment, counted from its end."""
+    behind = valid.long().flip(0).cumsum(dim=0).flip(0)  # valid frames from here on
+    last = summed(segment, valid.long()).flip(0).cumsum(dim=0).flip(0)
+    after = torch.cat([last[1:], last.new_zeros(1)])[segment]
+    return valid & ((behind - 1 - after) % period == 0)
+
+
+def shares(budget: Tensor, segment: Tensor, valid: Tensor, n: int, context: float, period: int) -> Shares:
+    """``budget`` (T,) of all frames of a segment shared: the part ``context`` evenly among its anchors, the last ones more, the
+    rest evenly among its ``valid`` frames, the first ones more. What anchors of ``n`` tokens cannot give goes to salient ones.
+    """
+    anchor, total = anchors(segment, valid, period), summed(segment, budget)
+    part = (total.double() * context + 1e-9).long()
+    centres = shared_last(segment, anchor, part)
+    salient = shared_within(segment, valid.long() * n, total - part)
+    capped = torch.minimum(centres, n - salient) * anchor
+    missing = total - summed(segment, salient) - summed(segment, capped)
+    return Shares(salient + shared_within(segment, (n - salient - capped) * valid, missing), capped)
+
+
+def shared_last(segment: Tensor, among: Tensor, total: Tensor) -> Tensor:
+    """(T,) long: ``total`` (S,) of each segment evenly ``among`` (T,) some of its frames, the last ones one more."""
+    count = summed(segment, among.long()).clamp_min(1)
+    number = among.long().flip(0).cumsum(dim=0).flip(0)
+    last = summed(segment, among.long()).flip(0).cumsum(dim=0).flip(0)
+    from_end = number - 1 - torch.cat([last[1:], last.new_zeros(1)])[segment]
+    return torch.where(among, (total // count)[segment] + (from_end < (total % count)[segment]), 0)
+
+
+class Absorbed(NamedTuple):
+    """Attributes:
+    salient: (T, N) bool; centre: (T, N) bool.
+    rows: (T * N, D) float32, what centres become; zeros elsewhere.
+    joins: (T, N) long, the flat centre that a token is nearest to among those of the next anchor, -1: none.
+    score: (T, N) float32, log of density times distance; -inf where salient.
+    """
+
+    salient: Tensor
+    centre: Tensor
+    rows: Tensor
+    joins: Tensor
+    score: Tensor
+
+
+def absorbed(
+    x: Tensor, saliency: Tensor, segment: Tensor, given: Shares, *, neighbours: int, beta: float, sources: Sources
+) -> Absorbed:
+    """Each centre of ``x`` (T, N, D) mixed with the mean of the tokens of its segment that resemble no other of its anchor more.
+
+    ``sources``: ``parallel``, every token that is not salient, so that all are averaged once per anchor; ``sequential``, the
+    anchor's own centres left out.
+    """
+    frames, n, _ = x.shape
+    x, device = x.float(), x.device
+    rank = saliency.float().sort(dim=1, descending=True, stable=True).indices.argsort(dim=1)
+    salient = rank < given.salient[:, None]
+    score = torch.full((frames, n), -torch.inf, device=device)
+    k = torch.full((frames,), neighbours, device=device)
+    for block in row_blocks(frames, n * n, least=1):
+        score[block] = peak_scores(x[block], ~salient[block], k[block])[0]
+    order = score.sort(dim=1, descending=True, stable=True).indices
+    centre = (order.argsort(dim=1) < given.centres[:, None]) & ~salient
+    most = max(1, int(given.centres.max()))
+    at, there = order[:, :most], torch.arange(most, device=device) < given.centres[:, None]
+    unit = unit_rows(x)
+    candidates = unit.gather(1, at[..., None].expand(-1, -1, x.shape[2]))
+    total, members = torch.zeros(frames * n, x.shape[2], device=device), torch.zeros(frames * n, device=device)
+    joins = torch.full((frames, n), -1, device=device)
+    anchor = given.centres > 0
+    frame_of, anchor_of = ((segment[:, None] == segment) & anchor).nonzero().T
+    following = next_of(anchor, segment)
+    for block in row_blocks(len(frame_of), n * max(most, x.shape[2]), least=1):
+        f, a = frame_of[block], anchor_of[block]
+        alike = (unit[f] @ candidates[a].mT).masked_fill(~there[a][:, None], -torch.inf)
+        target = at[a].gather(1, alike.argmax(dim=2)) + a[:, None] * n
+        moves = ~salient[f] & ~((f == a)[:, None] & centre[f] & (sources == "sequential"))
+        total.index_add_(0, target[moves], x[f][moves])
+        members.index_add_(0, target[moves], torch.ones_like(target[moves], dtype=members.dtype))
+        own = a == following[f]
+        joins[f[own]] = torch.where(salient[f[own]], -1, target[own])
+    flat = x.flatten(0, 1)
+    weight = (1 / (members + 1)).clamp_min(beta)
+    mixed = weight[:, None] * flat + (1 - weight)[:, None] * total / members.clamp_min(1)[:, None]
+    rows = torch.where((members > 0)[:, None], mixed, flat) * centre.flatten()[:, None]
+    joins = torch.where(centre, torch.arange(frames * n, device=device).view(frames, n), joins)
+    return Absorbed(salient, centre, rows, joins, score)
+
+
+def next_of(anchor: Tensor, segment: Tensor) -> Tensor:
+    """(T,) long, the next frame from each on that is an ``anchor`` (T,); the last one of its ``segment`` where none follows."""
+    index = torch.arange(len(anchor), device=anchor.device)
+    here = torch.where(anchor, index, len(anchor))
+    ahead = here.flip(0).cummin(dim=0).values.flip(0)
+    last = torch.where(anchor, index, -1).cummax(dim=0).values
+    inside = (ahead < len(anchor)) & (segment[ahead.clamp_max(len(anchor) - 1)] == segment)
+    return torch.where(inside, ahead, last)
