@@ -58,9 +58,9 @@ def tower_flops(family: Any, size: Published) -> int:
     embedding = [n for module, n in matrices(tower) if module not in inside]
     full = set(getattr(tower, "fullatt_block_indexes", range(len(blocks))))
     total = 2 * sum(embedding) * size.patches
-    for i, block in enumerate(blocks):
+    for i, shape in enumerate(BlockShape.each(family, size.tower)):
         rows = size.rows if i in full or not size.windows else size.windows
-        total += BlockShape.of(block, family.tower_attention(i, size.tower)).flops(rows, rows)
+        total += shape.flops(rows, rows)
     return total
 
 

@@ -158,8 +158,26 @@ class TowerFacts:
         return TransformersBlock(self.layers(tower)[block])
 
     def tower_attention(self, block: int, tower: int = 0) -> nn.Module:
-        """The attention module of vision block ``block`` (0-based)."""
-        return attention_of(self.layers(tower)[block])
+        """The attention module that is listened to for vision block ``block`` (0-based)."""
+        return attention_of(self.layers(tower)[self.heard_in(block, tower)])
+
+    def attending_blocks(self, tower: int = 0) -> list[int]:
+        """Blocks of a tower (0-based) that have attention; the others mix neighbours alone."""
+        return list(range(len(self.layers(tower))))
+
+    def heard_in(self, block: int, tower: int = 0) -> int:
+        """The block whose attention is listened to for vision block ``block``: that one, or the last before it that has any.
+
+        Errors: ``ValueError`` where no block up to it has attention.
+        """
+        attending = self.attending_blocks(tower)
+        heard = [i for i in attending if i <= block]
+        if not heard:
+            raise ValueError(
+                f"the attention of vision block {block} of this {self.model.config.model_type} model is asked for, but no block "
+                f"up to it has any; allowed: blocks from {min(attending, default='none')} on, counted from 0"
+            )
+        return heard[-1]
 
     @property
     def projectors(self) -> list[nn.Module]:

@@ -28,9 +28,20 @@ class BlockShape:
     pair: int
 
     @classmethod
-    def of(cls, block: nn.Module, attention: nn.Module) -> BlockShape:
+    def of(cls, block: nn.Module, attention: nn.Module | None) -> BlockShape:
+        if attention is None:
+            return cls(0, products(block), 0)
         inside = products(attention)
         return cls(inside, products(block) - inside, 2 * values_width(attention))
+
+    @classmethod
+    def each(cls, family: Family, tower: int) -> list[BlockShape]:
+        """Those of the blocks of a tower of ``family``."""
+        attend = family.attending_blocks(tower)
+        return [
+            cls.of(block, family.tower_attention(i, tower) if i in attend else None)
+            for i, block in enumerate(family.layers(tower))
+        ]
 
     def flops(self, segments: Iterable[int], after: Iterable[int]) -> int:
         """Over ``segments`` of rows that attend within themselves, of which ``after`` are left behind the attention."""
@@ -116,10 +127,7 @@ class EncodingHooks:
         self.family = family
         self.latest = latest
         self.merged = merged
-        self.shapes = [
-            [BlockShape.of(block, family.tower_attention(i, t)) for i, block in enumerate(family.layers(t))]
-            for t in range(len(family.towers))
-        ]
+        self.shapes = [BlockShape.each(family, t) for t in range(len(family.towers))]
 
     def attach(self, handles: list[Any]) -> None:
         """Append the hooks to ``handles``."""

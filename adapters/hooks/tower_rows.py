@@ -33,7 +33,7 @@ class TowerRows:
         """Append to ``handles`` what tells ``heard`` the block, the signal and its rows whenever ``tower`` runs."""
         for signal in self.wanted:
             if isinstance(signal, Keys):
-                block = self.family.block(signal.block, tower)
+                block = self.family.block(self.family.heard_in(signal.block, tower), tower)
                 handles.append(block.listen_keys(partial(_keys, heard, signal, block.heads)))
             elif isinstance(signal, (TowerPrefix, RowsOfBlock)):
                 layer: nn.Module = self.family.block(signal.block, tower).module
