@@ -13,6 +13,7 @@ import tokenreduce as tr
 from tokenreduce.adapters.families.base import Family
 from tokenreduce.adapters.registry import families, family_of
 from tokenreduce.eval import tiny_models as zoo
+from tokenreduce.eval.doctor.shortened import decoder_of
 from tokenreduce.eval.method_check import contracts
 from tokenreduce.method import Method
 from tokenreduce.registry import registry
@@ -67,7 +68,7 @@ def keeps_the_contracts(key: str, name: str, kind: str) -> bool:
     with tr.wrapped(model, method), torch.no_grad():
         model(**case.inputs)
         trace, report = tr.trace(model), tr.report(model)
-    counts(method, trace, report, model.get_decoder().config.num_hidden_layers)
+    counts(method, trace, report, decoder_of(model).config.num_hidden_layers)
     return report.tokens_kept != report.tokens_in or report.flops < report.flops_unreduced
 
 
@@ -173,7 +174,7 @@ POSITIONS = {"cross_attention": "none, attended to across", "text_encoder": "lea
 
 def axes(model: Any) -> str:
     """Along how many axes the language model counts positions."""
-    rope = getattr(model.get_decoder().config, "rope_parameters", None) or {}
+    rope = getattr(decoder_of(model).config, "rope_parameters", None) or {}
     n = len(rope.get("mrope_section", [1]))
     return f"{n} axes" if n > 1 else "1 axis"
 

@@ -10,6 +10,7 @@ import zoo_oracle
 from transformers import DynamicCache
 
 from tokenreduce.eval import tiny_models as zoo
+from tokenreduce.eval.doctor.shortened import decoder_of
 
 EVERY = [(key, kind) for key in zoo.FAMILIES for kind in zoo.kinds(key)]
 VARIANTS = {
@@ -125,7 +126,7 @@ def test_a_second_turn_of_the_bare_model(models, key):
     model, more = models(key), torch.tensor([[30, 31, 32, 33]])
     inputs = zoo.inputs(key, "mixed", model)
     more = more.expand(len(inputs["input_ids"]), -1)
-    cache = DynamicCache(config=model.get_decoder().config)
+    cache = DynamicCache(config=decoder_of(model).config)
     first = model.generate(**inputs, past_key_values=cache, max_new_tokens=3, do_sample=False)
     both = zoo.follow(key, inputs, torch.cat([first[:, -3:], more], dim=1))
     text = {name: both[name] for name in both if "pixel" not in name and "image" not in name}

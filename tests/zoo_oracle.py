@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from tokenreduce.eval.doctor.shortened import decoder_of
+
 
 @dataclass
 class Row:
@@ -88,7 +90,7 @@ def caught(model, inputs: dict, generate: bool = False) -> list[Row]:
         got.update({} if got else kwargs)
 
     deltas = getattr(model.base_model, "rope_deltas", None)  # a conversation under way goes on as if nothing happened
-    handle = model.get_decoder().register_forward_pre_hook(catch, with_kwargs=True)
+    handle = decoder_of(model).register_forward_pre_hook(catch, with_kwargs=True)
     try:
         model.generate(**inputs, max_new_tokens=1, do_sample=False) if generate else model(**inputs)
     finally:
@@ -99,7 +101,7 @@ def caught(model, inputs: dict, generate: bool = False) -> list[Row]:
     b, width = embeds.shape[:2]
     if ids is None:
         ids = torch.arange(width)
-    axes = 3 if "mrope_section" in model.get_decoder().config.rope_parameters else 1
+    axes = 3 if "mrope_section" in decoder_of(model).config.rope_parameters else 1
     ids = ids[-3:].expand(axes, b, width) if ids.ndim == 3 else ids.expand(axes, b, width)
     real = inputs["attention_mask"].bool()
     blocks = _blocks(model, inputs)
@@ -148,7 +150,7 @@ def _renumbered(row: Row) -> Row:
 @torch.no_grad()
 def _run(model, row: Row, drop_at: dict[int, Tensor], positions: str) -> tuple[Tensor, Tensor]:
     """Logits (T', V) of one sample and the columns (T',) they belong to."""
-    lm = model.get_decoder()
+    lm = decoder_of(model)
     kinds = getattr(lm.config, "layer_types", None) or ["full_attention"] * lm.config.num_hidden_layers
     hidden = row.embeds * getattr(lm, "embedding_multiplier", 1)
     for i, (layer, kind) in enumerate(zip(lm.layers, kinds)):
@@ -171,7 +173,7 @@ def _mask(model, row: Row, kind: str) -> Tensor:
     block = (row.blocks[:, None] == row.blocks[None]) & (row.blocks[:, None] >= 0)
     sees = distance >= 0
     if kind == "sliding_attention":
-        near = distance < model.get_decoder().config.sliding_window
+        near = distance < decoder_of(model).config.sliding_window
         # Gemma3 cuts blocks at the window, PaliGemma 2 lets a block see all of itself
         sees = (sees | block) & near if model.config.model_type == "gemma3" else (sees & near) | block
     else:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenreduce.adapters.hooks.kv_cache import num_bytes
 from tokenreduce.adapters.upstream.cache import returned_cache
+from tokenreduce.adapters.upstream.decoder import layers_holder
 from tokenreduce.adapters.upstream.decoder_shape import decoder_shape, ids_of_pictures
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ def prefill_flops(model: nn.Module, lengths: Sequence[int], pictured: Sequence[i
 
     ``pictured`` of them are of pictures or mark their start and end, which matters to experts by modality alone; None: none.
     """
-    shape = decoder_shape(model.get_decoder())  # type: ignore[operator]
+    shape = decoder_shape(layers_holder(model))
     own = [0] * len(lengths) if pictured is None else pictured
     depth = shape.depth
     return [shape.prefill([n] * depth, [0] * depth, [k] * depth) for n, k in zip(lengths, own, strict=True)]

@@ -14,7 +14,7 @@ import tokenreduce as tr
 from tokenreduce.eval import tiny_models
 
 from .beside import shortened
-from .shortened import Columns, caught, hooked, logits
+from .shortened import Columns, caught, decoder_of, hooked, logits
 from .stages import STAGES, left, merged_tower, methods
 
 Verdict = Literal["right", "refused", "wrong"]
@@ -142,7 +142,7 @@ def mixed_up_beams(key: str) -> str:
     except Exception:
         return ""  # the checks of the stages say so
     try:
-        with hooked(family.bare.get_decoder().register_forward_pre_hook(catch, with_kwargs=True)):
+        with hooked(decoder_of(family.bare).register_forward_pre_hook(catch, with_kwargs=True)):
             family.bare.generate(**family.inputs, max_new_tokens=1, do_sample=False, num_beams=2)
     except Exception as error:
         return f"{key}: the bare model of transformers {transformers.__version__} writes no beams: {error}"

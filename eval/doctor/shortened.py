@@ -30,6 +30,12 @@ class Columns:
     written: int = 0
 
 
+def decoder_of(model: Any) -> nn.Module:
+    """The decoder of ``model``, also where ``get_decoder()`` is a causal language model around it."""
+    found = model.get_decoder()
+    return found if found.get_output_embeddings() is None else found.model
+
+
 @torch.no_grad()
 def caught(model: Any, inputs: dict[str, Any], generate: bool) -> dict[str, Any]:
     """What the decoder of the bare ``model`` is handed for a prompt, by ``generate`` or by a forward pass."""
@@ -38,7 +44,7 @@ def caught(model: Any, inputs: dict[str, Any], generate: bool) -> dict[str, Any]
     def catch(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         given.update({} if given else kwargs)
 
-    with hooked(model.get_decoder().register_forward_pre_hook(catch, with_kwargs=True)):
+    with hooked(decoder_of(model).register_forward_pre_hook(catch, with_kwargs=True)):
         if generate:
             model.generate(**inputs, max_new_tokens=1, do_sample=False)
         else:
@@ -54,7 +60,7 @@ def logits(
 
     ``model`` must run on eager attention, so that its layers are handed masks that can be cut down.
     """
-    decoder = model.get_decoder()
+    decoder = decoder_of(model)
     shorter = one_sample(given, sample, columns.entered)
     if renumber:
         ids = shorter["position_ids"]

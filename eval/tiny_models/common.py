@@ -170,7 +170,8 @@ def fill(model: Any, seed: int) -> None:
             p.normal_(0, 0.1, generator=generator)
         else:
             p.add_(torch.empty_like(p).normal_(0, 0.1, generator=generator))
-    model.lm_head.weight[:WORDS] = 0
+    head = next(module for name, module in model.named_modules() if name.endswith("lm_head"))
+    head.weight[:WORDS] = 0
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = PAD
     model.generation_config.bos_token_id = BOS

@@ -15,6 +15,7 @@ import tokenreduce as tr
 from tokenreduce import timing
 from tokenreduce.adapters.registry import family_of
 from tokenreduce.eval import tiny_models as zoo
+from tokenreduce.eval.doctor.shortened import decoder_of
 from tokenreduce.eval.harness.first_token import whole_prefill
 from tokenreduce.eval.recipe import Recipe
 from tokenreduce.unreduced import cache_bytes, pictured, prefill_flops
@@ -72,10 +73,12 @@ def kind_of(key) -> str:
 
 def steps_by_element(model) -> int:
     """FLOPs of recurrent layers in one step, which are no matrix products there: three for each element of a state."""
-    config = model.get_decoder().config
+    config = decoder_of(model).config
     recurrent = [kind for kind in getattr(config, "layer_types", None) or () if kind == "linear_attention"]
     if not recurrent:
         return 0
+    if hasattr(config, "mamba_num_heads"):  # the state is read by a matrix product
+        return len(recurrent) * 2 * config.mamba_num_heads * config.mamba_head_dim * config.ssm_state_size
     size = config.linear_num_value_heads * config.linear_key_head_dim * config.linear_value_head_dim
     return len(recurrent) * 6 * size
 
@@ -100,7 +103,7 @@ def test_flops_by_stage(key, variant):
     with tr.wrapped(model, *of_stages(key)), torch.no_grad():
         model(**inputs)
         bill = tr.report(model).by_stage
-        less = [Counted(model, lambda own=own: model(**own)).of(model.get_decoder()) for own in alone]
+        less = [Counted(model, lambda own=own: model(**own)).of(decoder_of(model)) for own in alone]
     whole = [Counted(model, lambda own=own: model(**own)) for own in alone]
     together = Counted(model, lambda: model(**inputs))  # rows that fill up the batch of a tower count: it computes them
     projector, tower = together.of(*family.projectors), together.of(*family.towers)
@@ -110,7 +113,7 @@ def test_flops_by_stage(key, variant):
     assert bill["tower"].flops == bill["tower"].flops_unreduced
     assert projector > 0
     close(bill["prefill"].flops, sum(less))
-    close(bill["prefill"].flops_unreduced, sum(one.of(model.get_decoder()) for one in whole))
+    close(bill["prefill"].flops_unreduced, sum(one.of(decoder_of(model)) for one in whole))
     lengths, own = inputs["attention_mask"].sum(1).tolist(), pictured(model, inputs["input_ids"])
     close(sum(prefill_flops(model, lengths, own)), bill["prefill"].flops_unreduced)
     assert bill["prefill"].flops < bill["prefill"].flops_unreduced
@@ -125,7 +128,7 @@ def test_flops_of_the_whole_prefill_as_a_sweep_tells_them(key, variant):
 
     def counted(own) -> int:
         found = Counted(model, lambda: model(**own, logits_to_keep=1))
-        head = model.get_output_embeddings()  # which some models run over all columns
+        head = next(m for name, m in model.named_modules() if name.endswith("lm_head"))  # some run it over all columns
         return found.total - found.of(head, *ears)
 
     hears = model.base_model.get_encoder(modality="audio")  # no part of the bill, as it reads no picture
@@ -153,9 +156,9 @@ def test_flops_of_a_decode_step_and_of_beams(key, variant):
     def two():
         model.generate(**inputs, max_new_tokens=2, min_new_tokens=2, do_sample=False, num_beams=3)
 
-    whole = Counted(model, two).of(model.get_decoder())
+    whole = Counted(model, two).of(decoder_of(model))
     with tr.wrapped(model, *METHODS):
-        less = Counted(model, two).of(model.get_decoder())
+        less = Counted(model, two).of(decoder_of(model))
         bill = tr.report(model).by_stage
     more = 3 * steps_by_element(model)
     close(bill["prefill"].flops + bill["decode step"].flops, less + more)

@@ -17,6 +17,7 @@ import tokenreduce as tr
 from tokenreduce.adapters.registry import family_of
 from tokenreduce.eval import tiny_models as zoo
 from tokenreduce.eval.doctor import check, shortened, stages
+from tokenreduce.eval.doctor.shortened import decoder_of
 from tokenreduce.signals import AttentionReceived
 
 pytestmark = pytest.mark.every_family
@@ -212,7 +213,7 @@ def with_a_graph(model, inputs: dict, layers: list) -> tuple[list[torch.Tensor],
         entered.append(embeds)
 
     handles = [layer.register_forward_hook(leave) for layer in layers]
-    handles.append(model.get_decoder().register_forward_pre_hook(enter, with_kwargs=True))
+    handles.append(decoder_of(model).register_forward_pre_hook(enter, with_kwargs=True))
     try:
         model(**inputs)
     finally:

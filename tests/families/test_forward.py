@@ -13,6 +13,7 @@ from probe_methods import MergeAt
 
 import tokenreduce as tr
 from tokenreduce.eval import tiny_models as zoo
+from tokenreduce.eval.doctor.shortened import decoder_of
 
 BOTH = (tr.HiPrune(keep=0.6), tr.FastV(keep=0.5, layer=1))
 
@@ -108,10 +109,10 @@ def test_a_compiled_language_model(key, first):
     inputs = zoo.inputs(key, "mixed", model)
     expected, _ = reduced.forward(model, inputs, *BOTH)
     if first == "compiled":
-        model.get_decoder().compile(backend="eager")
+        decoder_of(model).compile(backend="eager")
     with tr.wrapped(model, *BOTH), torch.no_grad():
         if first == "wrapped":
-            model.get_decoder().compile(backend="eager")
+            decoder_of(model).compile(backend="eager")
         torch.testing.assert_close(model(**inputs).logits, expected.logits, atol=reduced.TOLERANCE, rtol=0)
     torch._dynamo.reset()
 
@@ -129,7 +130,7 @@ def test_a_model_whose_weights_are_fetched(key, how, tmp_path):
     if how == "offloaded":
         accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
     else:
-        layers = next(name for name, m in model.named_modules() if m is model.get_decoder().layers)
+        layers = next(name for name, m in model.named_modules() if m is decoder_of(model).layers)
         places = {"": "cpu", **{f"{layers}.{i}": "disk" for i in (1, 3)}}
         accelerate.dispatch_model(model, places, main_device="cpu", offload_dir=tmp_path, force_hooks=True)
     out, _ = reduced.forward(model, inputs, *BOTH)

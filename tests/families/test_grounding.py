@@ -9,6 +9,7 @@ from probe_methods import Backwards
 
 import tokenreduce as tr
 from tokenreduce.eval import tiny_models as zoo
+from tokenreduce.eval.doctor.shortened import decoder_of
 
 
 @torch.no_grad()
@@ -22,7 +23,7 @@ def angles(model, inputs: dict) -> list[torch.Tensor]:
         table = torch.cat(list(table), dim=-1) if table.ndim == 4 else table  # (3, B, W, d) before 5.17
         seen.append(table.expand(batch, -1, -1))
 
-    handles = [layer.register_forward_pre_hook(look, with_kwargs=True) for layer in model.get_decoder().layers]
+    handles = [layer.register_forward_pre_hook(look, with_kwargs=True) for layer in decoder_of(model).layers]
     try:
         model(**inputs)
     finally:

@@ -10,6 +10,7 @@ import torch
 
 import tokenreduce as tr
 from tokenreduce.eval import tiny_models as zoo
+from tokenreduce.eval.doctor.shortened import decoder_of
 from tokenreduce.eval.tiny_models import FAMILIES as ZOO
 
 FULL = (tr.HiPrune(keep=1.0), tr.FastV(keep=1.0, layer=1), tr.FastV(keep=1.0, layer=3, query="all"))
@@ -85,7 +86,7 @@ def test_an_exception_on_the_way_leaves_nothing_behind(key):
 
     with tr.wrapped(model, *SOME):
         expected = run(model, inputs)
-        for place in (model.base_model.get_encoder(modality="image"), model.get_decoder().layers[2]):
+        for place in (model.base_model.get_encoder(modality="image"), decoder_of(model).layers[2]):
             handle = place.register_forward_pre_hook(fail)
             with pytest.raises(RuntimeError, match="boom"):
                 run(model, inputs)

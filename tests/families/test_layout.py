@@ -8,6 +8,7 @@ import torch
 
 import tokenreduce as tr
 from tokenreduce.eval import tiny_models as zoo
+from tokenreduce.eval.doctor.shortened import decoder_of
 from tokenreduce.eval.tiny_models.common import SIDE
 
 BLOCKS = ("layers.", "blocks.", "encoder.layer.")
@@ -25,7 +26,7 @@ def without_mixing(key: str):
 def features(model, inputs: dict) -> torch.Tensor:
     """(B, L, D) what the model hands to its decoder."""
     held: list[torch.Tensor] = []
-    hook = model.get_decoder().register_forward_pre_hook(
+    hook = decoder_of(model).register_forward_pre_hook(
         lambda module, args, kwargs: held.append(kwargs["inputs_embeds"]), with_kwargs=True
     )
     model(**inputs)

@@ -17,6 +17,7 @@ from tokenreduce.adapters.families.base import Family
 from tokenreduce.adapters.hooks import tower_listener
 from tokenreduce.adapters.registry import family_of
 from tokenreduce.eval import tiny_models as zoo
+from tokenreduce.eval.doctor.shortened import decoder_of
 from tokenreduce.eval.tiny_models.llava import best_tiles
 from tokenreduce.signals import AttentionReceived, ClsAttention, Keys, LastQueryAttention, TextAttention
 
@@ -265,7 +266,7 @@ def test_signals_of_the_decoder(key, kind):
         last, received = LastQueryAttention(layer), AttentionReceived(layer, "llm")
         sums, peaks = TextAttention(layer, "sum"), TextAttention(layer, "max")
         found, trace = shown(model, inputs, (last, received, sums, peaks))
-        ((weights,),) = maps(eager, inputs, [eager.get_decoder().layers[layer].self_attn])
+        ((weights,),) = maps(eager, inputs, [decoder_of(eager).layers[layer].self_attn])
         for image, own in zip(trace.images, found, strict=True):
             real = inputs["attention_mask"][image.sample].bool()
             attention = weights[image.sample][:, :, image.columns]

@@ -10,6 +10,7 @@ from prompt_readers import LAYER, reader
 
 import tokenreduce as tr
 from tokenreduce.eval import tiny_models as zoo
+from tokenreduce.eval.doctor.shortened import decoder_of
 from tokenreduce.signals import Hidden, Text
 
 SPANS = ("after", "before", "all", "last")
@@ -94,7 +95,7 @@ def test_hidden_states_of_a_layer(key, kind):
     found, trace = read(model, inputs, "llm", *needs)
     entered = []
     handle = (
-        model.get_decoder()
+        decoder_of(model)
         .layers[LAYER]
         .register_forward_pre_hook(
             lambda layer, args, kwargs: entered.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
@@ -103,7 +104,7 @@ def test_hidden_states_of_a_layer(key, kind):
     with torch.no_grad():
         model(**inputs)
         handle.remove()
-        states = {Hidden(): entered[0], normed: model.get_decoder().norm(entered[0])}
+        states = {Hidden(): entered[0], normed: decoder_of(model).norm(entered[0])}
     mask = inputs["attention_mask"].bool()
     for shown, image in zip(found, trace.images, strict=True):
         b = image.sample
@@ -123,7 +124,7 @@ def test_text_behind_an_earlier_cut(key):
     method, seen = reader("llm", Text(), Hidden())
     entered = []
     with tr.wrapped(model, tr.Uniform(keep=0.5), method), torch.no_grad():
-        layer = model.get_decoder().layers[LAYER]
+        layer = decoder_of(model).layers[LAYER]
         handle = layer.register_forward_pre_hook(
             lambda layer, args, kwargs: entered.append(args[0] if args else kwargs["hidden_states"]),
             with_kwargs=True,

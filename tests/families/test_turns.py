@@ -11,6 +11,7 @@ from transformers import DynamicCache
 
 import tokenreduce as tr
 from tokenreduce.eval import tiny_models as zoo
+from tokenreduce.eval.doctor.shortened import decoder_of
 
 METHODS = {
     "door": lambda: (tr.HiPrune(keep=0.4),),
@@ -33,7 +34,7 @@ def turns(key: str, kind: str, methods: tuple, positions: str) -> None:
     inputs = zoo.inputs(key, kind, model)
     batch, length = inputs["input_ids"].shape
     question = torch.tensor([30, 31, 32, 33]).expand(batch, -1)
-    cache = DynamicCache(config=model.get_decoder().config)
+    cache = DynamicCache(config=decoder_of(model).config)
     with tr.wrapped(model, *methods):
         first = model.generate(**inputs, past_key_values=cache, max_new_tokens=3, do_sample=False)
         trace = tr.trace(model)
@@ -70,7 +71,7 @@ def test_a_second_turn_of_forward(key, methods):
     new = {name: x if name == "attention_mask" else x[:, length:] for name, x in of_text(both).items()}
     if key in QWEN:
         del new["attention_mask"]
-    cache = DynamicCache(config=model.get_decoder().config)
+    cache = DynamicCache(config=decoder_of(model).config)
     with tr.wrapped(model, *METHODS[methods]()), torch.no_grad():
         model(**inputs, past_key_values=cache, use_cache=True)
         trace = tr.trace(model)
@@ -91,7 +92,7 @@ def test_a_second_picture_in_a_second_turn(key, methods):
     for name, x in one.items():
         by_column = x.shape == one["input_ids"].shape or key in ("smolvlm", "idefics3")
         both[name] = torch.cat([x, two[name]], dim=1 if by_column and name != "image_sizes" else 0)
-    cache = DynamicCache(config=model.get_decoder().config)
+    cache = DynamicCache(config=decoder_of(model).config)
     length = one["input_ids"].shape[1]
     with tr.wrapped(model, *METHODS[methods]()), torch.no_grad():
         model(**one, past_key_values=cache, use_cache=True)

@@ -12,6 +12,7 @@ from test_zoo import VARIANTS
 
 import tokenreduce as tr
 from tokenreduce.eval import tiny_models as zoo
+from tokenreduce.eval.doctor.shortened import decoder_of
 from tokenreduce.eval.tiny_models.llava import best_tiles, without_padding
 from tokenreduce.signals import AttentionReceived, LastQueryAttention
 
@@ -61,7 +62,7 @@ def test_a_window_that_lets_blocks_be_whole_does_not_hide_them():
     for layer in (0, 1):
         signals = LastQueryAttention(layer), AttentionReceived(layer, "llm")
         (found,), trace = shown(model, inputs, signals)
-        ((weights,),) = maps(eager, inputs, [eager.get_decoder().layers[layer].self_attn])
+        ((weights,),) = maps(eager, inputs, [decoder_of(eager).layers[layer].self_attn])
         image = weights[0][:, :, trace.images[0].columns]
         torch.testing.assert_close(found[signals[0]], image[:, -1].mean(0), atol=TOLERANCE, rtol=0)
         torch.testing.assert_close(found[signals[1]], image.mean(dim=(0, 1)), atol=TOLERANCE, rtol=0)
