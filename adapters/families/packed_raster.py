@@ -21,6 +21,11 @@ class PackedRaster(Family):
         """``unit``, where it differs from pass to pass."""
         return self.unit
 
+    @property
+    def summaries(self) -> int:
+        """Rows in front of the patches of each frame, which become no token."""
+        return 0
+
     def joined(self, call: TowerCall, block: int) -> int:
         """Patches along a side of a row of ``block``, in a tower that joins some on the way."""
         return 1
@@ -29,7 +34,8 @@ class PackedRaster(Family):
         return [t * h * w for t, h, w in self.grids(call)]
 
     def row_counts(self, call: TowerCall, block: int) -> list[int]:
-        return [n // self.joined(call, block) ** 2 for n in self.patch_counts(call)]
+        area = self.joined(call, block) ** 2
+        return [t * (self.summaries + h * w // area) for t, h, w in self.grids(call)]
 
     def pictures(self, call: TowerCall) -> list[Picture]:
         unit = self.unit_in(call)
@@ -41,7 +47,8 @@ class PackedRaster(Family):
         unit = self.unit_in(call) // side
         for own, (t, h, w) in zip(values.split(self.row_counts(call, block)), self.grids(call)):
             down, across = h // side // unit, w // side // unit
-            rows = own.view(t, h // side, w // side)[:, : down * unit, : across * unit]
+            patches = own.view(t, -1)[:, self.summaries :].unflatten(1, (h // side, w // side))
+            rows = patches[:, : down * unit, : across * unit]
             found.append(rows.unflatten(2, (across, unit)).unflatten(1, (down, unit)).mean(dim=(2, 4)).flatten())
         return found
 

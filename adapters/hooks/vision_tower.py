@@ -208,7 +208,7 @@ class VisionTower:
                     value = value.gather(1, state.went(block).clamp_min(0))
                 if call.entered is not None and value.shape[1] == len(call.entered.rows):
                     value = call.entered.spread(value[0])[None]
-                call.values.setdefault(signal, []).append(value if call.rows else value[0])
+                call.values.setdefault(signal, []).append(value if call.rows else value.flatten())
 
     def hear_rows(self, tower: int, block: int, signal: Signal, rows: Tensor) -> None:
         """Rows of ``block`` are what ``signal`` asked for; of all of its rows, or of those in front of the patches."""
