@@ -60,6 +60,45 @@ def values_width(attention: nn.Module) -> int:
 
 
 @dataclass(frozen=True)
+class DeltaState:
+    """The state of gated linear attention: ``heads`` matrices of ``key`` x ``value`` channels."""
+
+    key: int
+    value: int
+    heads: int
+
+    def products(self, new: int) -> int:
+        """Multiply-adds of the gated delta rule: by chunks of a prompt, or by one token."""
+        key, value = self.key, self.value
+        if new == 1:  # what the state predicts, its correction, what the query reads
+            return 3 * self.heads * key * value
+        # within a chunk: keys and queries with keys, the triangular system solved for values and keys, weighted values;
+        # with the state: predicted values, what queries read, the update
+        chunk = CHUNK * (2 * key + (key + value) // 2 + value) + 3 * key * value
+        return ceil(new / CHUNK) * CHUNK * self.heads * chunk
+
+
+@dataclass(frozen=True)
+class ScanState:
+    """The state of a selective scan (Mamba 2): ``heads`` matrices of ``size`` x ``value`` channels, by chunks of ``chunk``."""
+
+    size: int
+    value: int
+    heads: int
+    chunk: int
+
+    def products(self, new: int) -> int:
+        """Multiply-adds of the scan: by chunks of a prompt, or by one token."""
+        element = self.size * self.value
+        if new == 1:  # the update, and what is read
+            return 2 * self.heads * element
+        # within a chunk: queries with keys, weighted values; with the state: the update, and what is read
+        chunks = ceil(new / self.chunk)
+        inside = chunks * self.chunk * (self.chunk * (self.size + self.value) + 2 * element)
+        return self.heads * (inside + (chunks + 1) ** 2 * element)  # and states handed from chunk to chunk
+
+
+@dataclass(frozen=True)
 class LayerShape:
     """The numbers of one decoder layer that FLOPs follow from.
 
@@ -69,14 +108,14 @@ class LayerShape:
         pair: multiply-adds of a query with a key: their score, and the key's value weighted; 0 without attention.
         again: multiply-adds of an earlier token, whose keys and values are made of what the cache holds in every call.
         window: tokens that attention looks back on, the token itself included; None for all.
-        state: (key channels, value channels, heads) of a linear-attention layer's state; None without one.
+        state: of a linear-attention layer; None without one.
     """
 
     products: int
     pair: int = 0
     again: int = 0
     window: int | None = None
-    state: tuple[int, int, int] | None = None
+    state: DeltaState | ScanState | None = None
     pictured: int = 0
 
     def seen(self, past: int) -> int:
@@ -86,19 +125,9 @@ class LayerShape:
     def flops(self, new: int, past: int, pictured: int = 0) -> int:
         """FLOPs over ``new`` tokens, ``pictured`` of them of pictures, with ``past`` before them."""
         mixing = new * (self.seen(past) + new) * self.pair + self.seen(past) * self.again
-        return 2 * (new * self.products + pictured * self.pictured + mixing + self._state_products(new))
-
-    def _state_products(self, new: int) -> int:
-        """Multiply-adds of the gated delta rule: by chunks of a prompt, or by one token."""
-        if self.state is None:
-            return 0
-        key, value, heads = self.state
-        if new == 1:  # what the state predicts, its correction, what the query reads
-            return 3 * heads * key * value
-        # within a chunk: keys and queries with keys, the triangular system solved for values and keys, weighted values;
-        # with the state: predicted values, what queries read, the update
-        chunk = CHUNK * (2 * key + (key + value) // 2 + value) + 3 * key * value
-        return ceil(new / CHUNK) * CHUNK * heads * chunk
+        return 2 * (
+            new * self.products + pictured * self.pictured + mixing + (self.state.products(new) if self.state else 0)
+        )
 
 
 @dataclass(frozen=True)

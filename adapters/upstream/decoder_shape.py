@@ -4,6 +4,7 @@
 | --- | --- |
 | the output projection of an attention is its last matrix | 5.17 to 5.24 |
 | names for experts per token, how far a layer looks back, the state of a linear-attention layer | 5.17 to 5.24 |
+| `config.mamba_num_heads`: linear attention is a selective scan, by chunks of `config.chunk_size` | 5.17 to 5.24 |
 | `config.qk_head_dim`: latent attention, whose keys are wider than its values | 5.17 to 5.24 |
 | a layer with `altup` multiplies `config.altup_num_inputs` states of a token with each other (Gemma 3n) | 5.17 to 5.24 |
 | a token passes `text_moe`, or `vision_moe` where the argument `moe_mm_token_type_ids` is not 0 (Ernie 4.5 VL) | 5.17 to 5.24 |
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from tokenreduce.adapters.upstream.decoder import attention_of, layer_type
-from tokenreduce.flops import DecoderShape, LayerShape, products, values_width
+from tokenreduce.flops import DecoderShape, DeltaState, LayerShape, ScanState, products, values_width
 
 EXPERTS_PER_TOKEN = ("num_experts_per_tok", "top_k_experts", "moe_topk", "moe_top_k", "moe_k")
 TEXT_EXPERTS, PICTURE_EXPERTS = ".text_moe", ".vision_moe"
@@ -70,8 +71,11 @@ def _layer_shape(layer: Any, config: Any, index: int) -> LayerShape:
     if hasattr(layer, "altup"):
         matrices += config.altup_num_inputs**2 * config.hidden_size
     if kind == "linear_attention" and hasattr(config, "linear_num_value_heads"):
-        state = (config.linear_key_head_dim, config.linear_value_head_dim, config.linear_num_value_heads)
-        return LayerShape(matrices, state=state)
+        delta = DeltaState(config.linear_key_head_dim, config.linear_value_head_dim, config.linear_num_value_heads)
+        return LayerShape(matrices, state=delta)
+    if kind == "linear_attention" and hasattr(config, "mamba_num_heads"):
+        scan = ScanState(config.ssm_state_size, config.mamba_head_dim, config.mamba_num_heads, config.chunk_size)
+        return LayerShape(matrices, state=scan)
     attention = attention_of(layer)
     if attention is None or not kind.endswith("attention"):
         return LayerShape(matrices)
