@@ -55,4 +55,4 @@ class KimiK25(Qwen2VL):
         return [F.avg_pool2d(film.mean(dim=0, keepdim=True), self.unit).flatten() for film in films]
 
     def projected_per_picture(self, call: TowerCall, rows: Tensor, pictures: list[Picture]) -> list[Tensor]:
-        return list(rows.flatten(0, -2).split([picture.columns for picture in pictures]))
+        return list(rows.split([picture.columns for picture in pictures]))

@@ -39,7 +39,7 @@ class TowerListener:
         if self.rows is None or cuts is not None:
             self.listen(query, key, mask, scale, cuts)
         elif not (isinstance(mask, Tensor) and mask.ndim == 4):
-            self.segments.append((query, key, scale))
+            self.segments += [(q, k, scale) for q, k in zip(query.split(1), key.split(1))]  # of a batch, a row is one
         elif (rows := self.rows()) is not None:
             self.listen(query, key, None, scale, borders(rows, query.device))
 

@@ -231,6 +231,7 @@ class VisionTower:
     def hear_projector(self, rows: Tensor) -> None:
         if self.scopes.encoded.passes and not self.rows.projecting:
             entered = self.latest.entered
+            rows = rows if self.latest.rows else rows.flatten(0, -2)
             rows = rows if entered is None else entered.spread(rows, tokens=True)
             encoder = self.encoders[self.latest.tower]
             state = encoder.state if encoder.blocks and not encoder.expand else None
