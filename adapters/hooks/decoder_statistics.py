@@ -30,6 +30,7 @@ def statistic(signal: Statistic, heard: Heard) -> Tensor:
     if isinstance(signal, LastQueryAttention):
         documents = heard.reduced.masks.documents_at(heard.layer)
         if documents is not None:
+            heard.refuse_chunks()
             return _last_rows(heard, documents, softmax=signal.softmax)
         return _last_row(heard, softmax=signal.softmax)[:, heard.past :]
     rows, place, asked = heard.query, heard.place(), heard.reduced.asking(heard.layer)
@@ -125,8 +126,12 @@ def _window(heard: Heard, last: Tensor | None) -> Tensor | None:
     if last is not None:
         upto = column <= (heard.past + last)[:, None]
         visible = upto if visible is None else visible & upto
+    end = torch.full((len(heard.query),), length - 1, device=column.device) if last is None else heard.past + last
     if heard.window is not None and heard.window < length:
-        end = torch.full((len(heard.query),), length - 1, device=column.device) if last is None else heard.past + last
         near = column > (end - heard.window)[:, None]
+        visible = near if visible is None else visible & near
+    if heard.chunk is not None:
+        padding = 0 if heard.visible is None else (heard.visible.cumsum(dim=1) == 0).sum(dim=1)
+        near = column >= ((end - padding) // heard.chunk * heard.chunk + padding)[:, None]
         visible = near if visible is None else visible & near
     return visible

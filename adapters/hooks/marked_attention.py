@@ -26,6 +26,7 @@ class Heard:
     Attributes:
         query: (B, H, W, d); ``key``: (B, H_kv, past + W, d), columns that a sliding cache forgot being zero.
         visible: (B, past + W) bool of real columns; None: all. ``window``: tokens that a query sees at most; None: no limit.
+        chunk: tokens of the chunks, counted from the first real column, within which queries see; None: all are in one.
     """
 
     def __init__(
@@ -49,6 +50,8 @@ class Heard:
         config = reduced.masks.config
         slides = layer_type(config, layer) == "sliding_attention" and not reduced.masks.whole_block(layer)
         self.window: int | None = config.sliding_window if slides else None
+        chunk = config.attention_chunk_size if layer_type(config, layer) == "chunked_attention" else length
+        self.chunk: int | None = chunk if chunk < length else None
 
     def rotated_ones(self) -> Tensor:
         """(B, W, E) all-ones vectors as this layer rotates them, at length 1."""
@@ -61,6 +64,7 @@ class Heard:
 
     def place(self) -> Tensor | None:
         """(B, W) column that each query sees up to; None where all is causal."""
+        self.refuse_chunks()
         upto = self.reduced.masks.sees_up_to(self.layer)
         if upto is None:
             return None
@@ -70,6 +74,15 @@ class Heard:
                 f"within a sliding window of {self.window} tokens; choose a layer of full attention (config.layer_types)"
             )
         return upto + self.past
+
+    def refuse_chunks(self) -> None:
+        """The last query's chunk is known; other queries are taken to see all that comes before them."""
+        if self.chunk is not None:
+            raise ValueError(
+                f"attention of several queries of decoder layer {self.layer} is asked for, but these see chunks of {self.chunk} "
+                f"tokens, fewer than the {self.key.shape[2]} of this prompt; choose a layer of full attention "
+                "(config.layer_types), or a method that asks for the last query alone"
+            )
 
 
 def by_marked(heard: Heard, signal: TextAttention, upto: Tensor | None) -> Tensor:

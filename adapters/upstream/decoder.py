@@ -187,8 +187,12 @@ def final_norm(decoder: Any) -> Any:
 
 def rotated_back(attention: Any, decoder: Any, keys: Tensor, ids: Tensor, kind: str) -> Tensor:
     """``keys`` (B, H, N, d) of a layer of type ``kind`` as they were, had every token come ``ids`` (B, 1) places sooner."""
+    table = rotary_embedding(decoder, keys, ids, kind)
+    if isinstance(table, Tensor):  # neighbouring channels are a complex number
+        pairs = torch.view_as_complex(keys.float().unflatten(-1, (-1, 2)))
+        return torch.view_as_real(pairs * table.conj()[:, None]).flatten(-2).type_as(keys)
     rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
-    cos, sin = rotary_embedding(decoder, keys, ids, kind)
+    cos, sin = table
     if [*inspect.signature(rotate).parameters][2] == "sin":
         return rotate(keys, cos, -sin)
     return rotate(keys, keys, cos, -sin)[1]

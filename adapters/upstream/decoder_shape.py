@@ -3,6 +3,7 @@
 | seam | seen |
 | --- | --- |
 | the output projection of an attention is its last matrix | 5.17 to 5.24 |
+| `experts` that take hidden states alone run all of their `num_experts` for every token (Llama 4) | 5.17 to 5.24 |
 | names for experts per token, how far a layer looks back, the state of a linear-attention layer | 5.17 to 5.24 |
 | `config.mamba_num_heads`: linear attention is a selective scan, by chunks of `config.chunk_size` | 5.17 to 5.24 |
 | `config.qk_head_dim`: latent attention, whose keys are wider than its values | 5.17 to 5.24 |
@@ -14,6 +15,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -33,9 +35,10 @@ WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attentio
 
 def decoder_shape(decoder: Any) -> DecoderShape:
     """The shape of ``decoder``, layer by layer."""
-    config = decoder.config
-    chosen = _experts_per_token(config)
-    layers = [_by_modality(_layer_shape(layer, config, i), layer, chosen) for i, layer in enumerate(decoder.layers)]
+    config, chosen = decoder.config, _experts_per_token(decoder)
+    layers = [
+        _by_modality(_layer_shape(layer, config, i, chosen), layer, chosen) for i, layer in enumerate(decoder.layers)
+    ]
     outside = products(decoder, chosen) - sum(products(layer, chosen) for layer in decoder.layers)
     return DecoderShape(tuple(layers), outside)
 
@@ -62,12 +65,19 @@ def _by_modality(shape: LayerShape, layer: Any, chosen: int) -> LayerShape:
     return replace(shape, products=shape.products - pictures, pictured=pictures - text)
 
 
-def _experts_per_token(config: Any) -> int:
-    return next((n for name in EXPERTS_PER_TOKEN if (n := getattr(config, name, None))), 1)
+def _experts_per_token(decoder: Any) -> int:
+    chosen = next((n for name in EXPERTS_PER_TOKEN if (n := getattr(decoder.config, name, None))), 1)
+    mixtures = (module for name, module in decoder.named_modules() if name.endswith(".experts"))
+    every = (m.num_experts for m in mixtures if hasattr(m, "num_experts") and _is_handed_states_alone(m))
+    return next(every, chosen)
 
 
-def _layer_shape(layer: Any, config: Any, index: int) -> LayerShape:
-    kind, matrices = layer_type(config, index), products(layer, _experts_per_token(config))
+def _is_handed_states_alone(experts: Any) -> bool:
+    return len(inspect.signature(experts.forward).parameters) == 1
+
+
+def _layer_shape(layer: Any, config: Any, index: int, chosen: int) -> LayerShape:
+    kind, matrices = layer_type(config, index), products(layer, chosen)
     if hasattr(layer, "altup"):
         matrices += config.altup_num_inputs**2 * config.hidden_size
     if kind == "linear_attention" and hasattr(config, "linear_num_value_heads"):

@@ -144,7 +144,7 @@ def at(x: Any, length: int, stays: Tensor) -> Any:
         return x[..., stays, :][..., stays]
     axis = -1  # ids, masks and kinds
     # embeddings, rotary tables and what marks embeddings; several of a token, in front of or behind it
-    if x.ndim > 2 and (x.is_floating_point() or x.shape[-1] == 1):
+    if x.ndim > 2 and (x.is_floating_point() or x.is_complex() or x.shape[-1] == 1):
         axis = 1 if x.shape[1] == length else -2
     return x.index_select(axis, stays.nonzero()[:, 0]) if x.shape[axis] == length else x
 
