@@ -82,7 +82,8 @@ def doctor(family: str | None = None, progress: Callable[[str], None] = lambda f
 
     from tokenreduce.eval import tiny_models
 
-    from .check import checks, mixed_up_beams
+    from .check import checks
+    from .faults import faults as faults_of
 
     known = [*tiny_models.FAMILIES, *tiny_models.BESIDE]
     if family is not None and family not in known:
@@ -95,7 +96,7 @@ def doctor(family: str | None = None, progress: Callable[[str], None] = lambda f
         for key in known if family is None else [family]:
             progress(key)
             found += checks(key)
-            faults += [fault] if (fault := mixed_up_beams(key)) else []
+            faults += faults_of(key)
     finally:
         torch.set_num_threads(threads)
     return Diagnosis(tr.versions(), found, tuple(faults))

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import transformers
-from torch import Tensor, nn
+from torch import Tensor
 
 import tokenreduce as tr
 from tokenreduce.eval import tiny_models
 
 from .beside import shortened
-from .shortened import Columns, caught, decoder_of, hooked, logits
+from .shortened import Columns, caught, hooked, logits
 from .stages import STAGES, left, merged_tower, methods
 
 Verdict = Literal["right", "refused", "wrong"]
@@ -127,31 +126,3 @@ def checks(key: str) -> list[Check]:
     except Exception as error:
         return [Check(key, stage, "wrong", f"bare model: {type(error).__name__}: {error}") for stage in STAGES]
     return [family.checked(stage) for stage in STAGES]
-
-
-@torch.no_grad()
-def mixed_up_beams(key: str) -> str:
-    """What to say where the bare model shows rows that repeat one prompt different pictures; empty for nothing."""
-    given: dict[str, Any] = {}
-
-    def catch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given.update({} if given else kwargs)
-
-    try:
-        family = Family(key)
-    except Exception:
-        return ""  # the checks of the stages say so
-    try:
-        with hooked(decoder_of(family.bare).register_forward_pre_hook(catch, with_kwargs=True)):
-            family.bare.generate(**family.inputs, max_new_tokens=1, do_sample=False, num_beams=2)
-    except Exception as error:
-        return f"{key}: the bare model of transformers {transformers.__version__} writes no beams: {error}"
-    if given.get("inputs_embeds") is None:
-        return ""  # what joins the text elsewhere cannot be told apart here
-    rows = given["inputs_embeds"].unflatten(0, (-1, 2))
-    if torch.equal(rows[:, 0], rows[:, 1]):
-        return ""
-    return (
-        f"{key}: the bare model of transformers {transformers.__version__} shows the beams of a sample with several pictures "
-        "different ones, and the wrapped model warns of it; use num_beams=1, or one picture in each sample"
-    )

@@ -59,10 +59,11 @@ def kinds(key: str) -> list[str]:
     return [k for k in KINDS if family.mixes or k not in ("image_and_video", "videos")]
 
 
-def build(key: str, attn: str = "sdpa", seed: int = 0, **variant: Any) -> Any:
+def build(key: str, attn: str = "sdpa", seed: int = 0, *, mended: bool = True, **variant: Any) -> Any:
     """A model in evaluation mode, float32; ``variant`` replaces fields of its configuration.
 
-    ``window=`` gives the sliding layers of aya_vision, gemma3 and paligemma2 a short window.
+    ``mended``: without the ``fault`` of its class. ``window=`` gives sliding layers, as of aya_vision, gemma3 and paligemma2,
+    a short window.
     """
     family = KNOWN[key]
     with torch.random.fork_rng():
@@ -71,6 +72,8 @@ def build(key: str, attn: str = "sdpa", seed: int = 0, **variant: Any) -> Any:
     model.set_attn_implementation(family.attention.get(attn, attn))
     fill(model, seed)
     family.finish(model)
+    if mended:
+        family.mend(model)
     return model
 
 

@@ -85,6 +85,7 @@ class TinyFamily:
     listens: ClassVar[bool] = True  #: whether its tower has attention to listen to
     layer: ClassVar[int] = 2  #: a decoder layer behind one that attends, in front of which tokens can be dropped
     unbilled: ClassVar[str] = ""  #: what is computed outside of the decoder and is no part of a picture's bill
+    fault: ClassVar[str] = ""  #: of the bare model, in words with what to do, where ``mend`` is needed
     refuses: ClassVar[tuple[str, ...]] = ()  #: what no method can do here, of the stages "projector" and "llm"
 
     def __init_subclass__(cls, *, key: str, beside: bool = False) -> None:
@@ -97,6 +98,9 @@ class TinyFamily:
 
     def finish(self, model: Any) -> None:
         """What ``fill`` cannot know of the weights."""
+
+    def mend(self, model: Any) -> None:
+        """Take ``fault`` off a model, so that everything else about it can be tested."""
 
     def picture(self, config: Any, shape: Any, alone: bool, draw: Draw) -> Piece:
         """A picture of ``shape``; ``alone``: the only one of its sample."""

@@ -16,6 +16,7 @@ from tokenreduce import tested
 from tokenreduce.cli import app
 from tokenreduce.eval import doctor, tiny_models
 from tokenreduce.eval.doctor import beside, check, shortened, stages
+from tokenreduce.eval.doctor.faults import faults
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -179,3 +180,16 @@ def test_tested_versions_are_those_of_the_committed_solutions():
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     assert (ROOT / "tokenreduce/tested.json").read_text() == script.made(), "run python requirements/tested.py"
+
+
+FAULTS = {
+    "gemma4_unified": "gives other logits with a static cache",
+    "ernie4_5_vl_moe": "writes nothing without a cache: IndexError",
+}
+
+
+@pytest.mark.every_family
+@pytest.mark.skipif(tiny_models.common.TRANSFORMERS != (5, 24), reason="faults of transformers 5.24")
+@pytest.mark.parametrize("key", FAULTS)
+def test_faults_of_bare_models_are_named(key):
+    assert any(FAULTS[key] in fault for fault in faults(key))

@@ -156,6 +156,7 @@ def test_flops_of_a_decode_step_and_of_beams(key, variant):
     def two():
         model.generate(**inputs, max_new_tokens=2, min_new_tokens=2, do_sample=False, num_beams=3)
 
+    reduced.needs_beams(model, inputs)
     whole = Counted(model, two).of(decoder_of(model))
     with tr.wrapped(model, *METHODS):
         less = Counted(model, two).of(decoder_of(model))
@@ -171,6 +172,8 @@ def test_bytes_of_the_cache(key, variant):
     model = reduced.model(key, **variant)
     for kind, beams in ((kind_of(key), 1), ("single", 3)):
         inputs, held = zoo.inputs(key, kind, model), []
+        if beams > 1:
+            reduced.needs_beams(model, inputs)
         handle = model.register_forward_hook(lambda module, args, output: held.append(cache_bytes(output)))  # noqa: B023
         try:
             model.generate(**inputs, max_new_tokens=1, do_sample=False, num_beams=beams)

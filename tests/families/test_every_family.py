@@ -114,6 +114,7 @@ def test_every_way_to_write(key):
     greedy, _ = reduced.write(model, case.inputs, *methods(key))
     for way in ways(model, case.inputs):
         assert reduced.write(model, case.inputs, *methods(key), **way)[0] == greedy
+    reduced.needs_beams(model, case.inputs)
     beams, _ = reduced.write(model, case.inputs, *methods(key), num_beams=3)
     alone = [reduced.write(model, zoo.alone(key, case, b), *methods(key), num_beams=3)[0] for b in range(len(beams))]
     assert alone == [[row] for row in beams]
