@@ -53,6 +53,7 @@ class Report:
         signal_flops: FLOPs of the statistics that methods asked the decoder for, not part of ``flops``.
         encoding: FLOPs of ``tower`` and ``projector``, with and without reduction, worked out when asked for; empty when
             the prompt's images were encoded elsewhere.
+        uncounted: parts of the model that are in no number here, in words.
         seconds, seconds_unreduced: per stage, where they were measured (``tokenreduce.timing``).
         stopwatch: time of the method until the prompt was done; ``step_stopwatch``, in the decode steps since.
     """
@@ -69,6 +70,7 @@ class Report:
     step: tuple[int, int] | None = None
     signal_flops: int = 0
     encoding: Callable[[], Mapping[str, tuple[int, int]]] = field(default=_nothing, repr=False, compare=False)
+    uncounted: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
     seconds_unreduced: Mapping[str, float] = field(default_factory=dict, compare=False)
     stopwatch: Stopwatch = field(default_factory=Stopwatch, repr=False, compare=False)
@@ -107,7 +109,7 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers, for JSON."""
         names = ("methods", "substitutes", "tokens_in", "tokens_kept", "equivalent_tokens", "flops", "flops_unreduced")
-        costs = ("kv_bytes", "kv_bytes_unreduced", "signal_flops", "method_ms", "step_ms")
+        costs = ("kv_bytes", "kv_bytes_unreduced", "signal_flops", "uncounted", "method_ms", "step_ms")
         found = {name: getattr(self, name) for name in (*names, *costs)}
         return {**found, "by_stage": {stage: asdict(cost) for stage, cost in self.by_stage.items()}}
 
@@ -125,6 +127,7 @@ class Report:
             "averaged over layers": f"{_number(mean)} per sample",
         }
         rows |= {f"{stage} GFLOPs": str(cost) for stage, cost in self.by_stage.items()}
+        rows |= {"not counted": ", ".join(self.uncounted)} if self.uncounted else {}
         rows |= {
             "KV cache KiB": f"{_number(self.kv_bytes / 1024)} = {_share(self.kv_bytes / 1024, self.kv_bytes_unreduced / 1024)}",
             "method itself": f"{self.method_ms:.2f} ms{heard}",

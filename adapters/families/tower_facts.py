@@ -183,8 +183,14 @@ class TowerFacts:
     def projectors(self) -> list[nn.Module]:
         """The modules on the way from a tower's blocks to the prompt."""
         others = [*self.towers, self.decoder, self.core.get_input_embeddings(), self.model.get_output_embeddings()]
-        audio = self.core.get_encoder(modality="audio")
-        return [m for m in self.core.children() if m is not audio and not any(x in m.modules() for x in others)]
+        heard = self.audio_encoder
+        return [m for m in self.core.children() if m is not heard and not any(x in m.modules() for x in others)]
+
+    @property
+    def audio_encoder(self) -> nn.Module | None:
+        """What encodes sounds, which stay whole and stand in no bill; None where nothing does."""
+        found = self.core.get_encoder(modality="audio")
+        return None if found is self.core else found
 
     @property
     def opaque(self) -> list[nn.Module]:

@@ -55,7 +55,9 @@ def pictured_at(reduced: DecoderPass, alive: list[Tensor], readers: list[int]) -
     return [[0] * len(marked) if i in readers else counts[id(columns)] for i, columns in enumerate(alive)]
 
 
-def report_of(reduced: DecoderPass, trace: Trace, shape: DecoderShape, output: Any) -> Report:
+def report_of(
+    reduced: DecoderPass, trace: Trace, shape: DecoderShape, output: Any, uncounted: tuple[str, ...] = ()
+) -> Report:
     """What this prompt cost a decoder of ``shape``; the pipeline's stopwatch is read and starts again at zero."""
     images, layers = trace.images_per_sample(), range(reduced.depth)
     packings, before = reduced.packings, reduced.masks.past
@@ -86,5 +88,6 @@ def report_of(reduced: DecoderPass, trace: Trace, shape: DecoderShape, output: A
         step=(step, whole_step),
         signal_flops=reduced.signal_flops,
         encoding=reduced.encoding,
+        uncounted=uncounted,
         stopwatch=reduced.pipeline.stopwatch.lap(),
     )

@@ -177,7 +177,8 @@ class VisionLanguageHooks(ModelHooks):
         # decode steps and text that continues a shortened prompt leave trace and report alone
         if reduced.groups or not reduced.offset:
             trace = trace_of(reduced)
-            self.done.note(trace, report_of(reduced, trace, self.shape, output))
+            uncounted = () if self.family.audio_encoder is None else ("the audio encoder",)
+            self.done.note(trace, report_of(reduced, trace, self.shape, output, uncounted))
         elif self.done.report is not None:
             self.done.report.step_stopwatch.add(self.pipeline.stopwatch.lap())
         return at_full_length(reduced, output) if self.output_length == "full" else None

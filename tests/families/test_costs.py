@@ -252,6 +252,16 @@ def test_the_table_shows_the_bill():
     assert set(report.as_dict()["by_stage"]["tower"]) >= {"flops", "flops_unreduced", "seconds"}
 
 
+def test_an_audio_encoder_is_said_to_be_left_out():
+    for key, said in (("qwen2_5_omni_thinker", ("the audio encoder",)), ("llava", ())):
+        model = reduced.model(key)
+        with tr.wrapped(model, "uniform", keep=0.5), torch.no_grad():
+            model(**zoo.inputs(key, "single", model))
+            report = tr.report(model)
+        assert report.uncounted == report.as_dict()["uncounted"] == said
+        assert ("not counted" in str(report)) == bool(said)
+
+
 def hooks(model) -> int:
     return sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.modules())
 
