@@ -174,8 +174,12 @@ POSITIONS = {"cross_attention": "none, attended to across", "text_encoder": "lea
 
 def axes(model: Any) -> str:
     """Along how many axes the language model counts positions."""
-    rope = getattr(decoder_of(model).config, "rope_parameters", None) or {}
-    n = len(rope.get("mrope_section", [1]))
+    decoder = decoder_of(model)
+    if not hasattr(decoder, "rotary_emb"):
+        return "none"
+    rope = getattr(decoder.config, "rope_parameters", None) or {}
+    by_kind = [own for own in rope.values() if isinstance(own, dict)]  # of layers
+    n = max(len(own.get("mrope_section", [1])) for own in (rope, *by_kind))
     return f"{n} axes" if n > 1 else "1 axis"
 
 

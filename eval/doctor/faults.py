@@ -14,7 +14,7 @@ from .check import TOLERANCE, Family
 from .shortened import decoder_of, hooked
 
 #: ways to write besides the default, which should write the same
-WAYS = {
+WAYS: dict[str, dict[str, Any]] = {
     "with a static cache": {"cache_implementation": "static", "disable_compile": True},
     "without a cache": {"use_cache": False},
 }

@@ -30,7 +30,7 @@ class Columns:
     written: int = 0
 
 
-def decoder_of(model: Any) -> nn.Module:
+def decoder_of(model: Any) -> Any:
     """The decoder of ``model``, also where ``get_decoder()`` is a causal language model around it."""
     found = model.get_decoder()
     return found if found.get_output_embeddings() is None else found.model
