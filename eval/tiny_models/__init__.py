@@ -19,7 +19,7 @@ from . import beside  # noqa: F401
 from . import glm, grids, omni, qwen_towers, unheard  # noqa: F401
 from . import pixtral, minicpm, packed, molmo, muse, pages, aria  # noqa: F401
 from . import gemma4, gemma3n, lfm2_vl, kimi_k25, granite, ernie4_5_vl_moe  # noqa: F401
-from . import lfm3_vl, cohere_compass, cosmos3_edge, muse_spark, hunyuan_vl, nemotron_h_omni, llama4  # noqa: F401
+from . import lfm3_vl, cohere_compass, cosmos3_edge, muse_spark, hunyuan_vl, nemotron_h_omni, llama4, cosmos3_omni  # noqa: F401
 
 # isort: on
 from .common import BESIDE, FAMILIES, KNOWN, Case, Draw, Plan, Sample, Visual, assemble, fill, prompt
