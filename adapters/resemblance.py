@@ -29,7 +29,7 @@ def family_like(model: Any, like: str) -> Family:
             f"family={like!r} is for models of unknown types; this {type(model).__name__} is of type {model_type!r}, which is "
             "served as it is: leave family out"
         )
-    if model_type in BY_TYPE and BY_TYPE[model_type].final:
+    if model_type in BY_TYPE:
         raise ValueError(f"family={like!r}, but a model of type {model_type!r} {why_not(model_type)}")
     return _read_as(known[name], model, like)
 

@@ -35,6 +35,10 @@ PACKED = {
 }
 
 
+#: whose pictures are cut and written as those of Qwen-VL
+QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "cosmos3_omni", "lfm3_vl")
+
+
 def tokenizer(**names):
     words = Tokenizer(models.WordLevel(NAMES, unk_token=WORD))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -52,6 +56,7 @@ def tokenizer(**names):
 
 
 def processor(key: str):
+    """The processor of a family, in the sizes of the zoo; None where none is put together here."""
     media = {"image_token": "<image>", "video_token": "<video>"}
     match key:
         case "llava":
@@ -80,10 +85,11 @@ def processor(key: str):
                 tokenizer(**media),
                 **CLIP,
             )
-        case "qwen2_vl" | "qwen2_5_vl" | "qwen3_vl" | "qwen3_vl_moe" | "qwen3_5":
+        case key if key in QWEN:
             kind, film = {
                 "qwen2_vl": (hf.Qwen2VLProcessor, hf.Qwen2VLVideoProcessor),
                 "qwen2_5_vl": (hf.Qwen2_5_VLProcessor, hf.Qwen2VLVideoProcessor),
+                "lfm3_vl": (getattr(hf, "Lfm3VlProcessor", None), hf.Qwen3VLVideoProcessor),
             }.get(key, (hf.Qwen3VLProcessor, hf.Qwen3VLVideoProcessor))
             vision = {f"vision_{side}_token": name for side, name in BORDER.items()}
             return kind(
@@ -119,7 +125,7 @@ def processor(key: str):
 
 def written(key: str, modality: str) -> str:
     """How a picture or video is asked for in a prompt."""
-    if key.startswith("qwen"):
+    if key in QWEN:
         around = "{start}<" + modality + ">{end}"
     elif key == "gemma3":
         around = "{start}"
@@ -142,10 +148,10 @@ def pixels(key: str, name: str) -> np.ndarray:
     family = zoo.FAMILIES[key]
     if name == "v":
         shape = family.film_shape
-        size = (2 * shape[0], 4 * shape[1], 4 * shape[2]) if key.startswith("qwen") else (shape, SIDE, SIDE)
+        size = (2 * shape[0], 4 * shape[1], 4 * shape[2]) if key in QWEN else (shape, SIDE, SIDE)
     else:
         size = shape = family.shapes[int(name[1:])]
-        if key.startswith("qwen"):
+        if key in QWEN:
             size = (4 * shape[0], 4 * shape[1])
         elif key == "internvl":
             size = (SIDE, SIDE * max(1, shape - 1))
@@ -184,11 +190,14 @@ def model(key: str):
 def test_inputs_are_those_of_the_processor(key, kind, monkeypatch):
     if key == "smolvlm":  # a package for spelling out the number of frames
         monkeypatch.setattr("transformers.models.smolvlm.processing_smolvlm.num2words", lambda n: WORD)
+    whole = processor(key)
+    if whole is None:
+        pytest.skip("no processor of this family is put together here")
     plan = zoo.KINDS[kind][0]
     images = [[pixels(key, name) for name in names if name != "v"] for names in plan]
     videos = [pixels(key, name) for names in plan for name in names if name == "v"]
     videos = [videos] if key == "smolvlm" else videos
-    got = processor(key)(
+    got = whole(
         text=[prompt(key, names) for names in plan],
         images=images if any(images) else None,
         **({"videos": videos} if any("v" in names for names in plan) else {}),

@@ -9,15 +9,11 @@ from typing import NamedTuple
 
 
 class Refusal(NamedTuple):
-    """Why models of ``types`` are refused, in a clause about one of them, and what to do ``instead``, as an imperative.
-
-    ``final``: the reason holds whatever a family file would say; else nobody has read these types yet.
-    """
+    """Why models of ``types`` are refused, in a clause about one of them, and what to do ``instead``, as an imperative."""
 
     types: tuple[str, ...]
     reason: str
     instead: str
-    final: bool = True
 
 
 SMALLER = "hand its processor a smaller picture"
@@ -103,33 +99,6 @@ REFUSALS: tuple[Refusal, ...] = (
         "choose gemma3 or gemma4",
     ),
     Refusal(("mistral4",), "reads text only: pictures never reach it", "choose mistral3"),
-    Refusal(
-        ("cosmos3_omni",),
-        "has no family of its own, but the attributes and placeholders of qwen3_vl",
-        "take these: tr.wrap(model, ..., family='like:qwen3_vl')",
-        final=False,
-    ),
-    Refusal(
-        ("llama4",),
-        "fails in its own forward pass in transformers 5.24, before anything is reduced, and has layers that attend in chunks, "
-        "which are not served yet",
-        OTHER,
-        final=False,
-    ),
-    Refusal(
-        ("hunyuan_vl",),
-        "gives a batch with several pictures other logits than its samples alone, by its own counting, so that no reduction "
-        "could be held against it",
-        OTHER,
-        final=False,
-    ),
-    Refusal(
-        ("cohere_compass", "cosmos3_edge", "lfm3_vl", "muse_spark", "nemotron_h_omni"),
-        "is not yet read",
-        "state its facts in a file of your own (docs/adding_a_family.md), or try family='like:NAME' where it is built like a "
-        "served type",
-        final=False,
-    ),
 )
 
 BY_TYPE = {model_type: refusal for refusal in REFUSALS for model_type in refusal.types}

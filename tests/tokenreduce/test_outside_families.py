@@ -6,8 +6,6 @@ import importlib
 import sys
 
 import pytest
-import torch
-import transformers
 from models import llava, prompt
 from test_packaging import ROOT, build, python
 from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedConfig
@@ -16,7 +14,6 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 import tokenreduce as tr
 from tokenreduce.adapters import registry
 from tokenreduce.adapters.families.refused import BY_TYPE, REFUSALS
-from tokenreduce.eval import tiny_models as zoo
 
 PACKAGE = ROOT / "tests" / "outside_family"
 
@@ -96,25 +93,6 @@ def test_a_similar_model_is_wrapped_like_the_one_it_resembles():
         expected = known.generate(**inputs, max_new_tokens=3, do_sample=False)
         assert own.generate(**inputs, max_new_tokens=3, do_sample=False).tolist() == expected.tolist()
         assert tr.report(own).tokens_kept == tr.report(known).tokens_kept == [[8], [8, 8]]
-
-
-def test_cosmos3_omni_is_wrapped_like_qwen3_vl():
-    """What its refusal says to do."""
-    Config, Model = (
-        getattr(transformers, f"Cosmos3Omni{name}", None) for name in ("Config", "ForConditionalGeneration")
-    )
-    if Model is None:
-        pytest.skip("this transformers has no Cosmos3Omni")
-    known = zoo.build("qwen3_vl")
-    own = Model(Config(**{k: v for k, v in known.config.to_dict().items() if k != "model_type"})).eval()
-    own.load_state_dict(known.state_dict())
-    inputs = zoo.inputs("qwen3_vl", "mixed", known)
-    with pytest.raises(ValueError, match="like:qwen3_vl"):
-        tr.wrap(own, "hiprune", keep=0.5)
-    with tr.wrapped(known, "hiprune", keep=0.5), tr.wrapped(own, "hiprune", keep=0.5, family="like:qwen3_vl"):
-        with torch.no_grad():
-            assert torch.equal(own(**inputs).logits, known(**inputs).logits)
-        assert tr.report(own).tokens_kept == tr.report(known).tokens_kept == [[8], [6, 6], []]
 
 
 def test_what_a_model_lacks_is_listed_at_once():
