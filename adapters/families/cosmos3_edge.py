@@ -14,6 +14,7 @@ from tokenreduce.adapters.visual_inputs import Projection
 class Cosmos3Edge(Qwen2VL):
     model_types = ("cosmos3_edge",)
     remarks = "dynamic resolution, M-RoPE; every frame of a video has a timestamp"
+    pixel_unit = None  # positions are resized to the whole grid in front of the first block
 
     def layers(self, tower: int = 0) -> Any:
         return self.towers[tower].encoder.layers
@@ -24,6 +25,10 @@ class Cosmos3Edge(Qwen2VL):
     @property
     def projectors(self) -> list[nn.Module]:
         return [self.core.projector]
+
+    @property
+    def unit_mergers(self) -> list[nn.Module]:
+        return []
 
     def projection(self) -> Projection:
         way = self.core.projector

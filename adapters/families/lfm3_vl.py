@@ -18,6 +18,7 @@ class Lfm3VL(Qwen2VL):
         "convolutions read the shortened sequence"
     )
     decoder_layers = ("full_attention", "sliding_attention", "conv")
+    pixel_unit = None  # convolutions read the whole grid
 
     def layers(self, tower: int = 0) -> Any:
         return self.towers[tower].layers
@@ -35,6 +36,10 @@ class Lfm3VL(Qwen2VL):
     @property
     def projectors(self) -> list[nn.Module]:
         return [self.core.multi_modal_projector]
+
+    @property
+    def unit_mergers(self) -> list[nn.Module]:
+        return []
 
     def projection(self) -> Projection:
         way = self.core.multi_modal_projector

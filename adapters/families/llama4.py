@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from tokenreduce.adapters.families.tile_grid import TileGrid
+from tokenreduce.method import ModelFacts
 
 
 class Llama4(TileGrid):
@@ -20,6 +22,9 @@ class Llama4(TileGrid):
     @property
     def unit(self) -> int:
         return round(1 / self.model.config.vision_config.pixel_shuffle_ratio)
+
+    def facts(self) -> ModelFacts:  # no block is merged in whose [CLS] is its last row
+        return replace(super().facts(), stages=("projector", "llm", "cache"))
 
     def layers(self, tower: int = 0) -> Any:
         return self.towers[tower].model.layers
