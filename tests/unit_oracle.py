@@ -197,7 +197,7 @@ def _merged(method, step, units: list[Unit], keys, size, window, prefix=None) ->
         weight = torch.zeros_like(size).index_fill(0, plan.source[0], 1.0)[p:]
     found = []
     for row, source in list(enumerate((plan.source[0] - p).tolist()))[p:]:
-        group = (plan.assign[0, p:] == row + p).nonzero()[:, 0].tolist()
+        group = (plan.assign[0, p:] == row).nonzero()[:, 0].tolist()
         share = weight[group] / weight[group].sum()
         patches = sum(a * units[n].patches for a, n in zip(share, group))
         found.append(Unit(patches, sorted(m for n in group for m in units[n].members), units[source].seat))

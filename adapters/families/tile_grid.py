@@ -68,7 +68,7 @@ class TileGrid(Family):
             tokens_per_image=None if self.tiled else self.view().num_tokens,
             # merged patches have no place among features from elsewhere
             stages=(
-                *(("encoder",) if depth and self.pointwise and not self.tiled else ()),
+                *(("encoder",) if depth and self.pointwise else ()),
                 "projector",
                 "llm",
                 "cache",

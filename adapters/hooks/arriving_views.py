@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import groupby
 
 import torch
+from torch import Tensor
 
 from tokenreduce.adapters.families.base import Family
 from tokenreduce.adapters.hooks.packed_units import Segment
@@ -14,10 +16,19 @@ from tokenreduce.layout import Layout
 from tokenreduce.pipeline import Pipeline
 
 
-def views_of(family: Family, call: TowerCall, pipeline: Pipeline, batch: int) -> list[View]:
-    """The ``batch`` rows of a pass: which of their units become tokens, and how many of these are left; none: not known."""
+def views_of(family: Family, call: TowerCall, pipeline: Pipeline, batch: int, input_ids: Tensor | None) -> list[View]:
+    """The ``batch`` rows of a pass: which of their units become tokens, and how many of these are left; none: not known.
+
+    ``input_ids`` (B, L): the prompt, where it is known.
+    """
     views: list[View] = []
-    for picture in family.arriving(call):
+    pictures = family.arriving(call)
+    if family.tiled:
+        sizes = [picture.layout.num_tokens for picture in pictures]
+        for tiles in tiles_of_images(family, sizes, input_ids):
+            views += [View(None, share) for share in pipeline.view_shares(tiles)]
+        return views
+    for picture in pictures:
         if picture.pooled and family.unit == 1:  # refused once the model has pooled them
             views += [View(None, (None,) * len(pipeline.methods))] * picture.rows
             continue
@@ -25,6 +36,31 @@ def views_of(family: Family, call: TowerCall, pipeline: Pipeline, batch: int) ->
         shares = pipeline.view_shares([view.num_tokens for view in own])
         views += [View(view.cells, share) for view, share in zip(own, shares)]
     return views if len(views) == batch else []
+
+
+def tiles_of_images(family: Family, sizes: list[int], input_ids: Tensor | None) -> list[list[int]]:
+    """``sizes``, the tokens of every tile of a pass, by image: tiles whose placeholders follow one another are one.
+
+    Errors: ``ValueError`` where no prompt tells which are.
+    """
+    runs: list[int] = []
+    if input_ids is not None:
+        visual, _ = family.placeholders(input_ids, None)
+        for row in visual.tolist():
+            runs += [len(list(run)) for seen, run in groupby(row) if seen]
+    images: list[list[int]] = []
+    left = list(sizes)
+    for run in runs:
+        images.append([])
+        while left and sum(images[-1]) < run:
+            images[-1].append(left.pop(0))
+    if left or [sum(tiles) for tiles in images] != runs:
+        raise ValueError(
+            f"{len(sizes)} tiles are encoded, and only the prompt tells which of them are one image, whose budget they share "
+            "inside the tower; pass pixel_values together with input_ids to the wrapped model itself, or merge behind the tower "
+            "with at='projector'"
+        )
+    return images
 
 
 def segments_of(family: Family, call: TowerCall, pipeline: Pipeline) -> list[Segment]:

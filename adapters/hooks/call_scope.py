@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tokenreduce.adapters.hooks.exporting import refuse_export
 from tokenreduce.adapters.hooks.method_calls import Shadow
-from tokenreduce.adapters.upstream.model import prompt_shape
+from tokenreduce.adapters.upstream.model import prompt_ids, prompt_shape
 from tokenreduce.adapters.visual_inputs import TowerCall
 from tokenreduce.per_thread import PerThread, nothing
 
@@ -62,11 +62,13 @@ class Scope:
     Attributes:
         shape: rows and columns of the prompt that ``generate`` was given. More rows are beams, columns behind these an
             answer or a guess of one.
+        input_ids: (B, L) long, the prompt, where it was given as ids.
         labels: (B, L) long, what a call of ``forward`` was told to learn; -100 where nothing.
     """
 
     generates: bool = False
     shape: tuple[int, int] | None = None
+    input_ids: Tensor | None = None
     labels: Tensor | None = None
     encoded: Encodings = field(default_factory=Encodings)
     decided: Decided | None = None
@@ -232,6 +234,7 @@ class ScopedMethod(Shadow):
             scope = Scope(generates=True, shape=prompt_shape(args, kwargs))
         else:
             scope = Scope(labels=kwargs.get("labels"))
+        scope.input_ids = prompt_ids(args, kwargs)
         with ExitStack() as said:
             said.enter_context(self.scopes.open(scope))
             if told is not None:

@@ -106,7 +106,9 @@ class VisionTower:
         return self.scopes.encoded.passes[-1]
 
     def views(self, batch: int) -> list[View]:
-        return views_of(self.family, self.latest, self.pipeline.now, batch)
+        scope = self.scopes.scope
+        ids = None if scope is None else scope.input_ids
+        return views_of(self.family, self.latest, self.pipeline.now, batch, ids)
 
     def segments(self) -> list[Segment]:
         return segments_of(self.family, self.latest, self.pipeline.now)

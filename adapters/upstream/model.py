@@ -48,6 +48,12 @@ def prompt_shape(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int,
     return None if found is None else (found.shape[0], found.shape[1])
 
 
+def prompt_ids(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """(B, L) long, the prompt that ``generate`` or ``forward`` is given as ids; None where it is given none."""
+    given = [*args[:1], *(kwargs.get(name) for name in ("inputs", "input_ids"))]
+    return next((x for x in given if isinstance(x, Tensor) and x.ndim == 2 and not x.is_floating_point()), None)
+
+
 def feature_rows(output: Any) -> Tensor | None:
     """(R, D), the features that an encoding method returned, row by row as they join the prompt; None for another form."""
     features = getattr(output, "pooler_output", None)

@@ -10,6 +10,7 @@ import torch
 import unit_oracle
 import zoo_oracle
 from transformers.vision_utils import get_vision_window_index
+from unit_oracle import Unit
 
 import tokenreduce as tr
 from tokenreduce.adapters.registry import family_of
@@ -164,8 +165,11 @@ def squares_agree(key, kind, method):
     assert seen == rows * len(whole)  # the tower really runs fewer rows
     assert seen[0] > seen[-1]
     seats = {}
-    for image, units in zip(trace.images, groups, strict=True):
-        stage = image.reached(0)
+    for image in trace.images:
+        stage, units = image.reached(0), []
+        for view in range(len(image.layout.views) or 1):
+            area, tile = family.view().num_tokens, groups.pop(0)
+            units += [Unit(u.patches, [m + view * area for m in u.members], u.seat + view * area) for u in tile]
         assert {
             int(source): (stage.assign == row).nonzero()[:, 0].tolist() for row, source in enumerate(stage.source)
         } == {u.seat: u.members for u in units}
@@ -188,8 +192,8 @@ def squares_agree(key, kind, method):
         torch.testing.assert_close(row[at], want, **CLOSE)
 
 
-SQUARES = ["smolvlm", "gemma3", "aya_vision"]
-MORE = [pytest.param(key, marks=pytest.mark.long) for key in ("idefics3", "cohere2_vision")]
+SQUARES = ["internvl", "smolvlm", "gemma3", "aya_vision"]
+MORE = [pytest.param(key, marks=pytest.mark.long) for key in ("idefics3", "cohere2_vision", "qianfan_ocr")]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -200,8 +204,11 @@ def test_squares_of_patches_stay_whole(key, method):
 
 @pytest.mark.parametrize("key", [*SQUARES, *MORE])
 def test_squares_of_patches_in_videos_and_behind_padding(key):
+    share = (
+        0.5 if zoo.build(key).config.model_type in ("internvl", "qianfan_ocr") else 0.4
+    )  # of an image, in whole units of tiles
     for kind in {"right", "video"} & set(zoo.kinds(key)):
-        squares_agree(key, kind, tr.ToMe(keep=0.4))
+        squares_agree(key, kind, tr.ToMe(keep=share))
 
 
 @pytest.mark.parametrize("key", [*ORDINARY, *SQUARES])
@@ -276,3 +283,21 @@ def test_windows_merge_within_as_long_as_they_can():
 @pytest.mark.parametrize("key", ORDINARY)
 def test_eager_attention(key):
     agrees(key, "mixed", tr.ToMe(keep=0.5), attn="eager")
+
+
+def test_tiles_share_the_budget_of_their_image():
+    model = reduced.model("internvl")
+    inputs = zoo.inputs("internvl", "mixed", model)
+    for keep in (0.3, 20):
+        with tr.wrapped(model, tr.ToMe(keep=keep)), torch.no_grad():
+            model(**inputs)
+            report = tr.report(model)
+        assert report.tokens_kept == [
+            [min(n, keep) if isinstance(keep, int) else round(keep * n) for n in row] for row in report.tokens_in
+        ]
+    with tr.wrapped(model, tr.ToMe(keep=0.5)), torch.no_grad():
+        with pytest.raises(ValueError, match=r"only the prompt tells .* at='projector'"):
+            model.get_image_features(pixel_values=inputs["pixel_values"])
+        written = model.generate(**inputs, max_new_tokens=2, do_sample=False)
+        assert written.shape[1] == inputs["input_ids"].shape[1] + 2
+        assert [[n // 2 for n in row] for row in tr.report(model).tokens_in] == tr.report(model).tokens_kept
