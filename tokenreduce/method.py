@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import isfinite
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -14,7 +14,7 @@ from tokenreduce.layout import Layout, Seen
 from tokenreduce.reduction import PositionPolicy, Reduction
 from tokenreduce.signals import Signal
 from tokenreduce.tokens import Rows, Stage, VisualTokens
-from tokenreduce.validation import choice
+from tokenreduce.validation import choice, truth
 
 
 class PixelUnit(NamedTuple):
@@ -164,6 +164,9 @@ class Method:
                 f"keep=0.25, or a count such as keep=64. Methods that find a number for each image: {able}"
             )
         choice("positions", self.positions, ("keep", "renumber"))
+        for given in fields(self):
+            if given.type in ("bool", "bool | None"):
+                truth(given.name, getattr(self, given.name), none="None" in given.type)
 
     @property
     def budget(self) -> Budget:

@@ -11,6 +11,17 @@ def choice(argument: str, value: Any, allowed: tuple[Any, ...]) -> None:
         raise ValueError(f"{argument}={value!r}; allowed: {', '.join(map(repr, allowed))}")
 
 
+def truth(argument: str, value: Any, *, none: bool = False) -> None:
+    """True or False, or None where ``none``: the word "false" would count as true."""
+    if not (isinstance(value, bool) or (none and value is None)):
+        raise TypeError(f"{argument}={value!r}; allowed: True, False{', None' * none}")
+
+
+def is_numbers(value: Any) -> bool:
+    """Whether ``value`` is a tuple of numbers."""
+    return isinstance(value, tuple) and all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in value)
+
+
 def whole(argument: str, value: Any, least: int, more: str = "", *, none: bool = False) -> None:
     """An int from ``least`` on, or None where ``none``; ``more``: what it counts, and what the paper uses."""
     if none and value is None:

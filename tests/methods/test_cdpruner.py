@@ -95,5 +95,7 @@ def test_wrong_parameters_teach():
         tr.CDPruner(sign=0)
     with pytest.raises(ValueError, match=r"theta=1\.0 is outside \[0, 1\)"):
         tr.CDPruner(theta=1.0)
+    with pytest.raises(ValueError, match=r"theta='much' is outside \[0, 1\)"):
+        tr.CDPruner(theta="much")
     with pytest.raises(ValueError, match=r"strict=True would run .* embeddings of the language model"):
         tr.wrap(llava(), "cdpruner", strict=True)

@@ -57,6 +57,7 @@ def test_pyramiddrop_fills_its_average(keep):
         ({"keep": 0.5, "ratios": (0.5, 0.25, 0.1)}, ["keep=0.5 and ratios", "one of the two"]),
         ({"ratios": (0.5, 0.75, 0.1)}, ["ratios=(0.5, 0.75, 0.1)", "3 numbers from 1 down to 0"]),
         ({"ratios": (0.5,)}, ["3 numbers"]),
+        ({"ratios": 0.5}, ["ratios=0.5", "3 numbers"]),
         ({"keep": 0.2, "layers": (8, 16)}, ["keep=0.2 of 576", "first 8 of 32 layers", "average of 145 or more"]),
         ({"layers": (8, 32)}, ["layers=(8, 32)", "1 to 31"]),
     ],
@@ -162,6 +163,7 @@ def test_caches_before_a_selection_follow_it(truncate, held):
         ({"layers": (31,)}, ["layers=(31,)", "0 to 30"]),
         ({"layers": (3, 5)}, None),
         ({"stage_keep": (0.5,)}, ["stage_keep=(0.5,)", "0 fractions or counts"]),
+        ({"stage_keep": 0.5}, ["stage_keep=0.5", "0 fractions or counts"]),
         ({"truncate": 2}, ["truncate=2", "-1, 0, 1"]),
     ],
 )

@@ -182,6 +182,8 @@ def test_published_counts():
 def test_wrong_parameters_teach():
     with pytest.raises(ValueError, match="raters='before'; allowed: 'after', 'all'"):
         SparseVLM(raters="before")
+    with pytest.raises(ValueError, match="counts=5; allowed: ints >= 1"):
+        SparseVLM(counts=5)
     with pytest.raises(ValueError, match="version=3; allowed: 1, 2"):
         SparseVLM(version=3)
     with pytest.raises(ValueError, match="heads=99; allowed: 1 to 4, the heads of this attention"):

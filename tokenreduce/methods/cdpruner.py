@@ -61,7 +61,7 @@ class CDPruner(Method):
                 "SiglipModel, or None"
             )
         choice("sign", self.sign, (None, 1, -1))
-        if self.theta is not None and not 0 <= self.theta < 1:
+        if self.theta is not None and not (isinstance(self.theta, (int, float)) and 0 <= self.theta < 1):
             raise ValueError(
                 f"theta={self.theta!r} is outside [0, 1), the range of a weight; None leaves relevance as it is"
             )

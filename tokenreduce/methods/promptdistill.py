@@ -16,7 +16,7 @@ from tokenreduce.reduction import Reduction
 from tokenreduce.schedules import scaled_layers
 from tokenreduce.signals import LastQueryAttention
 from tokenreduce.tokens import VisualTokens
-from tokenreduce.validation import ascending, choice
+from tokenreduce.validation import ascending, choice, is_numbers
 
 WINDOW = 5  # tokens in a row
 SIDE = 3  # of a window on the grid
@@ -60,7 +60,7 @@ class PromptDistill(Method):
             ascending("layers", self.layers, 0, "The paper uses (13,) of 32.")
         selections = len(self.layers or (13,))
         if self.stage_keep is not None:
-            if len(self.stage_keep) != selections - 1:
+            if not is_numbers(self.stage_keep) or len(self.stage_keep) != selections - 1:
                 raise ValueError(
                     f"stage_keep={self.stage_keep}; allowed: {selections - 1} fractions or counts, one per selection "
                     "but the last, which keep= says"

@@ -12,7 +12,7 @@ from tokenreduce.reduction import Reduction
 from tokenreduce.schedules import lengths, scaled_layers
 from tokenreduce.signals import LastQueryAttention
 from tokenreduce.tokens import VisualTokens
-from tokenreduce.validation import ascending
+from tokenreduce.validation import ascending, is_numbers
 
 PUBLISHED = 15 / 32  # the average of 1, 1/2, 1/4 and 1/8 over four stages of equal depth
 EARLY = 0.28  # averages up to this need a first boundary before a quarter of the layers
@@ -60,8 +60,9 @@ class PyramidDrop(Method):
                 f"keep={self.keep} and ratios={self.ratios} both say how many tokens stay; allowed: one of the two"
             )
         stages = len(self.layers or (8, 16, 24))
-        falling = all(0.0 <= b <= a <= 1.0 for a, b in pairwise((1.0, *self.ratios)))
-        if len(self.ratios) != stages or not falling:
+        given = self.ratios if is_numbers(self.ratios) else ()
+        falling = all(0.0 <= b <= a <= 1.0 for a, b in pairwise((1.0, *given)))
+        if len(given) != stages or not falling:
             raise ValueError(
                 f"ratios={self.ratios}; allowed: {stages} numbers from 1 down to 0, one per boundary. The paper uses "
                 "(0.5, 0.25, 0.125)."

@@ -16,7 +16,7 @@ from tokenreduce.schedules import scaled_layers
 from tokenreduce.signals import AttentionRank, CorrectedAttention, Hidden, Text, TextAttention
 from tokenreduce.text_raters import RANK, by_rank, check_rank, raters, reached, text_score, with_means
 from tokenreduce.tokens import VisualTokens
-from tokenreduce.validation import ascending, at_most, choice, in_range, whole
+from tokenreduce.validation import ascending, at_most, choice, in_range, is_numbers, whole
 
 ROLES = ("dropped", "kept", "recycled")
 #: decoder layers of 32 after which tokens are dropped; where the rank of attention says how many are kept, the second
@@ -85,7 +85,9 @@ class SparseVLM(Method):
         whole("heads", self.heads, 1, ". The release counts 14 of 28.", none=True)
         if self.layers is not None:
             ascending("layers", self.layers, 0, f"The paper uses {LAYERS} of 32.")
-        if self.counts is not None and any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in self.counts):
+        if self.counts is not None and not (
+            is_numbers(self.counts) and all(k >= 1 and k == int(k) for k in self.counts)
+        ):
             raise ValueError(f"counts={self.counts!r}; allowed: ints >= 1, one per layer, such as (300, 200, 110)")
         check_rank(self.rank, adapts=self.budget.adapts, plain=self.version == 1 and self.counts is None)
 
