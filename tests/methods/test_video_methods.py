@@ -12,6 +12,7 @@ from torch import Tensor
 
 import tokenreduce as tr
 from tokenreduce.anchor_merging import absorbed, anchors, shares
+from tokenreduce.eval.bench.plain_video import PLAIN
 from tokenreduce.layout import Layout
 from tokenreduce.method import Method, ModelFacts
 from tokenreduce.projection import Projector
@@ -119,10 +120,8 @@ def test_frames_that_lack_tokens_are_refused(name: str) -> None:
 @pytest.mark.parametrize("keep", [0.05, 0.3, 0.75, 11])
 def test_evs(frames: int, n: int, keep: float | int) -> None:
     x = footage(frames, n)
-    change = [(-math.inf, t * n + p) for t in range(1) for p in range(n)]
-    change += [(cosine(x[t, p], x[t - 1, p]) - 1, t * n + p) for t in range(1, frames) for p in range(n)]
-    k = max(n, min(frames * n, keep if isinstance(keep, int) else round(keep * frames * n)))
-    assert kept(planned(tr.EVS(keep=keep), x[None])[1]) == sorted(place for _, place in sorted(change)[:k])
+    k = keep if isinstance(keep, int) else round(keep * frames * n)
+    assert kept(planned(tr.EVS(keep=keep), x[None])[1]) == PLAIN["evs"](x, min(k, frames * n))
 
 
 # --------------------------------------------------------------------- vidcom2
@@ -170,27 +169,11 @@ def test_vidcom2(frames: int, n: int, keep: float) -> None:
 # ---------------------------------------------------------------------- dycoke
 
 
-def plain_dycoke(x: Tensor, k: int) -> list[int]:
-    frames, n, _ = x.shape
-    pruned = {}
-    for t in range(frames):
-        if t % 2 == 1:
-            pruned[t] = t - 1
-        elif t % 4 == 2 and t + 1 < frames and t // 4 * 4 + 4 <= frames:
-            pruned[t] = t - 2
-    whole = [t for t in range(frames) if t not in pruned]
-    left, found = max(0, k - n * len(whole)), [t * n + p for t in whole for p in range(n)]
-    for number, (t, before) in enumerate(sorted(pruned.items())):
-        q = left // len(pruned) + (number < left % len(pruned))
-        found += [t * n + p for _, p in sorted((cosine(x[t, p], x[before, p]), p) for p in range(n))[:q]]
-    return sorted(found)
-
-
 @pytest.mark.parametrize(("frames", "n"), SIZES)
 @pytest.mark.parametrize("keep", [0.25, 0.475, 0.8])
 def test_dycoke(frames: int, n: int, keep: float) -> None:
     x = footage(frames, n)
-    assert kept(planned(tr.DyCoke(keep=keep), x[None])[1]) == plain_dycoke(x, round(keep * frames * n))
+    assert kept(planned(tr.DyCoke(keep=keep), x[None])[1]) == PLAIN["dycoke"](x, round(keep * frames * n))
 
 
 def test_dycoke_keeps_one_frame_in_four() -> None:
