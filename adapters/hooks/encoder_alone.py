@@ -39,6 +39,11 @@ class EncoderHooks:
         self.active = ActivePipeline(pipeline)
         self.expand = output_length == "full"
         self.encoder = EncoderMerging(family.blocks, self.active, family.patch_grid, family.prefix, expand=self.expand)
+        if pipeline.enters:
+            raise ValueError(
+                f"layer={pipeline.enters} at stage 'pixels' in an encoder by itself; allowed: patches that leave in front of its "
+                "first block"
+            )
         if pipeline.enters is not None:
             self.encoder.entering = self.entering
             family.patch_grid.wanted = True
