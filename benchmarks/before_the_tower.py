@@ -21,13 +21,14 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessor
+from tower import END, IMAGE, START, build
+from transformers import Qwen2VLImageProcessor
 
 import tokenreduce as tr
 from tokenreduce.eval.results import environment, write_json
 
 OUT = Path(__file__).parent / "results/before_the_tower.json"
-UNIT, PATCH, HEAD, IMAGE = 28, 14, 80, 7
+UNIT = 28
 ARMS: dict[str, Callable[[], tr.Method]] = {
     "uniform, keep=0.5": lambda: tr.Uniform(keep=0.5, at="pixels"),
     "pixelprune, keep=0.5": lambda: tr.PixelPrune(keep=0.5),
@@ -37,34 +38,11 @@ KEEPS = (0.75, 0.5, 0.25)
 WORDS = ("token", "page", "unit", "frame", "text", "of", "a", "the")
 
 
-def build(width: int, depth: int) -> Any:
-    tower = {
-        "depth": depth,
-        "hidden_size": width,
-        "intermediate_size": round(width * 3420 / 1280),
-        "num_heads": width // HEAD,
-        "out_hidden_size": 64,
-        "fullatt_block_indexes": [b for b in (7, 15, 23, 31) if b < depth],
-    }
-    words = {
-        "hidden_size": 64,
-        "intermediate_size": 64,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "vocab_size": 64,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]},
-    }
-    torch.manual_seed(0)
-    ids = {"image_token_id": IMAGE, "video_token_id": 8, "vision_start_token_id": 5, "vision_end_token_id": 6}
-    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(vision_config=tower, text_config=words, **ids)).eval()
-
-
 def prompt(image: Image.Image) -> dict[str, torch.Tensor]:
     """One picture as the processor hands it over, between two words."""
     seen = Qwen2VLImageProcessor(max_pixels=10**9)(images=[image], return_tensors="pt")
     n = int(seen["image_grid_thw"][0].prod()) // 4
-    ids = torch.tensor([[1, 5, *[IMAGE] * n, 6, 2]])
+    ids = torch.tensor([[9, START, *[IMAGE] * n, END, 8]])
     return {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
