@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, fields
-from math import isfinite
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 
 from tokenreduce.budgets import Budget
 from tokenreduce.layout import Layout, Seen
-from tokenreduce.reduction import PositionPolicy, Reduction
+from tokenreduce.reduction import PositionPolicy, Reduction, holds_nan
 from tokenreduce.signals import Signal
 from tokenreduce.tokens import Rows, Stage, VisualTokens
 from tokenreduce.validation import choice, truth
@@ -227,8 +226,8 @@ class Method:
         _LOOKED_AT.add(place)
         if look:
             for signal, shown in tokens.signals.items():
-                value = (shown.features[shown.valid] if isinstance(shown, Rows) else shown).detach()
-                if value.is_floating_point() and not isfinite(value.sum()) and bool(value.isnan().any()):
+                value = shown.features[shown.valid] if isinstance(shown, Rows) else shown
+                if value.is_floating_point() and holds_nan(value):
                     at = tokens.stage if tokens.layer is None else f"{tokens.stage} layer {tokens.layer}"
                     warnings.warn(
                         f"method={self.name!r} at {at} ranks by {signal}, which holds NaN ({tokens.features.dtype}): tokens of "

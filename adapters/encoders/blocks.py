@@ -23,6 +23,7 @@ NORM_BEFORE_MLP = (
     "rms_norm2",
 )  # of the one whose input is the residual stream in between
 MLP = ("mlp", "ffn")
+BEHIND_MLP = ("drop_path2", "layer_scale2", "ls2", "ls_2")  # what its output goes through, the last first
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -31,7 +32,8 @@ class Block:
 
     Attributes:
         norm2: the module whose input is the residual stream between attention and MLP.
-        attention: the attention module; ``mlp``: the module whose output joins the residual stream.
+        attention: the attention module.
+        mlp: the MLP; ``branch``, the last module that its output goes through before it joins the residual stream.
     """
 
     norm2_name: ClassVar[str] = "norm2"
@@ -52,6 +54,15 @@ class Block:
     @property
     def mlp(self) -> Any:
         return self.module.mlp
+
+    @property
+    def branch(self) -> Any:
+        return next((part for name in BEHIND_MLP if (part := getattr(self.module, name, None)) is not None), self.mlp)
+
+    @property
+    def only_adds(self) -> bool:
+        """Whether no weight of the block itself, which may change, scales what the branch gives."""
+        return not self.module._parameters or hasattr(self.module, "drop_path2")
 
     @property
     def heads(self) -> int:

@@ -27,6 +27,8 @@ class BlockHooks:
         self.block = block
         self.arguments = RowArguments(block.module, block.rope_by_head)
         self.proportional = False
+        # whether what the MLP's branch gives joins the stream as it is; None: not seen yet
+        self.adds: bool | None = None if block.only_adds else False
 
     def steps(self, now: MergingPass, when: str) -> list[tuple[Method, Step]]:
         return [(m, s) for m, s in now.steps.get(self.index, []) if s.when == when]
@@ -80,6 +82,7 @@ class BlockHooks:
         if now is None or not steps:
             return None
         x, now.pending = self.merging.reduce(now, self.index, in_batch(args[0]), steps)
+        now.stream = x
         return (x if args[0].ndim == 3 else x[0], *args[1:])
 
     def spread(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
@@ -87,7 +90,11 @@ class BlockHooks:
         if now is None or not now.pending:
             return output
         units, x = now.state.units, in_batch(output)
+        by_full_width = torch.is_grad_enabled() or module.training or torch.compiler.is_compiling()
+        now.branch = None if by_full_width or self.adds is False else x
         with now.pipeline.stopwatch(output.device):
+            if now.branch is not None and self.adds:
+                return output.new_zeros(1)
             for reduction in reversed(now.pending):
                 spread = take_rows if reduction.covers else rows_of
                 x = units.parted(spread(units.joined(x), reduction.assign))
@@ -100,9 +107,9 @@ class BlockHooks:
         given = output[0] if isinstance(output, tuple) else output
         x = in_batch(given)
         with now.pipeline.stopwatch(x.device):
-            for reduction in now.pending:
-                x = carried(reduction, now.state.units, x)
-        now.pending = []
+            if now.pending:
+                x = self.merged(now, x)
+        now.pending, now.stream, now.branch = [], None, None
         x, _ = merging.reduce(now, self.index, x, self.steps(now, "after"))
         last = self.index == len(merging.blocks) - 1
         if now.state.moved and ((last and merging.expand) or now.widen):
@@ -111,6 +118,18 @@ class BlockHooks:
             merging.done(now.state)
         x = x if given.ndim == 3 else x[0]
         return (x, *output[1:]) if isinstance(output, tuple) else x
+
+    def merged(self, now: MergingPass, x: Tensor) -> Tensor:
+        """The rows that leave the block, of what it gives ``x``: at full width, unless the branch was added to zeros."""
+        direct = None if now.stream is None or now.branch is None else now.stream + now.branch
+        if direct is not None and self.adds:
+            return direct
+        for reduction in now.pending:
+            x = carried(reduction, now.state.units, x)
+        if direct is not None:
+            off, most = (y.abs().max().item() for y in (direct - x, x))
+            self.adds = off <= 8 * torch.finfo(x.dtype).eps * most
+        return direct if direct is not None and self.adds else x
 
 
 def attach_blocks(
@@ -136,4 +155,4 @@ def attach_blocks(
             handles.append(block.listen_keys(hook.hear))
         if any(step.when == "middle" for step in steps):
             handles.append(block.norm2.register_forward_pre_hook(hook.shorten))
-            handles.append(block.mlp.register_forward_hook(hook.spread))
+            handles.append(block.branch.register_forward_hook(hook.spread))

@@ -31,7 +31,8 @@ class MergingPass:
         groups: where the views are not alike; ``kind``, of their rows; None where the tower packs.
         widen: whether all blocks give full width.
         keys: of the block under way; ``pending``, the reductions carried out between its attention and MLP; ``bias`` (B, n),
-            what is added to the logits of its rows.
+            what is added to the logits of its rows; ``stream``, what the reductions made of the residual stream, ``branch``,
+            what the MLP adds to that.
         windows: of that block, where the tower packs; ``given``, per block, the borders it would have without merging.
     """
 
@@ -44,6 +45,8 @@ class MergingPass:
     keys: Tensor | None = None
     pending: list[Reduction] = field(default_factory=list)
     bias: Tensor | None = None
+    stream: Tensor | None = None
+    branch: Tensor | None = None
     windows: Windows | None = None
     given: list[Tensor] = field(default_factory=list)
 
@@ -53,8 +56,9 @@ class EncoderMerging:
 
     Between attention and MLP a block is shortened without touching its forward: the MLP branch is given the merged
     residual stream, its output is spread back to full width for the addition, and the block's output is merged. As
-    merging is linear and constant on groups, ``merge(x + spread(m)) = merge(x) + m``. Where several patches become one token,
-    what merges are these units, row by row.
+    merging is linear and constant on groups, ``merge(x + spread(m)) = merge(x) + m``. Without gradients that is what is
+    done, in blocks where the two were seen to agree: at full width the block then adds a zero. Where several patches become
+    one token, what merges are these units, row by row.
     """
 
     now = PerThread[MergingPass | None](nothing)  # the pass under way, or the last one
