@@ -24,7 +24,7 @@ class TowerListener:
     together; or once for all pictures, which a mask (1, 1, N, N) keeps apart.
     """
 
-    segments = PerThread[list[tuple[Tensor, Tensor, float]]](list)
+    segments = PerThread[list[tuple[Tensor, Tensor, float, Tensor | None]]](list)
 
     def __init__(
         self, listen: Callable[..., None], pipeline: ActivePipeline, rows: Callable[[], list[int] | None] | None = None
@@ -39,8 +39,14 @@ class TowerListener:
         if self.rows is None or cuts is not None:
             self.listen(query, key, mask, scale, cuts)
         elif not (isinstance(mask, Tensor) and mask.ndim == 4):
-            self.segments += [(q, k, scale) for q, k in zip(query.split(1), key.split(1))]  # of a batch, a row is one
-        elif (rows := self.rows()) is not None:
+            self.segments += [
+                (q, k, scale, None) for q, k in zip(query.split(1), key.split(1))
+            ]  # of a batch, a row is one
+        elif (rows := self.rows()) is None:
+            return
+        elif sum(rows) != key.shape[2] and mask.shape[2] == 1:  # of one segment: what its merged rows count for
+            self.segments.append((query, key, scale, mask))
+        else:
             self.listen(query, key, None, scale, borders(rows, query.device))
 
     @torch.no_grad()
@@ -49,11 +55,12 @@ class TowerListener:
         segments, self.segments = self.segments, []
         if not segments or output is None:
             return
-        queries, keys, scales = zip(*segments)
+        queries, keys, scales, masks = zip(*segments)
         with self.pipeline.now.stopwatch(queries[0].device):
             cuts = borders([query.shape[2] for query in queries], queries[0].device)
             query, key = torch.cat(queries, dim=2), torch.cat(keys, dim=2)
-        self.listen(query, key, None, scales[0], cuts)
+            mask = None if any(own is None for own in masks) else torch.cat(masks, dim=3)
+        self.listen(query, key, mask, scales[0], cuts)
 
 
 def borders(rows: Iterable[int], device: torch.device) -> Tensor:

@@ -301,3 +301,13 @@ def test_tiles_share_the_budget_of_their_image():
         written = model.generate(**inputs, max_new_tokens=2, do_sample=False)
         assert written.shape[1] == inputs["input_ids"].shape[1] + 2
         assert [[n // 2 for n in row] for row in tr.report(model).tokens_in] == tr.report(model).tokens_kept
+
+
+@pytest.mark.parametrize("key", ["qwen2_5_vl", "qwen3_vl", "glm4v", "internvl"])
+def test_attention_of_a_merged_tower_can_be_ranked_by(key):
+    model = reduced.model(key)
+    inputs = zoo.inputs(key, "mixed", model)
+    for second in (tr.HiPrune(keep=4), tr.VisPruner(keep=4), tr.VisionZip(keep=4)):
+        with tr.wrapped(model, tr.ToMe(keep=0.5), second), torch.no_grad():
+            model(**inputs)
+            assert {n for row in tr.report(model).tokens_kept for n in row} == {4}
