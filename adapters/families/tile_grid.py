@@ -36,9 +36,11 @@ class TileGrid(Family):
 
     @property
     def pixel_unit(self) -> PixelUnit | None:
-        vision = self.model.config.vision_config
-        side = vision.patch_size if isinstance(vision.patch_size, int) else vision.patch_size[0]
-        return PixelUnit(1, 3, 1, side * self.unit, side * self.unit) if self.units_enter else None
+        if not self.units_enter:
+            return None
+        size = self.model.config.vision_config.patch_size
+        side = self.unit * (size if isinstance(size, int) else size[0])
+        return PixelUnit(1, 3, 1, side, side)
 
     def unit_pixels(self, call: TowerCall, pixels: Tensor, pictures: list[Picture]) -> list[Tensor]:
         assert self.pixel_unit is not None, "asked where the stage is offered"

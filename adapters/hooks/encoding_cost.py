@@ -61,7 +61,6 @@ class EncodingCost:
             way; ``given``, per block, the borders there would be without merging, where the tower packs.
         arrived: rows of each image before some of them were left out in front of the first block; None: none were.
         whole: what ``rows`` would be if no unit had been left out before the first block; empty where none was.
-        tokens: how many tokens entered the projector, and how many would have; None: all.
         other: FLOPs of the matrices outside blocks, by stage; ``again`` is what a method had projected once more.
         unmerged: of those, what they would be if nothing had merged in front of them.
     """
@@ -72,7 +71,6 @@ class EncodingCost:
     given: list[Tensor] = field(default_factory=list)
     arrived: list[int] | None = None
     whole: dict[int, tuple[int, int, Tensor | None]] = field(default_factory=dict)
-    tokens: tuple[int, int] | None = None
     other: dict[str, int] = field(default_factory=dict)
     unmerged: dict[str, int] = field(default_factory=dict)
 
@@ -92,10 +90,9 @@ class EncodingCost:
                 whole += self.shapes[index].flops(first, first)
         outside, projector, again = (self.other.get(stage, 0) for stage in ("tower", "projector", "again"))
         outside_whole, projector_whole = (self.unmerged.get(stage, 0) for stage in ("tower", "projector"))
-        entered, tokens = self.tokens or (1, 1)
         return {
             "tower": (tower + outside, whole + outside_whole),
-            "projector": (projector + again, projector_whole * tokens // entered),
+            "projector": (projector + again, projector_whole),
         }
 
 

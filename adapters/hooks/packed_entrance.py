@@ -115,6 +115,4 @@ class PackedEntrance:
         now = self.now
         if now is None or len(output) == len(now.token):
             return None
-        if now.cost is not None:
-            now.cost.tokens = (len(output), len(now.token))
         return now.spread(output, tokens=True)

@@ -90,7 +90,10 @@ class VisionTower:
         return passes[-1].cost if passes and not self.rows.projecting else None
 
     def merged_units(self) -> tuple[int, int]:
-        """Units of which a tower that packs is left with the rows now, and those of the unmerged one."""
+        """Units, or rows, that a tower that packs is left with now, and those of one that is not reduced."""
+        if self.current is not None and self.current.entered is not None:
+            entered, cost = self.current.entered, self.current.cost
+            return (len(entered.rows), len(entered.entering)) if cost is not None and cost.whole else (1, 1)
         encoder = None if self.current is None else self.encoders[self.current.tower]
         state = encoder.state if encoder is not None and encoder.blocks and not encoder.expand else None
         return (1, 1) if state is None else (state.size.shape[1], state.assign.shape[1])

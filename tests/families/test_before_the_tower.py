@@ -11,12 +11,35 @@ import tower_oracle
 from transformers import DynamicCache
 
 import tokenreduce as tr
+from tokenreduce.adapters.registry import family_of
 from tokenreduce.eval import tiny_models as zoo
 
-PACKED = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "glm4v"]
-BATCHED = ["llava", "llava_next", "gemma3", "smolvlm", "internvl", "paligemma"]
+PACKED = [
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "qwen3_vl_moe",
+    "qwen3_5",
+    "qwen3_5_moe",
+    "glm4v",
+    "glm4v_moe",
+    "glm46v",
+    "glm_ocr",
+]
+PACKED += [
+    "qwen2_5_omni_thinker",
+    "qwen3_omni_moe_thinker",
+    "exaone4_5",
+    "hyperclovax_vision_v2",
+    "cohere_compass",
+    "cosmos3_omni",
+]
+BATCHED = ["llava", "vipllava", "llava_next", "gemma3", "smolvlm", "idefics3", "internvl", "paligemma", "paligemma2"]
 ROUNDING = 2 * reduced.TOLERANCE  # of the tower, which here runs rows in batches of another width, and of the decoder
 EVERY = [*PACKED, *BATCHED]
+DECODED = [
+    key for key in EVERY if key != "cohere_compass"
+]  # whose positions the reference of the decoder does not know
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +81,13 @@ def agrees(model, inputs, methods, positions="keep", written=True):
 
 
 @pytest.mark.parametrize("methods", METHODS)
-@pytest.mark.parametrize("key", EVERY)
+@pytest.mark.parametrize("key", DECODED)
 def test_the_tower_runs_the_physically_shorter_sequence(key, methods):
     model = reduced.model(key)
     agrees(model, zoo.inputs(key, "mixed", model), METHODS[methods]())
 
 
-@pytest.mark.parametrize("key", [key for key in EVERY if "video" in zoo.kinds(key)])
+@pytest.mark.parametrize("key", [key for key in DECODED if "video" in zoo.kinds(key)])
 def test_videos(key):
     model = reduced.model(key)
     kind = "videos" if "videos" in zoo.kinds(key) else "video"
@@ -102,7 +125,8 @@ def test_fewer_rows_reach_every_block_and_the_report_says_so(key):
     assert found["tower"].flops < bare["tower"].flops * (left / whole) ** 0.5
     if key in PACKED:
         assert set(rows) == {left * tower.spatial_merge_size**2}
-        assert found["projector"].flops * whole == bare["projector"].flops * left
+        one = found["projector"].flops * whole == bare["projector"].flops * left
+        assert one or key == "hyperclovax_vision_v2"  # half of whose projector comes behind the places of all units
     else:
         entered = tower_oracle.batched(tower, trace.images)
         assert set(rows) == {max(len(own) for own in entered)}
@@ -151,7 +175,7 @@ def test_signals_of_a_shortened_tower_are_aligned(key):
         assert not out.logits.isnan().any()
 
 
-@pytest.mark.parametrize("key", EVERY)
+@pytest.mark.parametrize("key", DECODED)
 def test_a_second_turn(key):
     model = reduced.model(key)
     inputs = zoo.inputs(key, "mixed", model)
@@ -185,6 +209,17 @@ def test_features_encoded_ahead(key):
         ahead = model(inputs_embeds=embeds, **given)
         assert torch.equal(tr.trace(model).kept[0], kept[0])
     assert ahead.logits.shape == whole.logits.shape
+
+
+@pytest.mark.every_family
+@pytest.mark.parametrize("key", reduced.EVERY)
+def test_a_family_that_offers_the_stage_is_tried_here(key):
+    model = reduced.model(key)
+    offered = "pixels" in family_of(model).offers().stages
+    assert offered == (key in EVERY)
+    if not offered:
+        with pytest.raises(ValueError, match=r"acts at stage 'pixels', which a .* model does not offer; it offers: "):
+            tr.wrap(model, Brightest())
 
 
 def test_what_cannot_be_served_is_refused_in_words():
