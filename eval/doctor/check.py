@@ -87,7 +87,7 @@ class Family:
         self, stage: str, inputs: dict[str, Any], trace: tr.Trace, length: int, generate: bool
     ) -> list[tuple[Columns, Tensor]]:
         """Per sample the columns that enter, and the logits (T, V) of those that reach the last layer."""
-        with merged_tower(self.bare) if stage == "encoder" else hooked():
+        with merged_tower(self.bare, trace) if stage == "encoder" else hooked():
             given = caught(self.bare, inputs, generate)
         samples = left(trace, inputs["attention_mask"], length)
         return [(columns, logits(self.bare, inputs, given, b, columns)) for b, columns in enumerate(samples)]

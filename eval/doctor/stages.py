@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,14 +21,19 @@ PAIRS, BLOCK = 3, 1  # pairs merged in an encoder, after this block
 
 @dataclass(frozen=True, kw_only=True)
 class MergeLastPairs(tr.Method, register=False):
-    """After one block of the encoder, the last patches of a picture are merged in pairs; a pair counts twice from then on."""
+    """After one block of the encoder, the last patches of a picture are merged in pairs; a pair counts twice from then on.
+
+    Where a token has several patches, it is the tokens, patch by patch, and after the last block: most such towers rotate rows
+    by their places, so that two equal rows are no longer a row that counts twice.
+    """
 
     name = "merge_last_pairs"
     title = "merge in the encoder"
     stages = ("encoder",)
 
     def plan(self, facts: tr.ModelFacts) -> tuple[tr.Step, ...]:
-        return (tr.Step("encoder", BLOCK, when="after", proportional=True),)
+        block = BLOCK if facts.patches_per_token == 1 else facts.feature_block
+        return (tr.Step("encoder", block, when="after", proportional=True),)
 
     def is_identity(self, n: int) -> bool:
         return False
@@ -92,17 +98,46 @@ def left(trace: tr.Trace, mask: Tensor, length: int) -> list[Columns]:
 
 
 @contextmanager
-def merged_tower(model: Any) -> Iterator[None]:
-    """The bare ``model`` with both patches of a pair at their mean: two equal rows are what a token that counts twice is."""
+def merged_tower(model: Any, trace: tr.Trace) -> Iterator[None]:
+    """The bare ``model`` with both patches of a pair at their mean: two equal rows are what a token that counts twice is.
+
+    ``trace`` tells the block, and how many tokens each picture has.
+    """
     tower = model.base_model.get_encoder(modality="image")
-    depth = tower.config.num_hidden_layers
+    depth = tower.config.num_hidden_layers if hasattr(tower.config, "num_hidden_layers") else tower.config.depth
     blocks = next(m for m in tower.modules() if isinstance(m, nn.ModuleList) and len(m) == depth)
+    block = next(stage.layer or 0 for image in trace.images for stage in image.stages)
+    tokens = [image.layout.num_tokens for image in trace.images]
+    beside = getattr(tower, "deepstack_merger_list", ())  # features of earlier blocks, a row per token
 
     def merge(module: nn.Module, args: tuple, out: Any) -> Any:
         rows = out[0] if isinstance(out, tuple) else out
-        pairs = rows[:, -2 * PAIRS :].unflatten(1, (PAIRS, 2)).mean(2, keepdim=True).expand(-1, -1, 2, -1).flatten(1, 2)
-        rows = torch.cat([rows[:, : -2 * PAIRS], pairs], dim=1)
+        rows = paired(rows, of_tokens(rows, tokens))
         return (rows, *out[1:]) if isinstance(out, tuple) else rows
 
-    with hooked(blocks[BLOCK].register_forward_hook(merge)):
+    # before the hooks by which transformers records hidden states
+    with hooked(*(module.register_forward_hook(merge, prepend=True) for module in (blocks[block], *beside))):
         yield
+
+
+def of_tokens(rows: Tensor, tokens: list[int]) -> list[Tensor]:
+    """Of each picture among ``rows``, packed (N, D) or one per view (B, N, D), the rows of each of its tokens, (T, p)."""
+    if rows.ndim == 2:
+        every = torch.arange(len(rows)).view(sum(tokens), -1)
+        return list(every.split(tokens))
+    each = sum(tokens) // len(rows)
+    side, prefix = math.isqrt(rows.shape[1] // each), rows.shape[1] % each
+    if side == 1:
+        return [torch.arange(rows.shape[1])[:, None]]
+    grid = math.isqrt(each)
+    squares = torch.arange(prefix, rows.shape[1]).view(grid, side, grid, side).transpose(1, 2)
+    return [squares.reshape(each, -1)]
+
+
+def paired(rows: Tensor, pictures: list[Tensor]) -> Tensor:
+    """``rows`` (.., N, D) with the last tokens of each picture averaged in pairs, patch by patch."""
+    rows = rows.clone()
+    for picture in pictures:
+        pairs = picture[-2 * PAIRS :].view(PAIRS, 2, -1)
+        rows[..., pairs, :] = rows[..., pairs, :].mean(-3, keepdim=True).expand(*rows.shape[:-2], *pairs.shape, -1)
+    return rows

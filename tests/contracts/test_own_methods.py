@@ -52,7 +52,7 @@ def model():
         (Step("llm", layer=True), ValueError, ["layer=True"]),
         (Step("encoder", layer=3), ValueError, ["layer=3", "0 to 2"]),
         (Step("projector", layer=1), ValueError, ["layer=None"]),
-        (Step("decoder", layer=1), ValueError, ["'decoder'", "offers: encoder, projector, llm, cache"]),
+        (Step("decoder", layer=1), ValueError, ["'decoder'", "offers: pixels, encoder, projector, llm, cache"]),
         (Step("projector", needs=(Keys(9),)), ValueError, ["Keys(block=9", "0 to 3"]),
         (Step("encoder", layer=1, needs=(Keys(2),)), ValueError, ["Keys(block=2", "layer 1", "block itself"]),
         (Step("encoder", layer=1, needs=(ClsAttention(0),)), ValueError, ["ClsAttention", "keys of the block itself"]),
