@@ -51,8 +51,6 @@ def main() -> None:
                 failed.append(f"{running[one]}: {type(error).__name__}: {error}")
             else:
                 found[running[one]] = one.result()
-    if failed:
-        sys.exit("nothing was written, since these did not run:\n" + "\n".join(failed))
     missing = [key for key in reduced.EVERY if key not in found and key not in before]
     if missing:
         sys.exit(f"never ran: {', '.join(missing)}; add them to --only, or leave it out")
@@ -60,6 +58,8 @@ def main() -> None:
     versions = {row["library"]: row["installed"] for row in tr.versions()}
     RAN.write_text(json.dumps({"versions": versions, "families": kept}, indent=1) + "\n")
     PAGE.write_text(pairs.page(kept))
+    if failed:
+        sys.exit("what ran is written, but these did not, and are as they were:\n" + "\n".join(failed))
 
 
 if __name__ == "__main__":

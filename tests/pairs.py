@@ -64,12 +64,19 @@ def keeps_the_contracts(key: str, name: str, kind: str) -> bool:
     case = zoo.case(key, kind, model)
     setting = contracts.Setting(key, method, model, model, case, writes=not zoo.KNOWN[key].brief)
     contracts.full_budget_changes_nothing(setting)
-    contracts.batch_equals_its_samples(setting)
+    with torch.no_grad():
+        bare = model(**case.inputs).logits
     with tr.wrapped(model, method), torch.no_grad():
-        model(**case.inputs)
+        logits = model(**case.inputs).logits
         trace, report = tr.trace(model), tr.report(model)
     counts(method, trace, report, decoder_of(model).config.num_hidden_layers)
-    return report.tokens_kept != report.tokens_in or report.flops < report.flops_unreduced
+    if report.tokens_kept == report.tokens_in and report.flops == report.flops_unreduced:
+        assert torch.equal(logits, bare), (
+            "pictures that pass change nothing, not even what a bare batch does to its samples"
+        )
+        return False
+    contracts.batch_equals_its_samples(setting)
+    return True
 
 
 def counts(method: Method, trace: tr.Trace, report: tr.Report, depth: int) -> None:

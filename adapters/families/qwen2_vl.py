@@ -22,7 +22,7 @@ class Qwen2VL(Family):
 
     @property
     def unit(self) -> int:
-        return self.towers[0].spatial_merge_size
+        return self.towers[0].config.spatial_merge_size
 
     def facts(self) -> ModelFacts:
         facts = super().facts()
