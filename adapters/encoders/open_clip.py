@@ -37,7 +37,9 @@ class OpenClipEncoder(EncoderFamily):
         self.grid = tuple(tower.grid_size)
         self.patch_grid = PatchGrid(tower.conv1, self.grid)
         self.prefix, self.has_cls = 1, True
-        self.pixel_mean, self.pixel_std = tower.image_mean, tower.image_std
+        # stated by a tower that was made with its preprocessing
+        self.pixel_mean = tuple(getattr(tower, "image_mean", self.pixel_mean))
+        self.pixel_std = tuple(getattr(tower, "image_std", self.pixel_std))
 
     def collecting_methods(self) -> list[tuple[Any, str]]:
         return [(self.tower, "forward_intermediates")]

@@ -91,7 +91,8 @@ class BlockHooks:
             return output
         units, x = now.state.units, in_batch(output)
         by_full_width = torch.is_grad_enabled() or module.training or torch.compiler.is_compiling()
-        now.branch = None if by_full_width or self.adds is False else x
+        absent = now.kind is not None  # rows of no view, which go other ways and tell nothing
+        now.branch = None if by_full_width or absent or self.adds is False else x
         with now.pipeline.stopwatch(output.device):
             if now.branch is not None and self.adds:
                 return output.new_zeros(1)
