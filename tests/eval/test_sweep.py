@@ -1,4 +1,4 @@
-"""Sweeps: what a grid means, and that nothing is lost or doubled whatever happens."""
+"""Sweeps: nothing is lost or doubled whatever happens."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from sweep_grids import BASIC, NEEDS, OWN_TASKS
 from typer.testing import CliRunner
 
 from tokenreduce.adapters.upstream.seams import seam_changed
@@ -22,10 +23,6 @@ from tokenreduce.eval.results import write_json
 from tokenreduce.eval.sweep import Cell, Grid, Store, SweepFailed, run, store
 from tokenreduce.eval.sweep.evaluator import MISFIT, Evaluator
 from tokenreduce.eval.sweep.pool import Processes
-
-NEEDS = "lmms-eval is not installed; pip install 'tokenreduce[eval]'"
-OWN_TASKS = Path(__file__).parent / "tasks"
-BASIC = {"model": "demo", "tasks": ["tr_demo_images"], "methods": ["hiprune", "uniform"], "keep": [0.5, 0.25]}
 
 
 @pytest.fixture(autouse=True)
@@ -40,89 +37,6 @@ def toy_run(grid, out, slots=1, **options):
 
 def call(*arguments):
     return CliRunner().invoke(app, ["sweep", *map(str, arguments)])
-
-
-# ------------------------------------------------------------------ grids
-
-
-def names(grid):
-    return [str(cell.recipe) for cell in grid.cells]
-
-
-def test_baseline_and_random_are_always_there():
-    assert names(Grid.of(BASIC)) == [
-        "unreduced", "random keep=0.5", "random keep=0.25",
-        "hiprune keep=0.5", "hiprune keep=0.25", "uniform keep=0.5", "uniform keep=0.25",
-    ]  # fmt: skip
-
-
-def test_lists_span_and_compositions_have_budgets_of_their_own():
-    methods = [{"method": "fastv", "layer": [1, 2]}, "fastervlm:0.5+fastv:1/4", {"method": "hiprune", "keep": 36}]
-    assert names(Grid.of({**BASIC, "methods": methods, "keep": 0.25})) == [
-        "unreduced", "random keep=0.25", "random keep=36", "fastv(layer=1) keep=0.25", "fastv keep=0.25",
-        "fastervlm + fastv keep=0.5 + 0.25", "hiprune keep=36",
-    ]  # fmt: skip
-
-
-def test_default_methods_are_those_that_reduce_pictures():
-    found = {
-        m.name for cell in Grid.of({"model": "demo", "tasks": "tr_demo_images"}).cells for m in cell.recipe.methods
-    }
-    assert {"hiprune", "fastv", "tome", "random"} <= found
-
-
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        ({"metods": []}, "no key 'metods'; allowed keys: model"),
-        ({"model": None}, "says no model"),
-        ({"tasks": []}, "says no tasks"),
-        ({"keep": [1.5]}, r"outside \(0, 1\]"),
-        ({"keep": ["half"]}, "not a budget"),
-        ({"methods": ["hiprun"]}, "Did you mean 'hiprune'"),
-        ({"methods": [{"name": "hiprune"}]}, "a mapping with the key method"),
-        ({"methods": [{"method": "hiprune", "alhpa": 1}]}, "no parameter 'alhpa'"),
-        ({"methods": [{"method": "fastervlm:0.5+fastv:0.5", "layer": 1}]}, "fastervlm.layer"),
-        ({"limit": 0}, "limit=0"),
-        ({"seeds": ["one"]}, "seeds='one'; allowed: ints"),
-        ({"seeds": [-1]}, "seeds=-1"),
-        ({"model_args": "dtype"}, "a mapping"),
-    ],
-)
-def test_bad_grids_teach(change, told):
-    with pytest.raises((ValueError, TypeError), match=told):
-        Grid.of({**BASIC, **change})
-
-
-def test_seeds_go_to_what_has_chance():
-    pytest.importorskip("lmms_eval", reason=NEEDS)
-    own = {"method": "random", "keep": 0.25, "seed": 7}
-    grid = Grid.of({**BASIC, "methods": ["hiprune", own], "keep": [0.5], "seeds": [0, 1]})
-    assert names(grid) == [
-        "unreduced", "random keep=0.5", "random(seed=1) keep=0.5", "random keep=0.25", "random(seed=1) keep=0.25",
-        "hiprune keep=0.5", "random(seed=7) keep=0.25",
-    ]  # fmt: skip
-    assert {cell.seed for cell in grid.cells} == {None}
-    tasks = {"tasks": ["scored_drawn"], "include_path": [str(OWN_TASKS)]}
-    drawn = Grid.of({**BASIC, **tasks, "methods": ["hiprune"], "keep": [0.5], "seeds": [0, 1]})
-    assert [str(cell) for cell in drawn.cells] == [
-        "demo scored_drawn unreduced seed=0", "demo scored_drawn unreduced seed=1",
-        "demo scored_drawn random keep=0.5 seed=0", "demo scored_drawn random(seed=1) keep=0.5 seed=1",
-        "demo scored_drawn hiprune keep=0.5 seed=0", "demo scored_drawn hiprune keep=0.5 seed=1",
-    ]  # fmt: skip
-    assert len({cell.key for cell in drawn.cells}) == 6
-
-
-@pytest.mark.parametrize(("text", "told"), [("model: [", "is no YAML.*line 1"), ("- demo", "holds no mapping")])
-def test_unreadable_grids_teach(tmp_path, text, told):
-    (tmp_path / "grid.yaml").write_text(text)
-    with pytest.raises(ValueError, match=told):
-        Grid.read(tmp_path / "grid.yaml")
-    with pytest.raises(ValueError, match="cannot be read"):
-        Grid.read(tmp_path / "none.yaml")
-
-
-# ------------------------------------------------------------------ running
 
 
 def test_cells_that_raise_die_or_are_refused_are_recorded_and_the_rest_goes_on(tmp_path):
@@ -296,9 +210,6 @@ def test_cells_kept_as_failed_are_failed(tmp_path, monkeypatch):
     assert "a bad day" in kept.output
 
 
-# ------------------------------------------------------------------ libraries that do not fit
-
-
 def misfitting(*_, **__):
     """What lmms-eval 0.7.3 does with a filelock that moved a module: an import out of its own file fails."""
     exec(compile("import filelock._moved", "lmms_eval/evaluator.py", "exec"), {"__name__": "lmms_eval.evaluator"})
@@ -375,9 +286,6 @@ def test_a_sweep_with_nothing_done_has_no_report_to_make(tmp_path, monkeypatch):
     assert found.exit_code == 1
     assert "0 done" in found.output
     assert "Next:" not in found.output
-
-
-# ------------------------------------------------------------------ the command
 
 
 def test_missing_extras_name_the_pip_command(monkeypatch):
