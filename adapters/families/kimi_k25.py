@@ -7,15 +7,13 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenreduce.adapters.encoders.blocks import Block, TransformersBlock
-from tokenreduce.adapters.families.qwen2_vl import Qwen2VL
+from tokenreduce.adapters.families.packed_squares import PackedSquares
 from tokenreduce.adapters.visual_inputs import Picture, Projection, TowerCall
 from tokenreduce.layout import Layout
 
 
-class KimiK25(Qwen2VL):
+class KimiK25(PackedSquares):
     model_types: ClassVar[tuple[str, ...]] = ("kimi_k25",)
-    pixel_unit = None  # the frames of a video are averaged behind the tower
     remarks = "dynamic resolution; the frames of a chunk of video are one picture; latent attention"
 
     @property
@@ -24,17 +22,6 @@ class KimiK25(Qwen2VL):
 
     def layers(self, tower: int = 0) -> Any:
         return self.towers[tower].layers
-
-    def block(self, block: int, tower: int = 0) -> Block:
-        return TransformersBlock(self.layers(tower)[block])
-
-    @property
-    def projectors(self) -> list[nn.Module]:
-        return [self.core.mm_projector]
-
-    @property
-    def unit_mergers(self) -> list[nn.Module]:
-        return []
 
     def projection(self) -> Projection:
         way = self.core.mm_projector

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
-from tokenreduce.adapters.encoders.blocks import Block, TransformersBlock
-from tokenreduce.adapters.families.qwen2_vl import Qwen2VL
+from tokenreduce.adapters.families.packed_squares import PackedSquares
 from tokenreduce.adapters.visual_inputs import Projection
 
 
-class Lfm3VL(Qwen2VL):
+class Lfm3VL(PackedSquares):
     model_types = ("lfm3_vl",)
     remarks = (
         "dynamic resolution; scores of a tower block that is a convolution are those of the attention before it; short "
         "convolutions read the shortened sequence"
     )
     decoder_layers = ("full_attention", "sliding_attention", "conv")
-    pixel_unit = None  # convolutions read the whole grid
 
     def layers(self, tower: int = 0) -> Any:
         return self.towers[tower].layers
@@ -27,19 +23,8 @@ class Lfm3VL(Qwen2VL):
     def full_blocks(self) -> tuple[int, ...]:
         return tuple(self.attending_blocks())
 
-    def block(self, block: int, tower: int = 0) -> Block:
-        return TransformersBlock(self.layers(tower)[block])
-
     def attending_blocks(self, tower: int = 0) -> list[int]:
         return [i for i, kind in enumerate(self.towers[tower].config.layer_types) if kind != "conv"]
-
-    @property
-    def projectors(self) -> list[nn.Module]:
-        return [self.core.multi_modal_projector]
-
-    @property
-    def unit_mergers(self) -> list[nn.Module]:
-        return []
 
     def projection(self) -> Projection:
         way = self.core.multi_modal_projector

@@ -1,38 +1,21 @@
-"""Qwen2-VL, and what its successors share: pictures packed into one sequence, 2x2 patches merged into a token."""
+"""Qwen2-VL, and what its successors share: 2x2 patches joined in a token by the last module of the tower, the merger."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from tokenreduce.adapters.encoders.blocks import Block, PackedBlock
-from tokenreduce.adapters.families.base import Family
+from tokenreduce.adapters.families.packed_squares import PackedSquares
 from tokenreduce.adapters.visual_inputs import Picture, Projection, TowerCall
-from tokenreduce.layout import Layout
-from tokenreduce.method import ModelFacts, PixelUnit
+from tokenreduce.method import PixelUnit
 
 
-class Qwen2VL(Family):
+class Qwen2VL(PackedSquares):
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl",)
     remarks = "dynamic resolution, M-RoPE; a frame is a temporal patch"
-    packs = True
-
-    @property
-    def unit(self) -> int:
-        return self.towers[0].config.spatial_merge_size
-
-    def facts(self) -> ModelFacts:
-        facts = super().facts()
-        inside = ("encoder",) if self.unit_mergers else ()
-        return replace(facts, full_blocks=self.full_blocks, stages=(*inside, *facts.stages))
-
-    @property
-    def full_blocks(self) -> tuple[int, ...] | None:
-        """Blocks of the tower whose attention is not cut into windows; None: all of them."""
-        return None
 
     def layers(self, tower: int = 0) -> Any:
         return self.towers[tower].blocks
@@ -48,9 +31,6 @@ class Qwen2VL(Family):
     @property
     def unit_mergers(self) -> list[nn.Module]:
         return self.projectors
-
-    def unit_places(self, layout: Layout) -> Tensor:
-        return self.in_raster_order(super().unit_places(layout), layout.height, layout.width)
 
     def projection(self) -> Projection:
         merger = self.towers[0].merger
@@ -69,25 +49,3 @@ class Qwen2VL(Family):
         numbers = torch.arange(sum(picture.columns for picture in pictures), device=call.arguments["grid_thw"].device)
         patches = torch.arange(self.unit**2, device=numbers.device)
         return [units[:, None] * self.unit**2 + patches for units in self.placed(call, numbers, pictures)]
-
-    def grids(self, call: TowerCall) -> list[list[int]]:
-        """Patches of each picture of a pass: temporal, down, across."""
-        return call.arguments["grid_thw"].tolist()
-
-    def patch_counts(self, call: TowerCall) -> list[int]:
-        return [t * h * w for t, h, w in self.grids(call)]
-
-    def pictures(self, call: TowerCall) -> list[Picture]:
-        layouts = [Layout(h // self.unit, w // self.unit, frames=t) for t, h, w in self.grids(call)]
-        return [Picture(layout, layout.num_tokens, rows=0, medium=None, pooled=True) for layout in layouts]
-
-    def tower_tokens(self, values: Tensor) -> Tensor:
-        return values.view(-1, self.unit**2).mean(dim=1)
-
-    def placed(self, call: TowerCall, values: Tensor, pictures: list[Picture]) -> list[Tensor]:
-        own = zip(values.split([p.columns for p in pictures]), self.grids(call))
-        return [self.in_raster_order(units, h // self.unit, w // self.unit) for units, (_, h, w) in own]
-
-    def in_raster_order(self, units: Tensor, height: int, width: int) -> Tensor:
-        """Values (T * height * width,) of a picture's units, from the order of the tower to raster order."""
-        return units
