@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from tokenreduce.kernels.temporal_similarity import temporal_similarity
 from tokenreduce.layout import Layout
@@ -57,15 +56,9 @@ def lowest_per_frame(score: Tensor, count: Tensor) -> Tensor:
 def stacked(plans: Sequence[tuple[Tensor, Tensor, Tensor | None]], **more: Any) -> Reduction:
     """One plan for several videos: of each row (T * N,), source (K,) and weight (T * N,), K its own."""
     assigns, sources, weights = zip(*plans)
-    width = max(len(source) for source in sources)
-    counts = torch.tensor([len(source) for source in sources], device=sources[0].device)
-    return Reduction.merge(
-        torch.stack(assigns),
-        torch.stack([F.pad(source, (0, width - len(source))) for source in sources]),
-        None if weights[0] is None else torch.stack(weights),
-        valid=torch.arange(width, device=counts.device) < counts[:, None],
-        **more,
-    )
+    source, valid = filled_up(sources)
+    weight = None if weights[0] is None else torch.stack(weights)
+    return Reduction.merge(torch.stack(assigns), source, weight, valid=valid, **more)
 
 
 def by_first(group: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,12 +74,12 @@ def by_first(group: Tensor) -> tuple[Tensor, Tensor]:
 def padded(plans: Sequence[tuple[Tensor, Tensor, Tensor]], **more: Any) -> Reduction:
     """One plan for several videos: of each row (N,), source (K,) and features (K, D), K its own."""
     assigns, sources, rows = zip(*plans)
-    width = max(len(source) for source in sources)
-    counts = torch.tensor([len(source) for source in sources], device=sources[0].device)
-    return Reduction(
-        source=torch.stack([F.pad(source, (0, width - len(source))) for source in sources]),
-        assign=torch.stack(assigns),
-        features=torch.stack([F.pad(own, (0, 0, 0, width - len(own))) for own in rows]),
-        valid=torch.arange(width, device=counts.device) < counts[:, None],
-        **more,
-    )
+    (source, valid), (features, _) = filled_up(sources), filled_up(rows)
+    return Reduction(source=source, assign=torch.stack(assigns), features=features, valid=valid, **more)
+
+
+def filled_up(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """``rows`` (K, ...) of several videos, K its own, as one (B, K, ...) with zeros behind; which exist, (B, K) bool."""
+    counts = torch.tensor([len(own) for own in rows], device=rows[0].device)
+    together = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+    return together, torch.arange(together.shape[1], device=counts.device) < counts[:, None]
