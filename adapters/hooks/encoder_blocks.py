@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from tokenreduce.adapters.encoders.blocks import Block
-from tokenreduce.adapters.hooks.encoder_merging import EncoderMerging, MergingPass, carried, in_batch
+from tokenreduce.adapters.hooks.encoder_merging import EncoderMerging, MergingPass, carried
 from tokenreduce.adapters.hooks.exporting import refuse_strict_export
 from tokenreduce.adapters.hooks.row_arguments import RowArguments
-from tokenreduce.adapters.hooks.tower_state import UNSEEN, TowerState, rows_of
+from tokenreduce.adapters.hooks.tower_state import UNSEEN, TowerState, as_given, in_batch, rows_of
 from tokenreduce.kernels.rows import take_rows
 from tokenreduce.method import Method, Step
 from tokenreduce.signals import Keys
@@ -55,7 +55,7 @@ class BlockHooks:
         now.bias = self.bias_of(now)
         borders = None if now.windows is None else now.windows.borders
         rest, kwargs = self.arguments.following(args[1:], kwargs, state, self.merging.prefix, borders)
-        x = x if given.ndim == 3 else x[0]
+        x = as_given(x, given)
         return ((x, *rest), kwargs) if args else (args, {**kwargs, next(iter(kwargs)): x})
 
     def hear(self, keys: Tensor) -> None:
@@ -83,7 +83,7 @@ class BlockHooks:
             return None
         x, now.pending = self.merging.reduce(now, self.index, in_batch(args[0]), steps)
         now.stream = x
-        return (x if args[0].ndim == 3 else x[0], *args[1:])
+        return (as_given(x, args[0]), *args[1:])
 
     def spread(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         now = self.merging.now
@@ -99,7 +99,7 @@ class BlockHooks:
             for reduction in reversed(now.pending):
                 spread = take_rows if reduction.covers else rows_of
                 x = units.parted(spread(units.joined(x), reduction.assign))
-        return x if output.ndim == 3 else x[0]
+        return as_given(x, output)
 
     def leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         merging, now = self.merging, self.merging.now
@@ -117,7 +117,7 @@ class BlockHooks:
             x = rows_of(x, now.state.went())
         if last and merging.done is not None:
             merging.done(now.state)
-        x = x if given.ndim == 3 else x[0]
+        x = as_given(x, given)
         return (x, *output[1:]) if isinstance(output, tuple) else x
 
     def merged(self, now: MergingPass, x: Tensor) -> Tensor:

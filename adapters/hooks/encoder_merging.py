@@ -224,11 +224,6 @@ class EncoderMerging:
         return x, done
 
 
-def in_batch(x: Tensor) -> Tensor:
-    """``x`` (B, N, D); a packed sequence (N, D) is a batch of one."""
-    return x if x.ndim == 3 else x[None]
-
-
 def carried(reduction: Reduction, units: UnitRows, x: Tensor) -> Tensor:
     """What becomes of the rows ``x`` (B, n, D) by a ``reduction`` of their ``units``."""
     return units.parted(reduction.carry(units.joined(x)))

@@ -191,13 +191,13 @@ class TowerState:
         for i, state in enumerate(states):
             at = min(i, len(maps) - 1)
             if state is not None:
-                rows = state if state.ndim == 3 else state[None]
+                rows = in_batch(state)
                 ordered = self.units.order is None or not 0 < at < len(maps) - 1
                 if rows.shape[1] != self.units.count(self.assign.shape[1]) or not ordered:
                     rows = rows_of(rows, self.units.of_rows(maps[at]))
                 if averaged and maps[at] is not self.assign:
                     rows = self.averaged(rows)
-                state = rows if state.ndim == 3 else rows[0]
+                state = as_given(rows, state)
             wide.append(state)
         return tuple(wide)
 
@@ -221,6 +221,16 @@ class TowerState:
 def spans(numbers: list[int], segments: range) -> tuple[int, int]:
     """The first unit of ``segments``, of so many each, and the one behind them."""
     return sum(numbers[: segments.start]), sum(numbers[: segments.stop])
+
+
+def in_batch(x: Tensor) -> Tensor:
+    """``x`` (B, N, D); a packed sequence (N, D) is a batch of one."""
+    return x if x.ndim == 3 else x[None]
+
+
+def as_given(x: Tensor, given: Tensor) -> Tensor:
+    """``x`` (B, N, D) as a packed sequence (N, D), where ``given`` was one."""
+    return x if given.ndim == 3 else x[0]
 
 
 def rows_of(x: Tensor, index: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from tokenreduce.adapters.hooks.tower_entrance import TowerEntrance
 from tokenreduce.adapters.hooks.tower_listener import TowerListener, attention_statistic
 from tokenreduce.adapters.hooks.tower_passes import TowerPass
 from tokenreduce.adapters.hooks.tower_rows import TowerRows
-from tokenreduce.adapters.hooks.tower_state import rows_of
+from tokenreduce.adapters.hooks.tower_state import in_batch, rows_of
 from tokenreduce.adapters.upstream.model import OF_BLOCKS
 from tokenreduce.kernels.fingerprint import fingerprint
 from tokenreduce.layout import Layout
@@ -222,11 +222,9 @@ class VisionTower:
             return
         state = self.encoders[tower].state if self.encoders[tower].blocks else None
         if state is not None and signal.axis == "token":
-            leaving = isinstance(signal, RowsOfBlock)
-            rows = rows if rows.ndim == 3 else rows[None]
-            if not leaving or rows.shape[1] != state.units.count(
-                state.assign.shape[1]
-            ):  # the last block gives them whole
+            leaving, rows = isinstance(signal, RowsOfBlock), in_batch(rows)
+            whole = state.units.count(state.assign.shape[1])
+            if not leaving or rows.shape[1] != whole:  # the last block gives them whole
                 rows = rows_of(rows, state.went(None if leaving else block))
         rows = rows if call.rows else rows.flatten(0, -2)
         if call.entered is not None and len(rows) == len(call.entered.rows):
