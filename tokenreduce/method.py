@@ -199,8 +199,15 @@ class Method:
         return None if self.keep is None else self.budget.count(tokens.num_tokens)
 
     def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
-        """Where this method acts on such a model; raises ``ValueError`` when the model cannot serve it."""
-        raise NotImplementedError
+        """Where this method acts on such a model: at the projector, where it looks at features alone, unless it says otherwise.
+
+        Errors: ``ValueError`` when the model cannot serve it.
+        """
+        if self.stages != ("projector",):
+            raise NotImplementedError(
+                f"{type(self).__name__} acts at {', '.join(self.stages)}; define plan(facts), which says at which steps"
+            )
+        return (Step("projector"),)
 
     def substitutes(self, facts: ModelFacts) -> tuple[str, ...]:
         """What stands in, on such a model, for something it lacks: a clause each, empty where the method runs as published.

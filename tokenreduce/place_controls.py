@@ -42,9 +42,6 @@ class ByPlace(Method, register=False):
     looks_at = "nothing"
     sees = "frame"
 
-    def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
-        return (Step("projector"),)
-
     def place(self, tokens: VisualTokens) -> Tensor:
         """(B, N) float."""
         raise NotImplementedError

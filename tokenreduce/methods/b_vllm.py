@@ -12,7 +12,7 @@ from tokenreduce.kernels.group_mean import group_mean
 from tokenreduce.kernels.rows import row_blocks, unit_rows
 from tokenreduce.layout import Layout
 from tokenreduce.matching import halvings, in_rounds, match, ordered
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method
 from tokenreduce.reduction import Reduction
 from tokenreduce.tokens import VisualTokens
 from tokenreduce.validation import choice, in_range
@@ -55,9 +55,6 @@ class BVLLM(Method):
         in_range("theta", self.theta, 0.0, 1.0)
         choice("chain", self.chain, ("root", "release"))
         choice("output_order", self.output_order, ("raster", "reference"))
-
-    def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
-        return (Step("projector"),)
 
     def reduce(self, tokens: VisualTokens) -> Reduction:
         k = self.budget.count(tokens.num_tokens)

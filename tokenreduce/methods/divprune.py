@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tokenreduce.kernels.greedy_selection import max_min_selection
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method
 from tokenreduce.reduction import Reduction
 from tokenreduce.tokens import VisualTokens
 from tokenreduce.validation import choice
@@ -51,9 +51,6 @@ class DivPrune(Method):
     @property
     def sees(self) -> Literal["image", "frame"]:  # type: ignore[override]  # a parameter decides
         return "image" if self.scope == "image" else "frame"
-
-    def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
-        return (Step("projector"),)
 
     def reduce(self, tokens: VisualTokens) -> Reduction:
         taken = max_min_selection(tokens.features, self.budget.count(tokens.num_tokens))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tokenreduce.kernels.top_k import top_k
 from tokenreduce.layout import Layout
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method
 from tokenreduce.reduction import Reduction
 from tokenreduce.tokens import VisualTokens
 from tokenreduce.validation import choice
@@ -61,9 +61,6 @@ class DyCoke(Method):
 
     def always_left(self, layout: Layout) -> int:
         return sum(compared(layout.frames, self.tail)[0]) * places_of(layout)
-
-    def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
-        return (Step("projector"),)
 
     def reduce(self, tokens: VisualTokens) -> Reduction:
         x = by_frame(tokens, self.name)

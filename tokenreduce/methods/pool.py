@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method
 from tokenreduce.methods.uniform import regions
 from tokenreduce.reduction import Reduction
 from tokenreduce.tokens import VisualTokens
@@ -18,9 +18,6 @@ class Pool(Method):
     title = "average pooling"
     stages = ("projector",)
     looks_at = "nothing"
-
-    def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
-        return (Step("projector"),)
 
     def reduce(self, tokens: VisualTokens) -> Reduction:
         region, centre = regions(tokens, self.budget.count(tokens.num_tokens))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tokenreduce.kernels.grid_partition import grid_partition
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method
 from tokenreduce.reduction import Reduction
 from tokenreduce.tokens import VisualTokens
 from tokenreduce.whole_frames import by_first, per_frame
@@ -25,9 +25,6 @@ class PoolTime(Method):
     media = ("video",)
     stages = ("projector",)
     looks_at = "nothing"
-
-    def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
-        return (Step("projector"),)
 
     def reduce(self, tokens: VisualTokens) -> Reduction:
         return over_time(tokens, self.budget.count(tokens.num_tokens), self)

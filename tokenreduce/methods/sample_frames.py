@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tokenreduce.kernels.grid_partition import grid_partition
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method
 from tokenreduce.reduction import Reduction
 from tokenreduce.tokens import VisualTokens
 from tokenreduce.whole_frames import per_frame
@@ -23,9 +23,6 @@ class SampleFrames(Method):
     media = ("video",)
     stages = ("projector",)
     looks_at = "nothing"
-
-    def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
-        return (Step("projector"),)
 
     def reduce(self, tokens: VisualTokens) -> Reduction:
         n, layout, k = per_frame(tokens, self.name), tokens.layout, self.budget.count(tokens.num_tokens)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokenreduce.budgets import Budget
 from tokenreduce.layout import Layout
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method
 from tokenreduce.methods.pool_time import over_time
 from tokenreduce.methods.sample_frames import middles
 from tokenreduce.reduction import Reduction
@@ -67,9 +67,6 @@ class Storm(Method):
 
     def is_identity(self, n: int) -> bool:
         return self.keep is not None and super().is_identity(n)
-
-    def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
-        return (Step("projector"),)
 
     def reduce(self, tokens: VisualTokens) -> Reduction:
         per_frame(tokens, self.name)

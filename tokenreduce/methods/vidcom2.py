@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokenreduce.kernels.rows import EPSILON, row_blocks
 from tokenreduce.layout import Layout
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method
 from tokenreduce.reduction import Reduction
 from tokenreduce.tokens import VisualTokens
 from tokenreduce.whole_frames import by_frame, lowest_per_frame
@@ -49,9 +49,6 @@ class VidCom2(Method):
 
     def most(self, n: int) -> int:
         return super().most(n) if self.exact else n  # rounding as released can keep a little more
-
-    def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
-        return (Step("projector"),)
 
     def reduce(self, tokens: VisualTokens) -> Reduction:
         x = by_frame(tokens, self.name)
