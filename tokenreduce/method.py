@@ -223,13 +223,15 @@ class Method:
     def checked(self, tokens: VisualTokens) -> Reduction:
         """``reduce``, with a plan that fits ``tokens``.
 
-        Values are looked at where that does not make a device wait: always on a CPU, elsewhere the first time that a method
-        of this kind acts at this place.
+        On a CPU signals are looked through every time, and the plans of methods from elsewhere. The plans of this package's
+        own methods, which its tests look through, and all that would make a device wait, are the first time that a method of
+        this kind acts at this place.
 
         Errors: ``TypeError`` / ``ValueError`` for a plan that does not fit. Warns of NaN in what tokens are ranked by.
         """
         place = (type(self), tokens.stage, tokens.layer, tokens.features.dtype)
-        look = (tokens.features.device.type == "cpu" or place not in _LOOKED_AT) and not torch.compiler.is_compiling()
+        waits, fresh = tokens.features.device.type != "cpu", place not in _LOOKED_AT
+        look = (fresh or not waits) and not torch.compiler.is_compiling()
         _LOOKED_AT.add(place)
         if look:
             for signal, shown in tokens.signals.items():
@@ -247,7 +249,8 @@ class Method:
                 f"{type(self).__name__}.reduce returned a {type(reduction).__name__}; allowed: a Reduction, from "
                 "Reduction.top, .select, .merge or .identity"
             )
-        return reduction.check(tokens, values=look)
+        own = type(self).__module__.startswith(f"{__package__}.")
+        return reduction.check(tokens, values=look and (fresh or not own))
 
 
 def registered() -> dict[str, type[Method]]:

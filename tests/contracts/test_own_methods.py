@@ -10,6 +10,7 @@ from models import llava, prompt
 from probe_methods import Nothing, Remembers
 
 import tokenreduce as tr
+import tokenreduce.method
 from tokenreduce.layout import Layout
 from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.pipeline import Pipeline
@@ -122,6 +123,17 @@ def test_a_plan_that_does_not_fit_the_tokens_is_refused(answer, error, words):
         Mine(answer=lambda _: answer).checked(tokens)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_plans_from_elsewhere_are_looked_through_at_every_call(monkeypatch):
+    monkeypatch.setattr(tokenreduce.method, "_LOOKED_AT", set())
+    tokens = VisualTokens(torch.randn(1, 4, 2), Layout(2, 2))
+    twice = torch.tensor([[1, 1]])
+    answers = iter([Reduction.identity(tokens), Reduction.select(twice, 4)])
+    mine = Mine(answer=lambda _: next(answers))
+    mine.checked(tokens)
+    with pytest.raises(ValueError, match="holds token 1 twice"):
+        mine.checked(tokens)
 
 
 def test_the_check_is_in_the_way_of_every_stage(model):
