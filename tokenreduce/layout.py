@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Seen = Literal["frame", "video", "image"]
 Medium = Literal["image", "video"]
+
+
+class PixelUnit(NamedTuple):
+    """Shape of the pixel values that become one token, its *unit*: a still image has several equal frames in some models."""
+
+    patches: int
+    channels: int
+    frames: int
+    height: int
+    width: int
 
 
 @dataclass(frozen=True)

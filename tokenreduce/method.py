@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import torch
 
 from tokenreduce.budgets import Budget
-from tokenreduce.layout import Layout, Seen
+from tokenreduce.layout import Layout, PixelUnit, Seen
 from tokenreduce.reduction import PositionPolicy, Reduction, holds_nan
 from tokenreduce.signals import Signal
 from tokenreduce.tokens import Rows, Stage, VisualTokens
 from tokenreduce.validation import choice, truth
-
-
-class PixelUnit(NamedTuple):
-    """Shape of the pixel values that become one token, its *unit*: a still image has several equal frames in some models."""
-
-    patches: int
-    channels: int
-    frames: int
-    height: int
-    width: int
 
 
 @dataclass(frozen=True, kw_only=True)

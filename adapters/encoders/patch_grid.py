@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from tokenreduce.layout import Layout
-from tokenreduce.method import PixelUnit
+from tokenreduce.layout import Layout, PixelUnit
 from tokenreduce.per_thread import PerThread, nothing
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tokenreduce.adapters.encoders.blocks import Block, PackedBlock
 from tokenreduce.adapters.families.packed_squares import PackedSquares
 from tokenreduce.adapters.visual_inputs import Picture, Projection, TowerCall
-from tokenreduce.method import PixelUnit
+from tokenreduce.layout import PixelUnit
 
 
 class Qwen2VL(PackedSquares):

@@ -10,8 +10,8 @@ from torch import Tensor
 from tokenreduce.adapters.families.base import Family
 from tokenreduce.adapters.families.grid_units import patches_of_tokens, pixels_of_tokens
 from tokenreduce.adapters.visual_inputs import Picture, TowerCall
-from tokenreduce.layout import Layout
-from tokenreduce.method import ModelFacts, PixelUnit
+from tokenreduce.layout import Layout, PixelUnit
+from tokenreduce.method import ModelFacts
 
 
 class TileGrid(Family):

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from tokenreduce.adapters.encoders.blocks import Block, TransformersBlock, attention_of
 from tokenreduce.adapters.encoders.patch_grid import PatchGrid
 from tokenreduce.adapters.visual_inputs import NotedCall, Picture, Projection, TowerCall
-from tokenreduce.layout import Layout
-from tokenreduce.method import ModelFacts, PixelUnit
+from tokenreduce.layout import Layout, PixelUnit
+from tokenreduce.method import ModelFacts
 
 
 class TowerFacts:

@@ -9,8 +9,7 @@ from golden_cases.vectors import Meta
 from torch import Tensor
 
 import tokenreduce as tr
-from tokenreduce.layout import Layout
-from tokenreduce.method import PixelUnit
+from tokenreduce.layout import Layout, PixelUnit
 from tokenreduce.methods.pixelprune import PixelPrune
 from tokenreduce.tokens import VisualTokens
 

@@ -8,8 +8,7 @@ import torch
 from golden_cases.vectors import Meta
 from torch import Tensor
 
-from tokenreduce.layout import Layout
-from tokenreduce.method import PixelUnit
+from tokenreduce.layout import Layout, PixelUnit
 from tokenreduce.methods.rlt import RLT
 from tokenreduce.provenance import run_lengths
 from tokenreduce.tokens import VisualTokens

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 import tokenreduce as tr
-from tokenreduce.layout import Layout
-from tokenreduce.method import PixelUnit
+from tokenreduce.layout import Layout, PixelUnit
 from tokenreduce.tokens import VisualTokens
 
 UNIT = PixelUnit(4, 3, 1, 2, 2)
