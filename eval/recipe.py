@@ -95,15 +95,15 @@ class Recipe:
 
         Errors: ``ValueError`` and ``TypeError`` name the method or parameter and what is allowed.
         """
-        from tokenreduce.registry import make
+        from tokenreduce.registry import make, named
 
         if names.strip().lower() in ("", "none", UNREDUCED):
             if keep is not None or parameters:
                 raise ValueError(f"{UNREDUCED!r} has no budget and no parameters; give a method, or leave them out")
             return cls()
-        split = [name.strip().lower().partition(":") for name in names.split("+")]
+        split = [named(name) for name in names.split("+")]
         given: list[dict[str, Any]] = []
-        for name, _, own in split:
+        for name, own in split:
             budgeted = budget(own, f"{name}:") if own else keep
             given.append(
                 {}
@@ -112,28 +112,35 @@ class Recipe:
             )
         for path, value in (parameters or {}).items():
             owner, dot, key = path.rpartition(".")
-            places = [i for i, (name, _, _) in enumerate(split) if not dot or name == owner]
+            places = [i for i, (name, _) in enumerate(split) if not dot or name == owner]
             if len(places) != 1:
                 raise ValueError(
                     f"parameter {path!r} does not belong to exactly one of {names}; write method.parameter, for example "
                     f"{split[0][0]}.{key}"
                 )
             given[places[0]][key] = value
-        return cls(tuple(make(name, **own) for (name, _, _), own in zip(split, given)), bool(images_as_video))
+        return cls(tuple(make(name, **own) for (name, _), own in zip(split, given)), bool(images_as_video))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
-        """The inverse of ``as_dict``."""
-        from tokenreduce.registry import make
+        """The inverse of ``as_dict``, in another process, too, as long as methods of one's own are where they were."""
+        from tokenreduce.own_methods import found
+        from tokenreduce.registry import catalogue, make
 
+        for name, place in data.get("places", {}).items():
+            if name not in catalogue():
+                found(place)
         steps: Iterable[Mapping[str, Any]] = data["methods"]
         methods = tuple(make(s["method"], **{k: v for k, v in s.items() if k != "method"}) for s in steps)
         return cls(methods, data["images_as_video"])
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values with every parameter, defaults too."""
+        """Plain values with every parameter, defaults too, and the places of methods from elsewhere."""
+        from tokenreduce.own_methods import place_of
+
         steps = [{"method": m.name, **dataclasses.asdict(m)} for m in self.methods]
-        return {"methods": steps, "images_as_video": self.images_as_video}
+        places = {m.name: place for m in self.methods if (place := place_of(type(m))) is not None}
+        return {"methods": steps, "images_as_video": self.images_as_video, **({"places": places} if places else {})}
 
     def with_seed(self, seed: int) -> Recipe:
         """The same with ``seed`` in every method that has one."""

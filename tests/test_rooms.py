@@ -123,6 +123,7 @@ def test_evaluation_uses_the_public_interface_only():
                 "downscale",
                 "draw",
                 "files",
+                "own_methods",
                 "picture_tokens",
                 "pictures",
                 "registry",

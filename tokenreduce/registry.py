@@ -5,15 +5,21 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import re
 from typing import Any
 
 import tokenreduce.methods  # noqa: F401  (defining a method registers it)
+from tokenreduce import own_methods
 from tokenreduce.downscale import Downscale
 from tokenreduce.method import Method, registered
 
+#: where a method of one's own stands, with a budget behind it or without: ./mine.py:Mine, package.mine:Mine:0.25
+_PLACE = re.compile(r"(?P<source>[^:]+):(?P<cls>(?!auto\b)[A-Za-z_]\w*)(?::(?P<keep>.*))?")
+
 
 def registry() -> dict[str, type[Method]]:
-    """All known methods by name, baselines last."""
+    """All known methods by name, baselines last; those that installed packages bring, too."""
+    own_methods.load_installed()
     return registered()
 
 
@@ -22,14 +28,45 @@ def catalogue() -> dict[str, type[Method]]:
     return {**registry(), Downscale.name: Downscale}
 
 
+def named(text: str) -> tuple[str, str]:
+    """The name of a method and the text of the budget behind it, empty for none.
+
+    ``text`` is ``fastv``, ``fastv:0.25``, or a place of one's own, ``./mine.py:Mine`` and ``package.mine:Mine:0.25``, which is
+    imported.
+
+    Errors: ``ValueError`` where there is no such place, or its class cannot be found by a name.
+    """
+    text = text.strip()
+    place = _PLACE.fullmatch(text)
+    name, _, keep = text.partition(":")
+    if place is None or name.lower() in catalogue():
+        return name.lower(), keep
+    cls = own_methods.found(f"{place['source']}:{place['cls']}")
+    _check_class(cls)
+    if catalogue().get(cls.name) is not cls:
+        raise ValueError(
+            f"method={text!r} is not registered under its name {cls.name!r}; allowed: a class without register=False, whose "
+            "name no other method has"
+        )
+    return cls.name, place["keep"] or ""
+
+
 def make(method: str | Method | type[Method], **parameters: Any) -> Method:
-    """An instance from a name, a class or an instance, with ``parameters`` set; unknown words are errors that teach."""
+    """An instance from a name, a class or an instance, with ``parameters`` set; unknown words are errors that teach.
+
+    A method of one's own may also be named by its place, ``./mine.py:Mine`` or ``package.mine:Mine``.
+    """
+    if isinstance(method, str) and _PLACE.fullmatch(method) and method.partition(":")[0].lower() not in catalogue():
+        method = own_methods.found(method)
     if isinstance(method, str):
         known = catalogue()
         if method.lower() not in known:
             near = difflib.get_close_matches(method.lower(), known, n=1, cutoff=0.5)
             hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"method={method!r} is unknown; known: {', '.join(known)}.{hint}")
+            raise ValueError(
+                f"method={method!r} is unknown; known: {', '.join(known)}; or one of your own by its place, as in "
+                f"'./mine.py:Mine'.{hint}"
+            )
         method = known[method.lower()]
     cls = method if isinstance(method, type) else type(method)
     if not issubclass(cls, Method):

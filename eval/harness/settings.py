@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tokenreduce import own_methods
+
 from ..recipe import Recipe
 
 # config.model_type: the model of lmms-eval that runs it, where tr_base names none
@@ -34,10 +36,14 @@ class Settings:
 
     @classmethod
     def taken_from(cls, arguments: dict[str, Any]) -> tuple[Settings, dict[str, Any]]:
-        """Ours and the base model's. Errors: those of ``Recipe.of``."""
+        """Ours and the base model's, once the modules and files of ``import``, joined by ``+``, are imported.
+
+        Errors: those of ``Recipe.of``.
+        """
         mine = {key[3:]: value for key, value in arguments.items() if key.startswith("tr_")}
         rest = {key: value for key, value in arguments.items() if not key.startswith("tr_")}
-        base, log, method = (mine.pop(name, None) for name in ("base", "log", "method"))
+        base, log, method, imported = (mine.pop(name, None) for name in ("base", "log", "method", "import"))
+        own_methods.load(str(imported).split("+") if imported else ())
         keep, as_video = mine.pop("keep", None), mine.pop("images_as_video", False)
         recipe = Recipe.of("" if method is None else str(method), keep, mine, as_video)
         return cls(recipe, base, None if log is None else Path(log)), rest

@@ -51,8 +51,10 @@ class Cell:
 
     def identity(self) -> dict[str, Any]:
         """Everything that determines its result: itself, files of the model, the task with its data, sources, versions."""
+        own = {name: value for name, value in self.as_dict().items() if name not in ("model", "include")}
+        own["recipe"].pop("places", None)  # what a method is, its file says, wherever it lies
         return {
-            **{name: value for name, value in self.as_dict().items() if name not in ("model", "include")},
+            **own,
             "model_files": model_hash(self.model),
             "task_identity": task_identity(self.task, self.include),
             **code_identity(self.recipe),

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tokenreduce import own_methods
+from tokenreduce.registry import named
+
 from ..harness import TASKS
 from ..recipe import Recipe, budget
 from .cell import Cell
@@ -20,6 +23,7 @@ KEYS = {
     "tasks": "a list of tasks of lmms-eval",
     "include_path": "a folder, or a list of them, with tasks of your own",
     "methods": "a list of names, of compositions such as fastervlm:0.5+fastv:64, of mappings {method: fastv, layer: [2, 3]}",
+    "import": "a module or file, or a list of them, that defines methods of your own",
     "keep": "a list of budgets, fractions or counts",
     "limit": "questions per task, for a first look",
     "batch_size": "prompts per batch",
@@ -71,6 +75,7 @@ class Grid:
             raise ValueError(f"model_args={model_args!r}; allowed: {KEYS['model_args']}")
         include = (*(str(place) for place in _several(content.get("include_path"))), str(TASKS))
         seeds = _seeds(content.get("seeds"))
+        own_methods.load(_several(content.get("import")))
         shared: dict[str, Any] = {
             "base": content.get("base"),
             "model_args": model_args,
@@ -141,7 +146,7 @@ def _spanned(entry: Any, shared: Sequence[Any]) -> Iterator[tuple[Recipe, bool]]
     own = dict(entry)
     names, as_video = own.pop("method"), own.pop("images_as_video", False)
     budgets = _budgets(own.pop("keep", None)) or list(shared)
-    if all(":" in name for name in names.split("+")):
+    if all(named(name)[1] for name in names.split("+")):
         budgets = [None]
     for values in itertools.product(*map(_several, own.values())):
         for keep in budgets:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tokenreduce.cli import bench, catalogue, check_method, demo, doctor, inspect, report, run, sweep, tune
+from tokenreduce.cli import bench, catalogue, check_method, demo, doctor, inspect, new_method, report, run, sweep, tune
 from tokenreduce.cli.app import app
 
 COMMANDS = (
@@ -17,6 +17,7 @@ COMMANDS = (
     "models",
     "doctor",
     "check_method",
+    "new_method",
 )  # in the order of --help
 app.registered_commands.sort(key=lambda command: COMMANDS.index(command.callback.__name__))  # type: ignore[union-attr]
 
@@ -29,6 +30,7 @@ __all__ = [
     "doctor",
     "inspect",
     "main",
+    "new_method",
     "report",
     "run",
     "sweep",

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from tokenreduce.cli.app import Debug, app, print_table, teaching
-from tokenreduce.cli.arguments import budget
-from tokenreduce.cli.options import Attention, Device, Dtype
+from tokenreduce.cli.arguments import budget, method_names
+from tokenreduce.cli.options import Attention, Device, Dtype, Imports
 from tokenreduce.cli.output import Force, JsonFile, JsonOutput
 from tokenreduce.eval.recipe import number
 
@@ -31,6 +31,7 @@ def bench(
     methods: Annotated[
         str | None, typer.Option(help="models: names separated by commas. [default: all that the shape takes]")
     ] = None,
+    imports: Imports = None,
     keep: Annotated[str | None, typer.Option(help="models: budget. [default: the shape's]")] = None,
     tower: Annotated[str, typer.Option(help="towers: vit-b-16 or vit-l-16-384.")] = "vit-b-16",
     batch: Annotated[
@@ -89,7 +90,7 @@ def bench(
         elif what is What.models:
             kept = None if keep is None else number(budget(keep, "--keep"), "--keep")
             content, rows, notes = run.models_table(
-                run_at, shape, _names(methods), kept, _sizes(batch or "1"), layers, tower_layers, attn
+                run_at, shape, method_names(methods, imports), kept, _sizes(batch or "1"), layers, tower_layers, attn
             )
         else:
             content, rows, notes = run.towers_table(run_at, tower, _sizes(batch or "1,8"), layers)

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from tokenreduce.cli.app import FAILED, Debug, app, print_table, teaching
 from tokenreduce.cli.options import Keep, Parameters
 from tokenreduce.cli.output import Force, JsonFile, JsonOutput
-
-if TYPE_CHECKING:
-    from tokenreduce.method import Method
 
 
 @app.command("check-method")
@@ -54,7 +47,7 @@ def check_method(
     for text in parameter or []:
         given |= mapping(text, "--parameter")
     try:
-        check = tr.check_method(found(method) if ":" in method else method, families=family or FAMILIES, **given)
+        check = tr.check_method(method, families=family or FAMILIES, **given)
     except ContractViolation as violation:
         check = violation.check
     print_table(check.table(), f"Contracts of {check.name}", output.console)
@@ -63,27 +56,3 @@ def check_method(
     output.write(check.as_dict())
     if check.wrong:
         raise typer.Exit(FAILED)
-
-
-def found(place: str) -> type[Method]:
-    """The class at ``FILE.py:Class`` or ``module:Class``. Errors: ``ValueError`` where there is none."""
-    from tokenreduce.method import Method
-
-    source, _, name = place.rpartition(":")
-    if source.endswith(".py"):
-        path = Path(source)
-        if not path.is_file():
-            raise ValueError(f"method={place!r}: there is no file {source}; give FILE.py:Class")
-        spec = importlib.util.spec_from_file_location(f"checked_{path.stem}", path)
-        assert spec is not None, "a path ending in .py has a loader"
-        assert spec.loader is not None
-        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where dataclasses look for types
-        spec.loader.exec_module(module)
-    else:
-        module = importlib.import_module(source)
-    own = [
-        n for n, cls in vars(module).items() if isinstance(cls, type) and issubclass(cls, Method) and cls is not Method
-    ]
-    if name not in own:
-        raise ValueError(f"method={place!r}: {source} holds no method {name}; it holds: {', '.join(own) or 'none'}")
-    return getattr(module, name)

@@ -9,7 +9,8 @@ import typer
 from rich.console import Console
 
 from tokenreduce.cli.app import Debug, app, teaching
-from tokenreduce.cli.arguments import budget
+from tokenreduce.cli.arguments import budget, method_names
+from tokenreduce.cli.options import Imports
 from tokenreduce.eval.recipe import number
 
 
@@ -25,6 +26,7 @@ def demo(
         str | None,
         typer.Option(help="Names separated by commas. [default: one of each idea, and controls]", show_default=False),
     ] = None,
+    imports: Imports = None,
     every: Annotated[bool, typer.Option("--all", help="Every method, not only a choice.")] = False,
     keep: Annotated[str, typer.Option(help="Budgets separated by commas: fractions, or counts.")] = "1.0,0.5,0.25,0.11",
     seed: Annotated[int, typer.Option(help="Of the pictures and questions.")] = 0,
@@ -42,11 +44,13 @@ def demo(
     - `tokenreduce demo --all`
 
     - `tokenreduce demo --methods hiprune,random --keep 0.5,0.1 --images 100`
+
+    - `tokenreduce demo --methods ./mine.py:Mine,random`
     """
     if every and methods is not None:
         raise ValueError("--all and --methods both say which methods; give one of them")
     console = Console()
-    names = None if methods is None else [name.strip().lower() for name in methods.split(",") if name.strip()]
+    names = method_names(methods, imports)
     budgets = [number(budget(part, "--keep"), "--keep") for part in keep.split(",") if part.strip()]
     from tokenreduce.loading import quiet
 

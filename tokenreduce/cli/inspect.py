@@ -17,6 +17,7 @@ from tokenreduce.cli.options import (
     DtypeName,
     Frames,
     Images,
+    Imports,
     Keep,
     MaxNewTokens,
     Methods,
@@ -41,6 +42,7 @@ def inspect(
     prompt: Prompt = None,
     keep: Keep = None,
     parameter: Parameters = None,
+    imports: Imports = None,
     positions: PositionIds = None,
     max_new_tokens: MaxNewTokens = 64,
     dtype: DtypeName = Dtype.auto,
@@ -61,7 +63,7 @@ def inspect(
 
     - `tokenreduce inspect --model ./my-llava --method fastv:64 --image cat.jpg --prompt "What is this?" --out page.html`
     """
-    chosen = chosen_methods(method, keep, parameter or [], positions.value if positions else None)
+    chosen = chosen_methods(method, keep, parameter or [], positions.value if positions else None, imports)
     pictures, question = given_prompt(model, image, video, frames, prompt)
     if out.exists() and not overwrite:
         raise ValueError(f"--out={str(out)!r} exists; choose another name, or pass --overwrite to replace it")

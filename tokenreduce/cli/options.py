@@ -23,7 +23,16 @@ class Dtype(StrEnum):
 
 Model = Annotated[str, typer.Option(help="Local folder, hub id, or `demo` for the built-in model.")]
 Methods = Annotated[
-    list[str], typer.Option(help="Name, or name:keep. Give it several times to compose methods in that order.")
+    list[str],
+    typer.Option(
+        help="Name, or name:keep; one of your own is ./mine.py:Mine. Give it several times to compose methods in that order."
+    ),
+]
+Imports = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import", metavar="<place>", help="A module or file that defines methods of your own; may be repeated."
+    ),
 ]
 Images = Annotated[
     list[Path] | None,

@@ -19,6 +19,7 @@ from tokenreduce.cli.options import (
     DtypeName,
     Frames,
     Images,
+    Imports,
     Keep,
     MaxNewTokens,
     Methods,
@@ -48,6 +49,7 @@ def run(
     prompt: Prompt = None,
     keep: Keep = None,
     parameter: Parameters = None,
+    imports: Imports = None,
     positions: PositionIds = None,
     max_new_tokens: MaxNewTokens = 64,
     dtype: DtypeName = Dtype.auto,
@@ -73,7 +75,7 @@ def run(
 
     - `tokenreduce run --model ./my-qwen --method holitom --keep 0.2 --video cat.mp4 --frames 16 --prompt "What happens?"`
     """
-    chosen = chosen_methods(method, keep, parameter or [], positions.value if positions else None)
+    chosen = chosen_methods(method, keep, parameter or [], positions.value if positions else None, imports)
     pictures, question = given_prompt(model, image, video, frames, prompt)
     output = JsonOutput("run", json, force)
     if draw is not None:

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from tokenreduce.cli.app import FAILED, Debug, app, print_table, teaching
 from tokenreduce.cli.arguments import mapping
+from tokenreduce.cli.options import Imports
 
 if TYPE_CHECKING:
     from tokenreduce.eval.sweep import Cell, Grid, Tally
@@ -28,8 +29,11 @@ def sweep(
     task: Annotated[list[str] | None, typer.Option(help="Task of lmms-eval; may be given several times.")] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(help="Name, or a composition such as fastervlm:0.5+fastv:64; several times. [default: all]"),
+        typer.Option(
+            help="Name, a composition such as fastervlm:0.5+fastv:64, or ./mine.py:Mine; several times. [default: all]"
+        ),
     ] = None,
+    imports: Imports = None,
     keep: Annotated[str | None, typer.Option(help="Budgets separated by commas. [default: 0.5,0.25,0.11]")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions per task. [default: all]")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Prompts per batch. [default: 1]")] = None,
@@ -82,6 +86,7 @@ def sweep(
         model=model,
         tasks=task,
         methods=method,
+        **({} if imports is None else {"import": imports}),
         keep=None if keep is None else [part for part in keep.split(",") if part.strip()],
         limit=limit,
         batch_size=batch_size,

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from tokenreduce.cli.app import FAILED, Debug, app, teaching
 from tokenreduce.cli.arguments import mapping
+from tokenreduce.cli.options import Imports
 
 if TYPE_CHECKING:
     from tokenreduce.eval.tune import Choice, Point
@@ -22,7 +23,10 @@ def tune(
     task: Annotated[str, typer.Option(help="Task of lmms-eval to calibrate on.")],
     target: Annotated[float | None, typer.Option(help="Share of the unreduced score to keep, such as 0.98.")] = None,
     flops: Annotated[float | None, typer.Option(help="Share of the prefill FLOPs allowed, such as 0.4.")] = None,
-    method: Annotated[list[str] | None, typer.Option(help="Candidate; several times. [default: all]")] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="Candidate, or ./mine.py:Mine; several times. [default: all]")
+    ] = None,
+    imports: Imports = None,
     limit: Annotated[int, typer.Option(min=1, help="Questions of the calibration set.")] = 64,
     evaluations: Annotated[
         int, typer.Option(min=1, help="Most evaluations, without that of the unreduced model.")
@@ -57,17 +61,22 @@ def tune(
     from tokenreduce.eval.sweep.checks import check
     from tokenreduce.eval.sweep.pool import Processes
     from tokenreduce.eval.tune import Calibration, search
+    from tokenreduce.own_methods import load
+    from tokenreduce.registry import named
 
     require()
+    load(imports or ())
     console = Console(soft_wrap=True, highlight=False)
-    named = [name.strip().lower() for name in method or []]
+    chosen = [named(name)[0] for name in method or []]
     grid = Grid.of({
-        "model": model, "tasks": [task], "methods": named, "keep": [0.5], "limit": limit, "base": base,
+        "model": model, "tasks": [task], "methods": chosen, "import": imports, "keep": [0.5], "limit": limit, "base": base,
         "model_args": None if model_args is None else mapping(model_args, "--model-args"),
         "include_path": [str(path) for path in include_path or []],
     })  # fmt: skip
     check(grid)
-    candidates = list(dict.fromkeys(["random", *(named or [r["name"] for r in tr.methods() if "image" in r["media"]])]))
+    candidates = list(
+        dict.fromkeys(["random", *(chosen or [r["name"] for r in tr.methods() if "image" in r["media"]])])
+    )
 
     def told(name: str, keep: float) -> Point:
         point = calibration.point(name, keep)
