@@ -10,9 +10,9 @@ import torch
 
 from tokenreduce.budgets import Budget
 from tokenreduce.layout import Layout, PixelUnit, Seen
-from tokenreduce.reduction import PositionPolicy, Reduction, holds_nan
+from tokenreduce.reduction import PositionPolicy, Reduction
 from tokenreduce.signals import Signal
-from tokenreduce.tokens import Rows, Stage, VisualTokens
+from tokenreduce.tokens import Stage, VisualTokens
 from tokenreduce.validation import choice, truth
 
 
@@ -223,16 +223,13 @@ class Method:
         waits, fresh = tokens.features.device.type != "cpu", place not in _LOOKED_AT
         look = (fresh or not waits) and not torch.compiler.is_compiling()
         _LOOKED_AT.add(place)
-        if look:
-            for signal, shown in tokens.signals.items():
-                value = shown.features[shown.valid] if isinstance(shown, Rows) else shown
-                if value.is_floating_point() and holds_nan(value):
-                    at = tokens.stage if tokens.layer is None else f"{tokens.stage} layer {tokens.layer}"
-                    warnings.warn(
-                        f"method={self.name!r} at {at} ranks by {signal}, which holds NaN ({tokens.features.dtype}): tokens of "
-                        "NaN score come first, whatever they show. Run the model in bfloat16 or float32",
-                        stacklevel=2,
-                    )
+        for signal in tokens.holding_nan() if look else ():
+            at = tokens.stage if tokens.layer is None else f"{tokens.stage} layer {tokens.layer}"
+            warnings.warn(
+                f"method={self.name!r} at {at} ranks by {signal}, which holds NaN ({tokens.features.dtype}): tokens of NaN "
+                "score come first, whatever they show. Run the model in bfloat16 or float32",
+                stacklevel=2,
+            )
         reduction = self.reduce(tokens)
         if not isinstance(reduction, Reduction):
             raise TypeError(

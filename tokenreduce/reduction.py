@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import isfinite
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +14,7 @@ from torch import Tensor
 from tokenreduce.kernels.group_mean import GroupMean, group_mean
 from tokenreduce.kernels.rows import take_rows
 from tokenreduce.kernels.top_k import top_k
-from tokenreduce.tokens import VisualTokens
+from tokenreduce.tokens import VisualTokens, holds_nan
 
 PositionPolicy = Literal["keep", "renumber"]
 DROPPED = -1
@@ -216,12 +215,6 @@ class Reduction:
             x = getattr(self, name)
             if x is not None and holds_nan(x):
                 raise ValueError(f"Reduction.{name} holds NaN; allowed: finite numbers. Compute it in float32")
-
-
-def holds_nan(x: Tensor) -> bool:
-    """Whether ``x``, of a float dtype, does; one pass over it where all its numbers and their sum are finite."""
-    x = x.detach()
-    return not isfinite(x.sum()) and bool(x.isnan().any())
 
 
 def _occurrences(index: np.ndarray, bound: int) -> np.ndarray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -117,9 +118,20 @@ class VisualTokens:
     def num_tokens(self) -> int:
         return self.features.shape[1]
 
+    def holding_nan(self) -> list[Signal]:
+        """The signals of which a number is NaN; on a device this waits for it."""
+        values = ((name, x.features[x.valid] if isinstance(x, Rows) else x) for name, x in self.signals.items())
+        return [name for name, x in values if x.is_floating_point() and holds_nan(x)]
+
     def signal(self, wanted: Signal) -> Any:
         """The value of ``wanted``: a tensor, or ``Rows`` for text."""
         try:
             return self.signals[wanted]
         except KeyError:
             raise KeyError(f"{wanted} was not captured; list it in the `needs` of the step that reads it") from None
+
+
+def holds_nan(x: Tensor) -> bool:
+    """Whether ``x``, of a float dtype, does; one pass over it where all its numbers and their sum are finite."""
+    x = x.detach()
+    return not isfinite(x.sum()) and bool(x.isnan().any())

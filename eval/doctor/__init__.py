@@ -3,7 +3,7 @@
 >>> import tokenreduce as tr
 >>> found = tr.doctor("llava")
 >>> [check.verdict for check in found.checks]
-['right', 'right', 'right', 'right']
+['right', 'right', 'right', 'right', 'right']
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from torch import Tensor
 import tokenreduce as tr
 from tokenreduce.eval import tiny_models
 
+from . import entered_units
 from .beside import shortened
 from .shortened import Columns, caught, hooked, logits
 from .stages import STAGES, left, merged_tower, methods
@@ -87,7 +88,8 @@ class Family:
         self, stage: str, inputs: dict[str, Any], trace: tr.Trace, length: int, generate: bool
     ) -> list[tuple[Columns, Tensor]]:
         """Per sample the columns that enter, and the logits (T, V) of those that reach the last layer."""
-        with merged_tower(self.bare, trace) if stage == "encoder" else hooked():
+        towers = {"pixels": entered_units.shortened, "encoder": merged_tower}
+        with towers[stage](self.bare, trace) if stage in towers else hooked():
             given = caught(self.bare, inputs, generate)
         samples = left(trace, inputs["attention_mask"], length)
         return [(columns, logits(self.bare, inputs, given, b, columns)) for b, columns in enumerate(samples)]

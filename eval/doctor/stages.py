@@ -64,13 +64,14 @@ class ForgetEveryOther(tr.Method, register=False):
         return tr.Reduction.top(score, self.budget.count(tokens.num_tokens))
 
 
-STAGES = ("encoder", "projector", "llm", "cache")
+STAGES = ("pixels", "encoder", "projector", "llm", "cache")
 
 
 def methods(key: str) -> dict[str, tr.Method]:
     """A method of each stage, for the tiny family ``key``."""
     family = tiny_models.KNOWN[key]
     return {
+        "pixels": tr.Uniform(keep=0.4, at="pixels"),
         "encoder": MergeLastPairs(),
         "projector": tr.HiPrune(keep=0.4) if family.listens else tr.Uniform(keep=0.4),
         "llm": tr.FastV(keep=0.4, layer=family.layer),

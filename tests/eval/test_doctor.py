@@ -132,7 +132,7 @@ def test_command(monkeypatch, tmp_path):
     assert made["kind"] == "tokenreduce doctor"
     assert "Wrapped against really shortened" in run.stderr
     assert [row["library"] for row in made["versions"]] == list(tested.tested())
-    assert [(one["family"], one["verdict"]) for one in made["checks"]] == [("llava", "right")] * 4
+    assert [(one["family"], one["verdict"]) for one in made["checks"]] == [("llava", "right")] * len(stages.STAGES)
     wrong = [check.Check("llava", "llm", "wrong", "logits differ")]
     monkeypatch.setattr(check, "checks", lambda key: wrong)
     file = tmp_path / "found.json"

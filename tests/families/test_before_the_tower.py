@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import pytest
 import reduced
 import torch
-import tower_oracle
+import zoo_oracle
 from transformers import DynamicCache
 
 import tokenreduce as tr
 from tokenreduce.adapters.registry import family_of
 from tokenreduce.eval import tiny_models as zoo
+from tokenreduce.eval.doctor import entered_units
 
 PACKED = [
     "qwen2_vl",
@@ -72,11 +73,11 @@ METHODS = {
 def agrees(model, inputs, methods, positions="keep", written=True):
     out, trace = reduced.forward(model, inputs, *methods)
     assert any(len(image.kept()) < image.tokens_in for image in trace.images)
-    with tower_oracle.shortened(model, trace):
+    with entered_units.shortened(model, trace):
         reduced.same_logits(model, inputs, out.logits, trace, positions, ROUNDING)
     if written:
         tokens, trace = reduced.write(model, inputs, *methods)
-        with tower_oracle.shortened(model, trace):
+        with entered_units.shortened(model, trace):
             reduced.same_tokens(model, inputs, tokens, trace, positions)
 
 
@@ -108,7 +109,7 @@ def test_fewer_rows_reach_every_block_and_the_report_says_so(key):
     with tr.wrapped(model, Brightest()), torch.no_grad():  # behind the hooks of the library
         handles = [
             block.register_forward_pre_hook(lambda m, a, k: rows.append(a[0].shape[-2]), with_kwargs=True)
-            for block in tower_oracle.blocks_of(tower)
+            for block in entered_units.blocks_of(tower)
         ]
         model(**inputs)
         for handle in handles:
@@ -128,7 +129,7 @@ def test_fewer_rows_reach_every_block_and_the_report_says_so(key):
         one = found["projector"].flops * whole == bare["projector"].flops * left
         assert one or key == "hyperclovax_vision_v2"  # half of whose projector comes behind the places of all units
     else:
-        entered = tower_oracle.batched(tower, trace.images)
+        entered = entered_units.batched(tower, trace.images)
         assert set(rows) == {max(len(own) for own in entered)}
     assert all(stage.stage == "pixels" for image in trace.images for stage in image.stages)
 
@@ -189,8 +190,8 @@ def test_a_second_turn(key):
         text = {name: x for name, x in both.items() if name.endswith("_ids") or name == "attention_mask"}
         second = model.generate(**text, past_key_values=cache, max_new_tokens=3, do_sample=False)
     longer = reduced.grown(reduced.told(trace, inputs["attention_mask"]), length, both["input_ids"].shape[1] - length)
-    with tower_oracle.shortened(model, trace):
-        assert second[:, -3:].tolist() == tower_oracle.greedy(model, both, 3, longer)
+    with entered_units.shortened(model, trace):
+        assert second[:, -3:].tolist() == zoo_oracle.greedy(model, both, 3, **longer)
 
 
 @pytest.mark.parametrize("key", ["qwen2_vl", "qwen3_vl"])

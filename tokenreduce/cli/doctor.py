@@ -21,7 +21,7 @@ def doctor(
     force: Force = False,
     debug: Debug = False,
 ) -> None:
-    """Find out whether the installed libraries fit: every family at every stage, in a minute, without a download.
+    """Find out whether the installed libraries fit: every family at every stage, in two minutes, without a download.
 
     A tiny model of each family is wrapped with one method per stage, and its logits and its written tokens are compared
     with those of a sequence that is really shorter: *right*, *refused* with a reason, or *wrong*. Leaves with 1 when

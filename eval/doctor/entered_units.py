@@ -14,7 +14,6 @@ from itertools import cycle
 from typing import Any
 
 import torch
-import zoo_oracle
 from torch import Tensor
 
 import tokenreduce as tr
@@ -42,10 +41,10 @@ def shortened(model: Any, trace: tr.Trace) -> Iterator[None]:
             state["rows"] = batched(tower, trace.images)
 
     def enter(module: Any, args: Any, kwargs: dict) -> None:
-        state["x"] = [args[0][..., rows, :] if state.get("borders") else args[0][i : i + 1, rows]
-                      for i, rows in enumerate(state["rows"])]  # fmt: skip
+        packs, x = state.get("borders"), args[0]
+        state["x"] = [x[..., rows, :] if packs else x[i : i + 1, rows] for i, rows in enumerate(state["rows"])]
 
-    def leave(index: int, module: Any, args: Any, kwargs: dict, output: Any) -> Tensor:
+    def leave(index: int, module: Any, args: Any, kwargs: dict, output: Any) -> Any:
         whole, found = args[0].shape, []
         for x, rows in zip(state["x"], state["rows"]):
             own = {name: sliced(value, rows, whole[-2]) for name, value in kwargs.items() if "seqlen" not in name}
@@ -142,7 +141,3 @@ def batched(tower: Any, images: list) -> list[Tensor]:
             found.append(torch.cat([torch.arange(prefix), prefix + patches.nonzero()[:, 0]]))
             first += area
     return found
-
-
-def greedy(model: Any, inputs: dict, steps: int, told: dict) -> list[list[int]]:
-    return zoo_oracle.greedy(model, inputs, steps, **told)
