@@ -213,15 +213,14 @@ class Method:
     def checked(self, tokens: VisualTokens) -> Reduction:
         """``reduce``, with a plan that fits ``tokens``.
 
-        On a CPU signals are looked through every time, and the plans of methods from elsewhere. The plans of this package's
-        own methods, which its tests look through, and all that would make a device wait, are the first time that a method of
-        this kind acts at this place.
+        Signals are looked through, and the plans of methods from elsewhere: on a CPU at every call; where it would make a device
+        wait, the first time that a method of this kind acts at this place, as plans of this package's own methods always.
 
         Errors: ``TypeError`` / ``ValueError`` for a plan that does not fit. Warns of NaN in what tokens are ranked by.
         """
         place = (type(self), tokens.stage, tokens.layer, tokens.features.dtype)
-        waits, fresh = tokens.features.device.type != "cpu", place not in _LOOKED_AT
-        look = (fresh or not waits) and not torch.compiler.is_compiling()
+        fresh = place not in _LOOKED_AT
+        look = (fresh or tokens.features.device.type == "cpu") and not torch.compiler.is_compiling()
         _LOOKED_AT.add(place)
         for signal in tokens.holding_nan() if look else ():
             at = tokens.stage if tokens.layer is None else f"{tokens.stage} layer {tokens.layer}"
@@ -232,12 +231,11 @@ class Method:
             )
         reduction = self.reduce(tokens)
         if not isinstance(reduction, Reduction):
-            raise TypeError(
-                f"{type(self).__name__}.reduce returned a {type(reduction).__name__}; allowed: a Reduction, from "
-                "Reduction.top, .select, .merge or .identity"
-            )
-        own = type(self).__module__.startswith(f"{__package__}.")
-        return reduction.check(tokens, values=look and (fresh or not own))
+            found = f"{type(self).__name__}.reduce returned a {type(reduction).__name__}"
+            raise TypeError(f"{found}; allowed: a Reduction, from Reduction.top, .select, .merge or .identity")
+        return reduction.check(
+            tokens, values=look and (fresh or not type(self).__module__.startswith(f"{__package__}."))
+        )
 
 
 def registered() -> dict[str, type[Method]]:
