@@ -217,7 +217,8 @@ def main() -> None:
         *tiles(coffee),
         "## To point at\n",
         "`tokenreduce inspect --model demo --method fastv --keep 0.25 --out page.html` writes one page without further files: a "
-        "slider through stages and layers, and for the token under the pointer what stands for it, its role and its score. In a "
+        "slider through stages and layers, and for the token under the pointer what stands for it, its role and its score; a "
+        "video (`--video clip.mp4`) plays over a timeline of its tokens: left, joined to those of which frame, dropped. In a "
         "notebook, `tr.explore(model, processor, images, question)` is a panel with method, budget, stage and picture.\n",
     ]
     one_by_one(model, processor, scene)

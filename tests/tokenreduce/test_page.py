@@ -168,3 +168,49 @@ def test_in_a_browser(page, traced):
         browser.close()
     assert problems == []
     assert all(url.startswith(("file:", "data:")) for url in asked)
+
+
+@pytest.fixture
+def video(tmp_path):
+    """A page of three frames of 2 x 2 tokens: those of frame 1 joined frame 0, of frame 2 only the last is left."""
+    layout = Layout(2, 2, frames=3, medium="video")
+    assign = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3, -1, -1, -1, 4])
+    source = torch.tensor([0, 1, 2, 3, 11])
+    columns = torch.arange(5, 17)
+    stage = StageTrace("projector", None, "made", assign, columns[source], source, None, ())
+    frames = [Image.new("RGB", (28, 28), (60 * t, 0, 0)) for t in range(3)]
+    write_page(tmp_path / "video.html", ImageTrace(0, layout, columns, (stage,)), frames, side=120)
+    return tmp_path / "video.html"
+
+
+def test_a_video_tells_the_frame_of_every_token_and_survivor(video):
+    data = only(video)
+    assert data["frames"]["of"] == [0] * 4 + [1] * 4 + [2] * 4
+    assert data["frames"]["count"] == 3
+    assert [step["seated"] for step in data["steps"]] == [data["frames"]["of"], [0, 0, 0, 0, 2]]
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on the path; on Debian: apt-get install chromium")
+def test_a_video_plays_over_its_timeline(video):
+    api = pytest.importorskip("playwright.sync_api", reason="pip install 'tokenreduce[dev]' brings playwright")
+    with api.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        view, problems = browser.new_page(), []
+        view.on("pageerror", lambda error: problems.append(str(error)))
+        view.goto(video.as_uri())
+        bars = view.locator("#timeline button")
+        told = []
+        for number in range(bars.count()):
+            bars.nth(number).click()
+            told.append(view.locator("#said").inner_text())
+        assert told == [
+            "frame 0: 4 of 4 tokens left",
+            "frame 1: 0 of 4 tokens left, 4 joined frame 0",
+            "frame 2: 1 of 4 tokens left, 3 dropped",
+        ]
+        view.locator("#play").click()
+        view.wait_for_function("document.getElementById('said').textContent.startsWith('frame 1')")
+        view.locator("#step").fill("0")
+        assert view.locator("#said").inner_text().endswith("4 of 4 tokens left")
+        browser.close()
+    assert problems == []

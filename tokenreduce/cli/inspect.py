@@ -55,13 +55,16 @@ def inspect(
     """Write one page that shows which visual tokens are left after every stage, for people without Jupyter.
 
     The page is a single file and needs no network. A slider goes through the stages and decoder layers; pointing at the
-    picture tells which source patches a token stands for, its role and its score.
+    picture tells which source patches a token stands for, its role and its score. A video plays, over a timeline of its
+    tokens.
 
     **Examples**
 
     - `tokenreduce inspect --model demo --method hiprune --keep 0.25 --out page.html`
 
     - `tokenreduce inspect --model ./my-llava --method fastv:64 --image cat.jpg --prompt "What is this?" --out page.html`
+
+    - `tokenreduce inspect --model demo --method holitom:0.2 --video clip.mp4 --out page.html`
     """
     chosen = chosen_methods(method, keep, parameter or [], positions.value if positions else None, imports)
     pictures, question = given_prompt(model, image, video, frames, prompt)

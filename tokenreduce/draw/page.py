@@ -35,7 +35,7 @@ def write_page(
 
     A slider goes through the stages (decoder layers included), pointing at the picture tells which source tokens stand
     together, where, in which role, and by which score they were ranked. Several pictures are chosen from a list; a video is
-    laid out frame by frame.
+    laid out frame by frame and can be played, over a timeline of its tokens: left, joined to those of which frame, dropped.
 
     Args:
         path: a name ending in .html.
@@ -65,8 +65,11 @@ def write_page(
         ]
         about = {"title": title, "facts": list(facts), "pictures": made}
         data = json.dumps(about).replace("<", "\\u003c")  # no text can end the script element
-        page = files("tokenreduce.draw").joinpath("page.html").read_text(encoding="utf-8")
-        page = page.replace("/*STYLE*/", stylesheet())
+        page, player = (
+            files("tokenreduce.draw").joinpath(name).read_text(encoding="utf-8")
+            for name in ("page.html", "video_player.js")
+        )
+        page = page.replace("/*STYLE*/", stylesheet()).replace("/*VIDEO*/", player)
         page = page.replace("<title>tokenreduce</title>", f"<title>{html.escape(title)}</title>")
         file.write(page.replace("/*DATA*/", data).encode())
 

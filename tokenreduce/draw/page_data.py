@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from tokenreduce.draw.canvas import GAP, Canvas
@@ -36,6 +37,8 @@ def picture_data(
     images = images_of(trace, index, 1 if filmed else tiles_of(size, processor))
     longest = max(images, key=lambda own: len(own.stages))
     steps, whole = [], provenance_map(trace, size, processor, index, 0)
+    columns = torch.cat([own.columns for own in images]).tolist()
+    frame_at = dict(zip(columns, whole.frame.tolist(), strict=True)) if filmed else {}
     for step, label in enumerate(step_names(longest)):
         reached = [min(step, len(own.stages)) for own in images]
         tokens = provenance_map(trace, size, processor, index, step)
@@ -49,6 +52,7 @@ def picture_data(
             "owner": tokens.owner.tolist(),
             "kept": tokens.kept,
             "seats": seats.tolist(),
+            "seated": [frame_at.get(int(column), -1) for column in seats],
             "role": tokens.role.tolist(),
             "roles": list(tokens.names),
             "score": None,
@@ -70,7 +74,15 @@ def picture_data(
         "steps": steps,
         "places": _places(whole, picture, side).tolist(),
         "names": _names(images),
+        "frames": _frames(whole, picture, side) if filmed else None,
     }
+
+
+def _frames(tokens: ProvenanceMap, pictures: Sequence[Image.Image], side: int) -> dict[str, Any]:
+    """Where the frames of a video lie in what ``_drawn`` gives, and the frame of each token."""
+    width, height = Canvas(pictures[0], side // min(COLUMNS, len(pictures))).size
+    place = {"width": width, "height": height, "gap": GAP, "columns": COLUMNS}
+    return {**place, "of": tokens.frame.tolist(), "count": int(tokens.frame.max()) + 1}
 
 
 def _drawn(
