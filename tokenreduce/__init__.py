@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tokenreduce.budgets import Budget
     from tokenreduce.cost import Report
     from tokenreduce.draw import compare, draw, explore
+    from tokenreduce.explanation import explain
     from tokenreduce.layout import Layout
     from tokenreduce.method import Method, ModelFacts, Step
     from tokenreduce.methods.aim import AIM
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from tokenreduce.traces import Trace, load_trace
     from tokenreduce.wrapping import budget, is_wrapped, report, trace, unwrap, wrap, wrapped
 
-    methods: Callable[[], Table]
+    methods: Callable[..., Table]
 
 __version__ = "0.1.0"
 
@@ -66,6 +67,7 @@ _HOME = {
     "budget": "wrapping",
     "check_method": "eval.method_check",
     "doctor": "eval.doctor",
+    "explain": "explanation",
     "prompt_length": "prompts",
     "question": "prompts",
     "refused": "tables",

@@ -40,7 +40,7 @@ class Budget:
             return
         if isinstance(keep, bool) or not isinstance(keep, numbers.Real):
             raise TypeError(
-                f"keep={keep!r} is a {type(keep).__name__}; allowed: a float in (0, 1] (fraction of the visual tokens) "
+                f"keep={keep!r} is a {type(keep).__name__}; allowed: a float in (0, 1] (fraction of the visual tokens), "
                 "an int >= 1 (tokens per image), or the text 'auto'. For example keep=0.25 or keep=64."
             )
         if isinstance(keep, numbers.Integral):

@@ -119,19 +119,22 @@ class Report:
         each = [n for row in self.tokens_kept for n in row]
         heard = f", {_number(self.signal_flops / 1e9)} GFLOPs of attention statistics" if self.signal_flops else ""
         mean = sum(self.equivalent_tokens) / max(len(self.equivalent_tokens), 1)
+        alone = self.step is None  # a vision encoder by itself: no prompt, no cache
         rows = {
             "methods": " + ".join(self.methods) or "-",
             **({"in place of the paper's": "; ".join(self.substitutes)} if self.substitutes else {}),
-            "visual tokens kept": f"{kept:,} = {_share(kept, tokens_in)} in {images} image(s)",
+            "patches kept"
+            if alone
+            else "visual tokens kept": f"{kept:,} = {_share(kept, tokens_in)} in {images} image(s)",
             **({"in each image": ", ".join(map(str, each))} if 1 < len(each) <= 16 and len(set(each)) > 1 else {}),
-            "averaged over layers": f"{_number(mean)} per sample",
+            f"averaged over {'blocks' if alone else 'layers'}": f"{_number(mean)} per {'image' if alone else 'sample'}",
         }
-        rows |= {f"{stage} GFLOPs": str(cost) for stage, cost in self.by_stage.items()}
+        rows |= {"GFLOPs" if alone else f"{stage} GFLOPs": str(cost) for stage, cost in self.by_stage.items()}
         rows |= {"not counted": ", ".join(self.uncounted)} if self.uncounted else {}
-        rows |= {
-            "KV cache KiB": f"{_number(self.kv_bytes / 1024)} = {_share(self.kv_bytes / 1024, self.kv_bytes_unreduced / 1024)}",
-            "method itself": f"{self.method_ms:.2f} ms{heard}",
-        }
+        if not alone:
+            held, whole = self.kv_bytes / 1024, self.kv_bytes_unreduced / 1024
+            rows["KV cache KiB"] = f"{_number(held)} = {_share(held, whole)}"
+        rows["method itself"] = f"{self.method_ms:.2f} ms{heard}"
         width = max(map(len, rows))
         return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
 

@@ -19,20 +19,22 @@ class Control(Method, register=False):
     """A baseline that looks at no features.
 
     Attributes:
-        at: ``projector``; or ``pixels``: what it does not keep never enters the vision tower.
+        at: ``projector``; or ``pixels``: what it does not keep never enters the vision tower. None: the projector, or, in a
+            vision tower by itself, the pixels.
     """
 
     stages = ("pixels", "projector")
     needs: ClassVar[tuple[Signal, ...]] = ()
 
-    at: Literal["pixels", "projector"] = "projector"
+    at: Literal["pixels", "projector"] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        choice("at", self.at, self.stages)
+        choice("at", self.at, (None, *self.stages))
 
     def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
-        return (Step(self.at, needs=self.needs),)
+        own = "projector" if "projector" in facts.stages or "pixels" not in facts.stages else "pixels"
+        return (Step(self.at or own, needs=self.needs),)
 
 
 class ByPlace(Method, register=False):

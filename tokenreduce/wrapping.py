@@ -47,7 +47,15 @@ class Attachment:
         self.facts = self.family.offers()
         if images_as_video:  # counts then refer to a video of any length
             self.facts = dataclasses.replace(self.facts, tokens_per_image=None)
-        pipeline = Pipeline(methods, self.facts)
+        try:
+            pipeline = Pipeline(methods, self.facts)
+        except ValueError as error:
+            from tokenreduce.fitting import instead_of
+
+            others = instead_of(methods, self.facts)
+            if not others:
+                raise
+            raise ValueError(f"{error}. Methods that fit this model: {', '.join(others)}") from error
         self.marked = self.family.hooked
         for module in self.marked:
             if MARK in module.__dict__:

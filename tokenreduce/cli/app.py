@@ -92,18 +92,44 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of
 
 
 def print_table(rows: list[dict[str, Any]], title: str, console: Console | None = None) -> None:
-    """Rows under their keys; as wide as they are where no terminal sets the width, and never cut."""
+    """Rows under their keys, and no word is ever cut: as wide as they are where no terminal sets the width; where a terminal is
+    too narrow, one value a line.
+    """
     from rich import box
     from rich.markup import escape
     from rich.table import Table
 
-    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
-    for number, name in enumerate(rows[0]):
-        style = "bold" if number == 0 else None
-        made.add_column(name.replace("_", " "), no_wrap=number == 0, overflow="fold", style=style)
-    for row in rows:
-        made.add_row(*(escape(str(value)) for value in row.values()))
     console = console or Console()
     if not console.is_terminal:
         console = Console(file=console.file, width=UNLIMITED)
+    words = {
+        name: max(len(word) for row in [{name: name}, *rows] for word in str(row[name]).split() or [""])
+        for name in rows[0]
+    }
+    head = next(iter(rows[0]))
+    words[head] = max(len(str(row[head])) for row in rows)
+    if sum(words.values()) + 3 * len(words) > console.width:
+        _print_records(rows, title, console)
+        return
+    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
+    for number, name in enumerate(rows[0]):
+        style = "bold" if number == 0 else None
+        made.add_column(
+            name.replace("_", " "), no_wrap=number == 0, overflow="fold", style=style, min_width=words[name]
+        )
+    for row in rows:
+        made.add_row(*(escape(str(value)) for value in row.values()))
     console.print(made, soft_wrap=False)
+
+
+def _print_records(rows: list[dict[str, Any]], title: str, console: Console) -> None:
+    from rich.padding import Padding
+    from rich.text import Text
+
+    console.print(Text(title, style="bold"), soft_wrap=False)
+    for row in rows:
+        (_, head), *rest = row.items()
+        console.print(Text(str(head), style="bold"), soft_wrap=False)
+        for name, value in rest:
+            said = f"{name.replace('_', ' ')}: {str(value).replace(chr(10), ', ')}"
+            console.print(Padding(Text(said), (0, 0, 0, 2)), soft_wrap=False)

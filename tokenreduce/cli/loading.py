@@ -26,6 +26,26 @@ def load(name: str, dtype: str, device: str, attention: str) -> tuple[Any, Any]:
     return model.eval().to(place), processor
 
 
+def empty_model(name: str) -> Any:
+    """The model without its weights, on the device "meta": ``name`` is as in ``load``, or a ``config.model_type``."""
+    import torch
+    from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
+
+    import tokenreduce as tr
+
+    if name == "demo":
+        from tokenreduce.eval.demo import WEIGHTS
+
+        name = str(WEIGHTS)
+    kinds = {row["model_type"]: row["kind"] for row in tr.families()}
+    config = AutoConfig.for_model(name) if name in kinds and not Path(name).is_dir() else pretrained(AutoConfig, name)
+    alone = kinds.get(config.model_type) == "encoder"
+    if not alone:
+        check_family(config.model_type)
+    with torch.device("meta"):
+        return (AutoModel if alone else AutoModelForImageTextToText).from_config(config).eval()
+
+
 def pretrained(cls: Any, name: str, **options: Any) -> Any:
     try:
         return cls.from_pretrained(name, **options)

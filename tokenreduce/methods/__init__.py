@@ -1,6 +1,6 @@
 """One small file per method: mathematics only. Every module in this folder is imported, and so registered.
 
-``tokenreduce.methods()`` lists them: the folder can be called.
+``tokenreduce.methods()`` lists them, ``tokenreduce.methods(model)`` those that fit a model: the folder can be called.
 """
 
 import dataclasses
@@ -8,6 +8,7 @@ import sys
 from importlib import import_module
 from pkgutil import iter_modules
 from types import ModuleType
+from typing import Any
 
 from tokenreduce.tables import Table
 
@@ -16,8 +17,13 @@ for _module in iter_modules(__path__):
 
 
 class _Folder(ModuleType):
-    def __call__(self) -> Table:
-        """One row per method, baselines last: name, title, stages, what it looks at, parameters with defaults, paper."""
+    def __call__(self, model: Any = None) -> Table:
+        """One row per method, baselines last: name, title, stages, what it looks at, parameters with defaults, paper.
+
+        With a ``model``: whether each fits it and where it would act, those that fit first (``tokenreduce.fitting``).
+        """
+        if model is not None:
+            return Table(import_module("tokenreduce.fitting").fitting(model))
         return Table(
             {
                 "name": name,

@@ -19,7 +19,8 @@ class Random(Control):
 
     Attributes:
         seed: of the draw.
-        at: ``projector``; or ``pixels``: the others' pixels never enter the vision tower.
+        at: ``projector``; or ``pixels``: the others' pixels never enter the vision tower. None: the projector, or, in a
+            vision tower by itself, the pixels.
     """
 
     name = "random"

@@ -19,7 +19,8 @@ class Uniform(Control):
     """Keep the central token of each of K near-square regions that tile the image.
 
     Attributes:
-        at: ``projector``; or ``pixels``: the others' pixels never enter the vision tower.
+        at: ``projector``; or ``pixels``: the others' pixels never enter the vision tower. None: the projector, or, in a
+            vision tower by itself, the pixels.
     """
 
     name = "uniform"
