@@ -10,7 +10,7 @@ from torch import Tensor
 from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.reduction import Reduction
 from tokenreduce.signals import Signal
-from tokenreduce.tokens import VisualTokens
+from tokenreduce.tokens import Stage, VisualTokens
 from tokenreduce.validation import choice
 
 
@@ -33,7 +33,7 @@ class Control(Method, register=False):
         choice("at", self.at, (None, *self.stages))
 
     def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
-        own = "projector" if "projector" in facts.stages or "pixels" not in facts.stages else "pixels"
+        own: Stage = "projector" if "projector" in facts.stages or "pixels" not in facts.stages else "pixels"
         return (Step(self.at or own, needs=self.needs),)
 
 
