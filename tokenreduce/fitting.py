@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from tokenreduce.method import Method, ModelFacts, Step
-from tokenreduce.pipeline import Pipeline
+from tokenreduce.method import Method, Step
 from tokenreduce.registry import registry
 from tokenreduce.tables import Table
 
@@ -59,26 +58,6 @@ def places(steps: Sequence[tuple[Method, Step]]) -> str:
             case _:
                 said.append("in the KV cache")
     return ", then ".join(said)
-
-
-def instead_of(methods: Sequence[Method], facts: ModelFacts) -> list[str]:
-    """Names of methods that fit a model of ``facts``, where one of ``methods`` does not, whatever its parameters.
-
-    Empty where each would fit with its defaults: then a parameter is wrong.
-    """
-    odd = [m for m in methods if not _fits(type(m), facts)]
-    if not odd:
-        return []
-    wanted = set(odd[0].media)
-    return [name for name, cls in registry().items() if wanted & set(cls.media) and _fits(cls, facts)]
-
-
-def _fits(cls: type[Method], facts: ModelFacts) -> bool:
-    try:
-        Pipeline([cls()], facts)
-    except (TypeError, ValueError):
-        return False
-    return True
 
 
 def _runs(numbers: Sequence[Any]) -> str:

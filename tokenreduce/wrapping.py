@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from tokenreduce.alternatives import instead_of
 from tokenreduce.method import Method
 from tokenreduce.pipeline import Pipeline
 from tokenreduce.registry import make
@@ -50,8 +51,6 @@ class Attachment:
         try:
             pipeline = Pipeline(methods, self.facts)
         except ValueError as error:
-            from tokenreduce.fitting import instead_of
-
             others = instead_of(methods, self.facts)
             if not others:
                 raise
