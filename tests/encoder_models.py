@@ -120,3 +120,11 @@ def small(name: str, **more) -> nn.Module:
         if p.ndim > 1:
             nn.init.normal_(p, std=0.2)
     return model
+
+
+def shaped(*grids: tuple[int, int], length: int) -> dict[str, torch.Tensor]:
+    """Inputs of SigLIP 2 of any aspect: patches of one image per grid, padded to ``length``."""
+    real = torch.arange(length) < torch.tensor([height * width for height, width in grids])[:, None]
+    torch.manual_seed(1)
+    patches = torch.randn(len(grids), length, 192)
+    return {"pixel_values": patches, "pixel_attention_mask": real.long(), "spatial_shapes": torch.tensor(grids)}

@@ -19,17 +19,7 @@ def explicit(model, x, method):
     family = family_of(model)
     facts = family.facts()
     steps = {s.layer: s for s in method.plan(facts)}
-    caught = {}
-
-    def catch(module, args, kwargs):
-        caught["x"], caught["kwargs"] = args[0] if args else kwargs.pop("hidden_states"), kwargs
-        raise InterruptedError
-
-    handle = family.blocks[0].module.register_forward_pre_hook(catch, with_kwargs=True)
-    with pytest.raises(InterruptedError):
-        model(**x) if isinstance(x, dict) else model(x)
-    handle.remove()
-    x, rope = caught["x"], caught["kwargs"].get("rope", caught["kwargs"].get("position_embeddings"))
+    x, rope = entering(model, x)
     p = facts.tower_prefix
     size, assign = torch.ones(x.shape[:2]), torch.arange(x.shape[1]).expand(x.shape[:2])
     source, counts = assign, []
@@ -44,6 +34,21 @@ def explicit(model, x, method):
         if i in steps and method.when == "after":
             x, size, assign, source = merge(x, size, assign, source, steps[i], method, p)
     return x.gather(1, assign[..., None].expand(-1, -1, x.shape[-1])), counts
+
+
+def entering(model, x):
+    """What enters the first block for the inputs ``x``: rows, and their rotary table if there is one."""
+    family, caught = family_of(model), {}
+
+    def catch(module, args, kwargs):
+        caught["x"], caught["kwargs"] = args[0] if args else kwargs.pop("hidden_states"), kwargs
+        raise InterruptedError
+
+    handle = family.blocks[0].module.register_forward_pre_hook(catch, with_kwargs=True)
+    with pytest.raises(InterruptedError):
+        model(**x) if isinstance(x, dict) else model(x)
+    handle.remove()
+    return caught["x"], caught["kwargs"].get("rope", caught["kwargs"].get("position_embeddings"))
 
 
 def merge(x, size, assign, source, step, method, p):
@@ -77,8 +82,8 @@ def scale(m, i, x):
     return x if gamma is None else x * gamma
 
 
-def attend(block, x, bias, rope):
-    """Attention by hand: projections of the module, materialised softmax."""
+def attend(block, x, bias, rope, maps=None):
+    """Attention by hand: projections of the module, materialised softmax, which ``maps``, a list, is given, too."""
     a, heads = block.attention, block.heads
     if isinstance(a, nn.MultiheadAttention):
         q, k, v = nn.functional.linear(x, a.in_proj_weight, a.in_proj_bias).chunk(3, -1)
@@ -118,7 +123,10 @@ def attend(block, x, bias, rope):
     logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
     if bias is not None:
         logits = logits + bias
-    y = (logits.softmax(-1) @ v).transpose(1, 2).flatten(2)
+    weights = logits.softmax(-1)
+    if maps is not None:
+        maps.append(weights)
+    y = (weights @ v).transpose(1, 2).flatten(2)
     if hasattr(a, "norm"):
         y = a.norm(y)
     return out(y)

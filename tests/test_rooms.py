@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-NOUNS = {"budgets", "joint_space", "projection", "layout", "method", "reduction", "signals", "tokens"}
+NOUNS = {"budgets", "joint_space", "mixing", "projection", "layout", "method", "reduction", "signals", "tokens"}
 ALLOWED = {
     "kernels": {"kernels"},
     "tokenreduce/methods": {
@@ -46,6 +46,7 @@ ALLOWED = {
         "kernels",
         "adapters",
         "cost",
+        "encoder_steps",
         "flops",
         "groups",
         "per_thread",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, Protocol
 
+from tokenreduce.encoder_steps import EncoderStep, encoder_steps
 from tokenreduce.groups import ImageGroup
 from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.per_thread import PerThread, nothing
@@ -49,7 +50,7 @@ class Pipeline:
     def __init__(self, methods: Sequence[Method], facts: ModelFacts) -> None:
         self.methods = tuple(methods)
         self.facts = facts
-        self._encoder_steps: dict[Any, dict[int, list[tuple[Method, Step]]]] = {}
+        self._encoder_steps: dict[Any, dict[int, list[EncoderStep]]] = {}
         self.substitutes: tuple[str, ...] = ()  # what stands in for something the model lacks, as the report says it
         self._bounded: list[Method] = []
         steps: list[tuple[Method, Step]] = []
@@ -74,27 +75,10 @@ class Pipeline:
     def layers(self, stage: Stage) -> tuple[int, ...]:
         return tuple(sorted({s.layer for _, s in self.steps if s.stage == stage and s.layer is not None}))
 
-    def encoder_steps(
-        self, grid: tuple[int, int], shares: tuple[int | None, ...] = ()
-    ) -> dict[int, list[tuple[Method, Step]]]:
-        """By block, what to do with ``grid`` patches as their rows arrive in the encoder.
-
-        ``shares``: per method, how many are left of them, where they are a view of an image; None: as the budget says.
-
-        Errors: ``ValueError`` when a budget cannot be reached from so many patches.
-        """
+    def encoder_steps(self, grid: tuple[int, int], shares: tuple[int | None, ...] = ()) -> dict[int, list[EncoderStep]]:
+        """What ``encoder_steps`` says of these methods, worked out once."""
         if (grid, shares) not in self._encoder_steps:
-            facts = dataclasses.replace(self.facts, tower_grid=grid)
-            by_block: dict[int, list[tuple[Method, Step]]] = {}
-            for method, share in zip(self.methods, shares or (None,) * len(self.methods), strict=True):
-                if share is not None:
-                    method = dataclasses.replace(method, keep=share)
-                steps = [] if method.is_identity(grid[0] * grid[1]) else method.plan(facts)
-                for step in steps:
-                    check_step(method.name, step, facts)
-                    if step.stage == "encoder" and step.layer is not None:
-                        by_block.setdefault(step.layer, []).append((method, step))
-            self._encoder_steps[grid, shares] = by_block
+            self._encoder_steps[grid, shares] = encoder_steps(self.methods, self.facts, grid, shares)
         return self._encoder_steps[grid, shares]
 
     def view_shares(self, sizes: Sequence[int]) -> list[tuple[int | None, ...]]:

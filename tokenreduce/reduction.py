@@ -14,6 +14,7 @@ from torch import Tensor
 from tokenreduce.kernels.group_mean import GroupMean, group_mean
 from tokenreduce.kernels.rows import take_rows
 from tokenreduce.kernels.top_k import top_k
+from tokenreduce.mixing import Mix, check_mix
 from tokenreduce.tokens import VisualTokens, holds_nan
 
 PositionPolicy = Literal["keep", "renumber"]
@@ -31,7 +32,9 @@ class Reduction:
         assign: (B, N) long. Row that input token n is represented by, or -1 when it is dropped.
         merges: True when a row is the weighted mean of the tokens assigned to it, False when it is its source, unchanged.
         weight: (B, N) float, relative weight of token n in its row; None: equal weights.
-        features: (B, K, D) features of the rows, only where they are neither their source nor such a mean.
+        features: (B, K, D) features of the rows, only where they are neither their source nor such a mean; inside an encoder
+            never, where rows may be units of several patches: ``mix`` says how they come about.
+        mix: what some rows of a selection gain of other tokens. A token that a row is a sum of is assigned to that row.
         positions: ``keep`` the position id of the source, or ``renumber`` the shortened sequence 0, 1, 2, ...
         role: (B, N) int of the *input* tokens, meanings in ``role_names`` (None: roles stay what they were).
         score: (B, N) float of the *input* tokens, what they were ranked by, higher is kept first (None: no ranking). Only
@@ -48,6 +51,7 @@ class Reduction:
     merges: bool = False
     weight: Tensor | None = None
     features: Tensor | None = None
+    mix: Mix | None = None
     positions: PositionPolicy = "keep"
     role: Tensor | None = None
     role_names: tuple[str, ...] = ()
@@ -99,6 +103,7 @@ class Reduction:
         """The plan of the images ``pick``, whole; ``k``: cut to its first k rows, which all exist."""
         given: dict[str, Any] = {name: x[pick] for name, x in vars(self).items() if isinstance(x, Tensor)}
         given["notes"] = {name: x[pick] for name, x in self.notes.items()}
+        given["mix"] = None if self.mix is None else self.mix.images(pick)
         if k is not None:
             given |= {name: given[name][:, :k] for name in ("source", "features") if name in given} | {"valid": None}
         return replace(self, **given)
@@ -109,10 +114,18 @@ class Reduction:
         return replace(self, source=source, assign=self.assign.scatter(1, source, rows), in_order=False)
 
     def carry(self, x: Tensor) -> Tensor:
-        """The rows (B, K, D) that the input rows ``x`` (B, N, D) become: selected or averaged."""
+        """The rows (B, K, D) that the input rows ``x`` (B, N, D) become: selected, averaged or mixed."""
         if self.merges and self.num_kept:
             return self._mean(x)
-        return take_rows(x, self.source)
+        rows = take_rows(x, self.source)
+        return rows if self.mix is None else self.mix.added(rows, x)
+
+    def first_of_rows(self) -> Tensor:
+        """(B, K) long, the first input token that each row stands for."""
+        tokens = torch.arange(self.assign.shape[1], device=self.assign.device).expand_as(self.assign)
+        rows = torch.where(self.assign < 0, self.num_kept, self.assign)
+        found = torch.zeros(len(rows), self.num_kept + 1, dtype=torch.long, device=rows.device)
+        return found.scatter_reduce(1, rows, tokens, "amin", include_self=False)[:, :-1]
 
     @cached_property
     def _mean(self) -> GroupMean:
@@ -124,7 +137,9 @@ class Reduction:
 
     def does_nothing(self, n: int) -> bool:
         """Whether this plan leaves all ``n`` tokens as they are and says nothing new about them."""
-        unchanged = self.in_order and self.num_kept == n and self.features is None and not self.merges
+        unchanged = (
+            self.in_order and self.num_kept == n and self.features is None and not self.merges and self.mix is None
+        )
         return unchanged and self.valid is None and self.role is None and self.positions == "keep"
 
     def carry_along(self, x: Tensor) -> Tensor:
@@ -176,11 +191,17 @@ class Reduction:
                 raise TypeError(f"Reduction.{name} is {x.dtype}; allowed: a float dtype, for example .float()")
         if self.positions not in ("keep", "renumber"):
             raise ValueError(f"Reduction.positions={self.positions!r}; allowed: 'keep', 'renumber'")
+        if tokens.stage == "encoder" and self.features is not None:
+            raise ValueError(
+                "a Reduction at stage 'encoder' that makes the features of its rows; allowed: tokens selected, averaged, as by "
+                "Reduction.merge, or summed, by mix=Mix(...)"
+            )
         if tokens.stage == "pixels" and (self.merges or self.features is not None or not self.in_order):
             raise ValueError(
                 "a Reduction at stage 'pixels' that merges tokens or makes their features, of which there are none yet; allowed: "
                 "a selection, from Reduction.top, .select, .where or .identity"
             )
+        check_mix(self.mix, tokens.stage, batch, only_selects=not self.merges and self.valid is None)
         if values and self.source.numel():
             self._check_values(n)
         return self

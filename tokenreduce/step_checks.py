@@ -8,7 +8,17 @@ from dataclasses import replace
 from tokenreduce.layout import Layout
 from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.reduction import Reduction
-from tokenreduce.signals import ImageFingerprint, Keys, LastQueryAttention, Signal, Text, TowerPrefix, block_of
+from tokenreduce.signals import (
+    AttentionReceived,
+    ClsAttention,
+    ImageFingerprint,
+    Keys,
+    LastQueryAttention,
+    Signal,
+    Text,
+    TowerPrefix,
+    block_of,
+)
 
 WAYS_OUT = {
     "cache": "Its layers keep states or sliding windows, not an entry per token: leave trimming out, as "
@@ -102,11 +112,7 @@ def check_step(name: str, step: Step, facts: ModelFacts) -> None:
                 )
             continue
         if step.stage == "encoder":
-            if not isinstance(need, Keys) or need.heads != "mean" or need.block != step.layer:
-                raise ValueError(
-                    f"method={name!r} needs {need} at {_place(step)}; allowed inside an encoder: keys of the block itself, "
-                    f"such as Step('encoder', layer=3, needs=(Keys(3),))"
-                )
+            check_inside(name, need, step, facts)
             continue
         if isinstance(need, TowerPrefix) and not facts.tower_prefix:
             raise ValueError(
@@ -131,6 +137,22 @@ def check_step(name: str, step: Step, facts: ModelFacts) -> None:
                 f"method={name!r} needs {need} at {_place(step)}, which comes before it; allowed: signals of earlier layers. "
                 f"Act at Step('llm', layer={layer + 1}) or later"
             )
+
+
+def check_inside(name: str, need: Signal, step: Step, facts: ModelFacts) -> None:
+    """Raise where the encoder ``step`` cannot be shown ``need``: there are the keys of its block, and its attention."""
+    keys = isinstance(need, Keys) and need.heads == "mean"
+    attention = isinstance(need, ClsAttention) or (isinstance(need, AttentionReceived) and need.where == "tower")
+    if not (keys or attention) or block_of(need) != step.layer:
+        raise ValueError(
+            f"method={name!r} needs {need} at {_place(step)}; allowed inside an encoder: keys of the block itself, such as "
+            "Step('encoder', layer=3, needs=(Keys(3),)), or its attention, ClsAttention(3) or AttentionReceived(3)"
+        )
+    if isinstance(need, ClsAttention) and not facts.has_cls:
+        raise ValueError(
+            f"method={name!r} needs {need}, but the vision tower of a {facts.family} model has no [CLS] token; ask for "
+            f"AttentionReceived({need.block}) instead"
+        )
 
 
 def _place(step: Step) -> str:

@@ -12,16 +12,12 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokenreduce.adapters.attention_functions import Bias, KeyBias, masked
+from tokenreduce.adapters.attention_functions import Bias, KeyBias, Listener, Probe, masked
 
 Handle = Any
 ATTENTION = ("self_attn", "attention", "attn")  # names of a block's attention module in transformers
-NORM_BEFORE_MLP = (
-    "layer_norm2",
-    "norm2",
-    "layernorm_after",
-    "rms_norm2",
-)  # of the one whose input is the residual stream in between
+#: of the one whose input is the residual stream in between
+NORM_BEFORE_MLP = ("layer_norm2", "norm2", "layernorm_after", "rms_norm2")
 MLP = ("mlp", "ffn")
 BEHIND_MLP = ("drop_path2", "layer_scale2", "ls2", "ls_2")  # what its output goes through, the last first
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -72,6 +68,13 @@ class Block:
         """Call ``heard`` with (B, N, H * d) keys, after the projection bias, every time the attention runs."""
         raise NotImplementedError
 
+    def listen_attention(self, listener: Listener) -> Handle:
+        """Tell ``listener`` query and key (B, H, N, d), as they are compared, every time the attention runs; or raise."""
+        raise ValueError(
+            f"queries and keys of a {type(self.module).__name__} are out of sight once they are rotated, so attention weights "
+            "inside the encoder are not known; choose a method that reads keys or features there, or acts at the projector"
+        )
+
     def bias_keys(self, bias: Bias) -> Handle:
         """Add ``bias()``, (B, N) or None, to the logits of every key, every time the attention runs."""
         return self.attention.register_forward_pre_hook(partial(_add_to_mask, bias), with_kwargs=True)
@@ -109,6 +112,9 @@ class TransformersBlock(Block):
         keys = getattr(self.core, "k_proj", None) or self.core.key
         return keys.register_forward_hook(partial(_whole_output, heard))
 
+    def listen_attention(self, listener: Listener) -> Handle:
+        return Probe(self.core, listener)
+
     def bias_keys(self, bias: Bias) -> Handle:
         return KeyBias(self.core, bias)
 
@@ -138,6 +144,9 @@ class TimmBlock(Block):
     def listen_keys(self, heard: Callable[[Tensor], None]) -> Handle:
         return self.attention.qkv.register_forward_hook(partial(_middle_third, heard))
 
+    def listen_attention(self, listener: Listener) -> Handle:
+        return self.attention.qkv.register_forward_hook(partial(_fused_query_and_key, listener, self.attention))
+
 
 class PackedBlock(TimmBlock):
     """Blocks of Qwen-VL's towers, which run all pictures as one sequence (rows, C); heads may share keys."""
@@ -152,6 +161,9 @@ class PackedBlock(TimmBlock):
             if hasattr(attention, name):
                 return getattr(attention, name).register_forward_hook(partial(_whole_output, heard))
         return attention.qkv.register_forward_hook(partial(_before_values, heard, self.heads * attention.head_dim))
+
+    def listen_attention(self, listener: Listener) -> Handle:
+        return Probe(self.attention, listener)
 
     def bias_keys(self, bias: Bias) -> Handle:
         return KeyBias(self.attention, bias)
@@ -178,6 +190,9 @@ class MultiheadBlock(Block):
 
     def listen_keys(self, heard: Callable[[Tensor], None]) -> Handle:
         return self.attention.register_forward_pre_hook(partial(_in_projection, heard))
+
+    def listen_attention(self, listener: Listener) -> Handle:
+        return self.attention.register_forward_pre_hook(partial(_query_and_key_ahead, listener))
 
     def bias_keys(self, bias: Bias) -> Handle:
         return self.attention.register_forward_pre_hook(partial(_add_to_key_mask, bias), with_kwargs=True)
@@ -207,6 +222,18 @@ def _fused_projection(heard: Callable[[Tensor], None], module: Any, args: tuple[
 def _in_projection(heard: Callable[[Tensor], None], module: Any, args: tuple[Any, ...]) -> None:
     width = module.embed_dim
     heard(F.linear(args[1], module.in_proj_weight[width : 2 * width], module.in_proj_bias[width : 2 * width]))
+
+
+def _fused_query_and_key(listener: Listener, attention: Any, module: Any, args: Any, output: Tensor) -> None:
+    query, key, _ = output.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    listener(attention, attention.q_norm(query), attention.k_norm(key), None, attention.scale, None)
+
+
+def _query_and_key_ahead(listener: Listener, module: Any, args: tuple[Any, ...]) -> None:
+    width = 2 * module.embed_dim
+    both = F.linear(args[0], module.in_proj_weight[:width], module.in_proj_bias[:width])
+    query, key = both.unflatten(-1, (2, module.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    listener(module, query, key, None, module.head_dim**-0.5, None)
 
 
 def _add_to_mask(bias: Bias, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:

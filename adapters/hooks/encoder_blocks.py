@@ -8,14 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tokenreduce.adapters.attention_functions import masked
 from tokenreduce.adapters.encoders.blocks import Block
 from tokenreduce.adapters.hooks.encoder_merging import EncoderMerging, MergingPass, carried
 from tokenreduce.adapters.hooks.exporting import refuse_strict_export
 from tokenreduce.adapters.hooks.row_arguments import RowArguments
+from tokenreduce.adapters.hooks.tower_listener import TowerListener, attention_statistic
 from tokenreduce.adapters.hooks.tower_state import UNSEEN, TowerState, as_given, in_batch, rows_of
 from tokenreduce.kernels.rows import take_rows
-from tokenreduce.method import Method, Step
-from tokenreduce.signals import Keys
+from tokenreduce.reduction import Reduction
+from tokenreduce.signals import AttentionReceived, ClsAttention, Keys
 
 
 class BlockHooks:
@@ -30,9 +32,6 @@ class BlockHooks:
         # whether what the MLP's branch gives joins the stream as it is; None: not seen yet
         self.adds: bool | None = None if block.only_adds else False
 
-    def steps(self, now: MergingPass, when: str) -> list[tuple[Method, Step]]:
-        return [(m, s) for m, s in now.steps.get(self.index, []) if s.when == when]
-
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given = args[0] if args else next(iter(kwargs.values()))
         x = in_batch(given)
@@ -46,6 +45,7 @@ class BlockHooks:
         x = self.merging.arrange(now, self.index, x, self.arguments.borders(args[1:], kwargs))
         state.entered.append(state.assign)
         state.came.append(state.numbers)
+        now.heard = {}
         now.bias = None  # no row is absent, or counts for several, before the first merge
         if not state.moved:
             return None
@@ -63,7 +63,34 @@ class BlockHooks:
         if now is None or self.index not in now.steps:
             return
         each = in_batch(keys).unflatten(-1, (self.block.heads, -1)).float().mean(dim=2)
-        now.keys = now.state.units.mean(each)
+        now.heard[Keys(self.index)] = now.state.units.mean(each)
+
+    @torch.no_grad()
+    def hear_attention(self, query: Tensor, key: Tensor, mask: Any, scale: float, cuts: Tensor | None) -> None:
+        """Note what the steps of this block ask of its attention, (B, units) each, of the rows that enter."""
+        now = self.merging.now
+        if now is None:
+            return
+        state, packed = now.state, self.merging.segments is not None
+        there = None if state.alike or packed else state.units.spread(state.size > 0)
+        row = now.bias
+        if there is not None and row is None:
+            row = torch.zeros_like(there, dtype=torch.float32).masked_fill(~there, UNSEEN)
+        if mask is None and row is not None:
+            mask = masked(None, row)
+        for need in {need for _, step, _ in now.steps.get(self.index, []) for need in step.needs}:
+            if isinstance(need, (ClsAttention, AttentionReceived)):
+                with now.pipeline.stopwatch(query.device):
+                    value = attention_statistic(need, query, key, mask, scale, cuts, there, packed=packed)
+                    if packed:  # sums over queries; the others of its picture pay a token nothing
+                        rows = torch.tensor([state.units.count(n) for n in state.numbers])
+                        value = value / rows.repeat_interleave(rows).to(value.device)
+                    now.heard[need] = state.units.mean(value[..., None])[..., 0]
+
+    def rows_of_windows(self) -> list[int] | None:
+        """Rows that attend to each other in this block, where the tower packs."""
+        now = self.merging.now
+        return None if now is None or now.windows is None else now.windows.borders.diff().tolist()
 
     def bias_of(self, now: MergingPass) -> Tensor | None:
         """(B, n) float to be added to the logits of every row that enters; None: nothing."""
@@ -78,10 +105,9 @@ class BlockHooks:
 
     def shorten(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
         now = self.merging.now
-        steps = [] if now is None else self.steps(now, "middle")
-        if now is None or not steps:
+        if now is None or all(step.when != "middle" for _, step, _ in now.steps.get(self.index, [])):
             return None
-        x, now.pending = self.merging.reduce(now, self.index, in_batch(args[0]), steps)
+        x, now.pending = self.merging.reduce(now, self.index, in_batch(args[0]), "middle")
         now.stream = x
         return (as_given(x, args[0]), *args[1:])
 
@@ -96,7 +122,7 @@ class BlockHooks:
         with now.pipeline.stopwatch(output.device):
             if now.branch is not None and self.adds:
                 return output.new_zeros(1)
-            for reduction in reversed(now.pending):
+            for reduction, _ in reversed(now.pending):
                 spread = take_rows if reduction.covers else rows_of
                 x = units.parted(spread(units.joined(x), reduction.assign))
         return as_given(x, output)
@@ -111,7 +137,7 @@ class BlockHooks:
             if now.pending:
                 x = self.merged(now, x)
         now.pending, now.stream, now.branch = [], None, None
-        x, _ = merging.reduce(now, self.index, x, self.steps(now, "after"))
+        x, _ = merging.reduce(now, self.index, x, "after")
         last = self.index == len(merging.blocks) - 1
         if now.state.moved and ((last and merging.expand) or now.widen):
             x = rows_of(x, now.state.went())
@@ -125,12 +151,21 @@ class BlockHooks:
         direct = None if now.stream is None or now.branch is None else now.stream + now.branch
         if direct is not None and self.adds:
             return direct
-        for reduction in now.pending:
-            x = carried(reduction, now.state.units, x)
+        for reduction, before in now.pending:
+            x = self.carried_with_branch(now, reduction, before, x)
         if direct is not None:
             off, most = (y.abs().max().item() for y in (direct - x, x))
             self.adds = off <= 8 * torch.finfo(x.dtype).eps * most
         return direct if direct is not None and self.adds else x
+
+    @staticmethod
+    def carried_with_branch(now: MergingPass, reduction: Reduction, before: Tensor, x: Tensor) -> Tensor:
+        """What becomes of the rows ``x``, which are ``before`` with what the block added to them."""
+        units = now.state.units
+        if reduction.mix is None:
+            return carried(reduction, units, x)
+        added = units.parted(take_rows(units.joined(x - before), reduction.first_of_rows()))
+        return carried(reduction, units, before) + added
 
 
 def attach_blocks(
@@ -154,6 +189,12 @@ def attach_blocks(
             handles.append(block.bias_keys(hook.bias))
         if any(isinstance(need, Keys) for step in steps for need in step.needs):
             handles.append(block.listen_keys(hook.hear))
+        if any(not isinstance(need, Keys) for step in steps if step.layer == index for need in step.needs):
+            packs = merging.segments is not None
+            listener = TowerListener(hook.hear_attention, merging.active, hook.rows_of_windows if packs else None)
+            handles.append(block.listen_attention(listener))
+            if packs:
+                handles.append(block.attention.register_forward_hook(listener.whole, always_call=True))
         if any(step.when == "middle" for step in steps):
             handles.append(block.norm2.register_forward_pre_hook(hook.shorten))
             handles.append(block.branch.register_forward_hook(hook.spread))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -13,13 +13,13 @@ from tokenreduce.adapters.hooks.packed_units import Segment, Windows, ask_segmen
 from tokenreduce.adapters.hooks.ragged_rows import Group, View, ask, grouped, kind_after, kinds, numbers
 from tokenreduce.adapters.hooks.tower_state import TowerState
 from tokenreduce.adapters.hooks.unit_rows import UnitRows, by_squares
+from tokenreduce.encoder_steps import EncoderStep
 from tokenreduce.kernels.rows import take_rows
 from tokenreduce.layout import Layout
-from tokenreduce.method import Method, Step
 from tokenreduce.per_thread import PerThread, nothing
 from tokenreduce.pipeline import ActivePipeline, Pipeline
 from tokenreduce.reduction import Reduction
-from tokenreduce.signals import Keys
+from tokenreduce.signals import Signal
 from tokenreduce.tokens import VisualTokens
 
 
@@ -30,20 +30,22 @@ class MergingPass:
     Attributes:
         groups: where the views are not alike; ``kind``, of their rows; None where the tower packs.
         widen: whether all blocks give full width.
-        keys: of the block under way; ``pending``, the reductions carried out between its attention and MLP; ``bias`` (B, n),
-            what is added to the logits of its rows; ``stream``, what the reductions made of the residual stream, ``branch``,
-            what the MLP adds to that.
+        heard: signals of the block under way, with a row per unit; ``pending``, the reductions carried out between its
+            attention and MLP, each with the rows it was carried out on; ``bias`` (B, n), what is added to the logits of its
+            rows; ``stream``, what the reductions made of the residual stream, ``branch``, what the MLP adds to that.
+        notes: what methods noted, by their number; of views that are not alike, ``groups`` know.
         windows: of that block, where the tower packs; ``given``, per block, the borders it would have without merging.
     """
 
     pipeline: Pipeline
     state: TowerState
-    steps: dict[int, list[tuple[Method, Step]]]
+    steps: dict[int, list[EncoderStep]]
     groups: list[Group]
     kind: Tensor | None
     widen: bool
-    keys: Tensor | None = None
-    pending: list[Reduction] = field(default_factory=list)
+    heard: dict[Signal, Tensor] = field(default_factory=dict)
+    notes: dict[int, Mapping[str, Tensor]] = field(default_factory=dict)
+    pending: list[tuple[Reduction, Tensor]] = field(default_factory=list)
     bias: Tensor | None = None
     stream: Tensor | None = None
     branch: Tensor | None = None
@@ -56,7 +58,8 @@ class EncoderMerging:
 
     Between attention and MLP a block is shortened without touching its forward: the MLP branch is given the merged
     residual stream, its output is spread back to full width for the addition, and the block's output is merged. As
-    merging is linear and constant on groups, ``merge(x + spread(m)) = merge(x) + m``. Without gradients that is what is
+    merging is linear and constant on groups, ``merge(x + spread(m)) = merge(x) + m``; where rows are sums, what the block
+    added to one token of each is added to them. Without gradients the right side is what is
     done, in blocks where the two were seen to agree: at full width the block then adds a zero. Where several patches become
     one token, what merges are these units, row by row.
     """
@@ -180,11 +183,14 @@ class EncoderMerging:
         return x if order is None else state.units.parted(take_rows(state.units.joined(x), order))
 
     def reduce(
-        self, now: MergingPass, index: int, x: Tensor, steps: list[tuple[Method, Step]]
-    ) -> tuple[Tensor, list[Reduction]]:
-        """Ask the methods of a block, one after the other; returns what becomes of ``x`` and their reductions."""
+        self, now: MergingPass, index: int, x: Tensor, when: str
+    ) -> tuple[Tensor, list[tuple[Reduction, Tensor]]]:
+        """Ask the methods that act ``when`` in a block, one after the other; returns what becomes of ``x``, and their
+        reductions, each with the rows that it found."""
         state, done = now.state, []
-        for position, (method, step) in enumerate(steps):
+        for position, (method, step, number) in enumerate(now.steps.get(index, [])):
+            if step.when != when:
+                continue
             with now.pipeline.stopwatch(x.device):
                 tokens = VisualTokens(
                     features=state.units.mean(x),
@@ -193,35 +199,41 @@ class EncoderMerging:
                     layer=index,
                     source=state.source,
                     size=state.size,
-                    signals={need: now.keys for need in step.needs if isinstance(need, Keys)},
+                    signals={need: now.heard[need] for need in step.needs},
+                    notes=now.notes.get(number, {}),
                     prefix=self.prefix,
                     window=None if now.windows is None else now.windows.of_units,
                     amount=step.amount,
                 )
                 if self.segments is not None:
                     joined = ask_segments(tokens, now.groups, state.numbers, position)
-                    if joined is None:
-                        continue
-                    reduction = joined
                 elif now.kind is not None:
                     joined = ask(tokens, now.groups, now.kind, position)
-                    if joined is None:
-                        continue
-                    reduction = joined
-                    now.kind = kind_after(now.kind, reduction, now.groups)
                 else:
-                    reduction = method.checked(tokens)
-                if reduction.valid is not None:
+                    joined = method.checked(tokens)
+                    now.notes[number] = {**tokens.notes, **joined.notes}
+                if joined is None:
+                    continue
+                if joined.valid is not None:
                     raise ValueError(
                         f"method={method.name!r} keeps a different number of tokens per image in encoder block {index}; "
                         "a dense tower needs equal counts: run images one by one, or use a fixed budget"
                     )
-                if reduction.does_nothing(tokens.num_tokens):
+                if joined.does_nothing(tokens.num_tokens):
                     continue
-                state.apply(reduction, index, method.name, numbers(now.groups) if now.groups else None)
-                x = carried(reduction, state.units, x)
-            done.append(reduction)
+                if now.kind is not None:
+                    now.kind = kind_after(now.kind, joined, now.groups)
+                state.apply(joined, index, method.name, numbers(now.groups) if now.groups else None)
+                now.heard = {signal: carried_signal(joined, value) for signal, value in now.heard.items()}
+                done.append((joined, x))
+                x = carried(joined, state.units, x)
         return x, done
+
+
+def carried_signal(reduction: Reduction, value: Tensor) -> Tensor:
+    """A signal (B, units) or (B, units, C) for the rows that come out: of a row that is a sum, that of where it sits."""
+    channels = value if value.ndim == 3 else value[..., None]
+    return replace(reduction, mix=None).carry(channels).view(len(value), -1, *value.shape[2:])
 
 
 def carried(reduction: Reduction, units: UnitRows, x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokenreduce.groups import ImageGroup
 from tokenreduce.provenance import StageTrace
-from tokenreduce.reduction import PositionPolicy, Reduction
+from tokenreduce.reduction import DROPPED, PositionPolicy, Reduction
 
 
 def merged_group(
@@ -78,7 +78,9 @@ def _carried_out(
     if in_order:
         source, order = plan.source.sort(dim=1)
         back = order.argsort(dim=1)
-        plan = replace(plan, source=source, assign=back.gather(1, plan.assign), in_order=True)
+        gone = plan.assign < 0
+        assign = back.gather(1, plan.assign.clamp_min(0)).masked_fill(gone, DROPPED)
+        plan = replace(plan, source=source, assign=assign, in_order=True)
     return group.apply(replace(plan, positions=positions), "encoder", last.layer, last.method)
 
 
@@ -91,7 +93,7 @@ def merged_tokens(assign: Tensor, source: Tensor, patches: Tensor, alike: bool) 
     """
     batch, views, area = assign.shape
     shift = torch.arange(views, device=assign.device)[:, None]
-    flat = (assign + shift * source.shape[2]).flatten(1)[:, patches]
+    flat = torch.where(assign < 0, DROPPED, assign + shift * source.shape[2]).flatten(1)[:, patches]
     at = (source + shift * area).flatten(1)
     n, k = len(patches), at.shape[1]
     token = torch.full((views * area,), -1, device=assign.device).scatter(0, patches, torch.arange(n, device=at.device))
@@ -99,8 +101,9 @@ def merged_tokens(assign: Tensor, source: Tensor, patches: Tensor, alike: bool) 
     if alike:
         return Reduction(source=seat, assign=flat)
     # a row whose own patch has no token sits at the first of its patches that has one; rows without any are gone
-    first = torch.full((batch, k), n, device=at.device)
-    first = first.scatter_reduce(1, flat, torch.arange(n, device=at.device).expand_as(flat), "amin")
+    first = torch.full((batch, k + 1), n, device=at.device)
+    joined = torch.where(flat < 0, k, flat)
+    first = first.scatter_reduce(1, joined, torch.arange(n, device=at.device).expand_as(flat), "amin")[:, :k]
     seat = torch.where(seat < 0, first, seat)
     there = first[0] < n
-    return Reduction(source=seat[:, there], assign=(there.cumsum(0) - 1)[flat])
+    return Reduction(source=seat[:, there], assign=(there.cumsum(0) - 1)[flat].masked_fill(flat < 0, DROPPED))

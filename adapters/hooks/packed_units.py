@@ -15,7 +15,9 @@ from torch import Tensor
 from tokenreduce.adapters.hooks.ragged_rows import Group
 from tokenreduce.adapters.hooks.row_arguments import borders_of_units
 from tokenreduce.adapters.hooks.tower_state import TowerState
+from tokenreduce.encoder_steps import EncoderStep
 from tokenreduce.layout import Layout
+from tokenreduce.mixing import Mix
 from tokenreduce.pipeline import Pipeline
 from tokenreduce.reduction import Reduction
 from tokenreduce.tokens import VisualTokens
@@ -54,11 +56,12 @@ def ask_segments(tokens: VisualTokens, groups: Sequence[Group], numbers: list[in
     plans = []
     for group in groups:
         steps = group.steps.get(tokens.layer or 0, [])
-        index = starts[group.rows, None] + torch.arange(group.width, device=device)
-        step = steps[position] if position < len(steps) else None
-        plans.append(
-            (group, index, None if step is None else step[0].checked(part(tokens, index, first, group, step[1].amount)))
-        )
+        index, plan = starts[group.rows, None] + torch.arange(group.width, device=device), None
+        if position < len(steps):
+            shown = part(tokens, index, first, group, steps[position])
+            plan = steps[position].method.checked(shown)
+            group.notes[steps[position].number] = {**shown.notes, **plan.notes}
+        plans.append((group, index, plan))
     if all(plan is None or plan.does_nothing(index.shape[1]) for _, index, plan in plans):
         return None
     for group, _, plan in plans:
@@ -67,6 +70,7 @@ def ask_segments(tokens: VisualTokens, groups: Sequence[Group], numbers: list[in
     begins = torch.tensor([0, *accumulate(widths[i] for i in range(len(widths)))], device=device)
     source = tokens.source.new_empty(1, sum(widths.values()))
     assign, weight = torch.empty_like(tokens.source), tokens.size.clone()
+    mixes: list[Mix] = []
     valid = [plan for _, _, plan in plans if plan is not None and plan.valid is not None]
     for group, index, plan in plans:
         own = torch.arange(index.shape[1], device=device).expand_as(index)
@@ -76,15 +80,23 @@ def ask_segments(tokens: VisualTokens, groups: Sequence[Group], numbers: list[in
         assign[0, index] = torch.where(joined < 0, joined, joined + first)
         if plan is not None and plan.merges:
             weight[0, index] = torch.ones_like(index, dtype=weight.dtype) if plan.weight is None else plan.weight
+        if plan is not None and plan.mix is not None:
+            mixes.append(Mix(plan.mix.rows + first, index.gather(1, plan.mix.tokens), plan.mix.share))
     merges = any(plan is not None and plan.merges for _, _, plan in plans)
     covers = all(plan is None or plan.covers for _, _, plan in plans)
     uneven = valid[0].valid if valid else None  # refused by whoever asks
     return Reduction(
-        source=source, assign=assign, merges=merges, weight=weight if merges else None, covers=covers, valid=uneven
+        source=source,
+        assign=assign,
+        merges=merges,
+        weight=weight if merges else None,
+        covers=covers,
+        valid=uneven,
+        mix=Mix.side_by_side(mixes),
     )
 
 
-def part(tokens: VisualTokens, index: Tensor, first: Tensor, group: Group, amount: object) -> VisualTokens:
+def part(tokens: VisualTokens, index: Tensor, first: Tensor, group: Group, step: EncoderStep) -> VisualTokens:
     """The units ``index`` (G, n) of the sequence, those of ``group``; ``first`` (segments,) of the unmerged ones of each."""
     return VisualTokens(
         features=tokens.features[0, index],
@@ -95,7 +107,8 @@ def part(tokens: VisualTokens, index: Tensor, first: Tensor, group: Group, amoun
         size=tokens.size[0, index],
         signals={signal: x[0, index] for signal, x in tokens.signals.items()},
         window=None if tokens.window is None else tokens.window[0, index],
-        amount=amount,
+        notes=group.notes.get(step.number, {}),
+        amount=step.step.amount,
     )
 
 

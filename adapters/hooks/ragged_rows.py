@@ -7,16 +7,17 @@ are as wide as the widest group, and rows beyond a narrower one are absent: of s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from tokenreduce.adapters.hooks.tower_state import rows_of
+from tokenreduce.encoder_steps import EncoderStep
 from tokenreduce.layout import Layout
-from tokenreduce.method import Method, Step
+from tokenreduce.mixing import Mix
 from tokenreduce.pipeline import Pipeline
 from tokenreduce.reduction import DROPPED, Reduction
 from tokenreduce.tokens import VisualTokens
@@ -55,6 +56,8 @@ class Group:
     Attributes:
         members: rows of the batch; ``rows``, (B,) long, the same on the device.
         width: rows of each that are there, of which ``protected``.
+        place: (B, n) long, of each row that entered the tower, its number among those that are of the view, protected ones
+            first; ``notes``, what methods noted, by their number, with tokens counted so.
     """
 
     members: list[int]
@@ -62,7 +65,9 @@ class Group:
     layout: Layout
     width: int
     protected: int
-    steps: dict[int, list[tuple[Method, Step]]]
+    steps: dict[int, list[EncoderStep]]
+    place: Tensor | None = None
+    notes: dict[int, Mapping[str, Tensor]] = field(default_factory=dict)
 
 
 def grouped(
@@ -112,24 +117,30 @@ def ask(tokens: VisualTokens, groups: Sequence[Group], kind: Tensor, position: i
         step = steps[position] if position < len(steps) else None
         plan = None
         if step is not None:
+            if group.place is None:  # the first to be asked
+                count = torch.arange(group.width, device=index.device).expand_as(index)
+                group.place = torch.zeros_like(order[group.rows]).scatter(1, index, count)
+            method, planned, number = step
             part = VisualTokens(
                 features=rows_of(tokens.features[group.rows], index),
                 layout=group.layout,
                 stage="encoder",
                 layer=tokens.layer,
-                source=tokens.source[group.rows].gather(1, index),
+                source=group.place.gather(1, tokens.source[group.rows].gather(1, index)),
                 size=tokens.size[group.rows].gather(1, index),
-                signals={s: rows_of(x[group.rows], index) for s, x in tokens.signals.items() if s in step[1].needs},
+                signals={s: rows_of(x[group.rows], index) for s, x in tokens.signals.items() if s in planned.needs},
+                notes=group.notes.get(number, {}),
                 prefix=group.protected,
-                amount=step[1].amount,
+                amount=planned.amount,
             )
-            plan = step[0].checked(part)
+            plan = method.checked(part)
+            group.notes[number] = {**part.notes, **plan.notes}
         plans.append((group, index, plan))
     if all(plan is None or plan.does_nothing(index.shape[1]) for _, index, plan in plans):
         return None
     width = max(group.width if plan is None else plan.num_kept for group, _, plan in plans)
     source, assign = order[:, :1].repeat(1, width), order.new_full((batch, n), DROPPED)  # absent ones sit anywhere
-    weight, merges = tokens.size.clone(), False
+    weight, merges, mixes = tokens.size.clone(), False, []
     for group, index, plan in plans:
         own = torch.arange(group.width, device=order.device).expand_as(index)
         kept, joined = (own, own) if plan is None else (plan.source, plan.assign)
@@ -140,7 +151,10 @@ def ask(tokens: VisualTokens, groups: Sequence[Group], kind: Tensor, position: i
             merges = True
             given = torch.ones_like(index, dtype=weight.dtype) if plan.weight is None else plan.weight
             weight[group.rows] = weight[group.rows].scatter(1, index, given.to(weight.dtype))
-    return Reduction(source=source, assign=assign, merges=merges, weight=weight if merges else None)
+        if plan is not None and plan.mix is not None:
+            mixes.append((group.rows, replace(plan.mix, tokens=index.gather(1, plan.mix.tokens))))
+    mix = Mix.stacked(mixes, batch)
+    return Reduction(source=source, assign=assign, merges=merges, weight=weight if merges else None, mix=mix)
 
 
 def kind_after(kind: Tensor, reduction: Reduction, groups: Sequence[Group]) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from encoder_models import (
     METHODS,
     TOLERANCE,
+    shaped,
     transformers_model,
     whole_model,
 )
@@ -22,14 +23,6 @@ from torch import nn
 import tokenreduce as tr
 from tokenreduce.adapters.hooks.ragged_rows import View
 from tokenreduce.wrapping import SLOT
-
-
-def shaped(*grids: tuple[int, int], length: int) -> dict[str, torch.Tensor]:
-    """Inputs of SigLIP 2 of any aspect: patches of one image per grid, padded to ``length``."""
-    real = torch.arange(length) < torch.tensor([height * width for height, width in grids])[:, None]
-    torch.manual_seed(1)
-    patches = torch.randn(len(grids), length, 192)
-    return {"pixel_values": patches, "pixel_attention_mask": real.long(), "spatial_shapes": torch.tensor(grids)}
 
 
 @pytest.mark.parametrize("method", [*METHODS, tr.ToMe(keep=0.5, proportional=False), tr.ToMe(keep=7)])
