@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tokenreduce.methods.aim import AIM
     from tokenreduce.methods.cdpruner import CDPruner
     from tokenreduce.methods.dart import DART
+    from tokenreduce.methods.evit import EViT
     from tokenreduce.methods.fastervlm import FasterVLM
     from tokenreduce.methods.fastv import FastV
     from tokenreduce.methods.hiprune import HiPrune

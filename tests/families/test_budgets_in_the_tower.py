@@ -10,7 +10,12 @@ import tokenreduce as tr
 from tokenreduce.eval import tiny_models as zoo
 
 TILED = ["llava_next", "llava_onevision", "video_llava"]
-METHODS = {"tome": tr.ToMe, "pitome": tr.PiToMe, "pitome-keys": lambda **k: tr.PiToMe(preset="keys", **k)}
+METHODS = {
+    "tome": tr.ToMe,
+    "pitome": tr.PiToMe,
+    "evit": tr.EViT,
+    "pitome-keys": lambda **k: tr.PiToMe(preset="keys", **k),
+}
 
 
 def kept(model, inputs, method) -> tuple[list[int], list[int]]:
