@@ -1,4 +1,4 @@
-"""In front of single attention functions of transformers: statistics from q and k, and a bias for every key."""
+"""In front of single attention functions of transformers: statistics from q and k, a bias for every key, fewer keys."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -19,6 +20,8 @@ TAKES_BIAS = ("sdpa", "eager")  # as a mask; any other kernel is given the bias 
 Listener = Callable[[nn.Module, Tensor, Tensor, Any, float, Tensor | None], None]
 #: (B, N) float to be added to the logits of every key; None: nothing
 Bias = Callable[[], Tensor | None]
+#: (B, R) long, the keys that are attended to, and (B, R) bool, which of them count, None: all; None: every key
+Selection = Callable[[], "tuple[Tensor, Tensor | None] | None"]
 
 
 def masked(mask: Tensor | None, bias: Tensor) -> Tensor:
@@ -51,6 +54,28 @@ def lengthened(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: f
     return query, key, value
 
 
+def selected(
+    key: Tensor, value: Tensor, mask: Tensor | None, index: Tensor, counts: Tensor | None, *, additive: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """``key`` and ``value`` (B, H, N, d) and a ``mask`` of theirs, (B, N) or (B, H, Q, N), at the keys ``index`` (B, R).
+
+    ``counts`` (B, R) bool: those that are no filling; None: all. ``additive``: where there is no mask and some do not count,
+    the form of the one that is made: to be added to the logits, or (B, R) bool.
+    """
+    at = index[:, None, :, None]
+    key, value = (x.gather(2, at.expand(-1, x.shape[1], -1, x.shape[3])) for x in (key, value))
+    if mask is not None and mask.ndim == 4:
+        mask = mask.expand(len(index), -1, -1, -1).gather(3, index[:, None, None].expand(-1, *mask.shape[1:3], -1))
+    elif mask is not None:
+        mask = mask.gather(1, index)
+    elif counts is not None:
+        mask = key.new_zeros(len(index), 1, 1, index.shape[1]) if additive else torch.ones_like(counts)
+    if counts is None or mask is None:
+        return key, value, mask
+    low = torch.finfo(mask.dtype).min if mask.is_floating_point() else 0
+    return key, value, mask.masked_fill(~(counts if mask.ndim == 2 else counts[:, None, None]), low)
+
+
 def _fronted(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, *args: Any, **kwargs: Any
 ) -> Any:
@@ -75,6 +100,9 @@ def _fronted(
     elif bias is not None:
         query, key, value = lengthened(query, key, value, bias, scale)
         kwargs["scaling"] = scale
+    chosen = front.selection() if front.selection is not None else None
+    if chosen is not None:
+        key, value, attention_mask = selected(key, value, attention_mask, *chosen, additive=name in TAKES_BIAS)
     base = attention_function(module, name)
     out = base(_AsConfigured(module, front.config), query, key, value, attention_mask, *args, **kwargs)
     return out if value.shape[-1] == width else (out[0][..., :width], *out[1:])
@@ -114,6 +142,7 @@ class Front:
         self.config = module.config
         self.listeners: list[Listener] = []
         self.bias: Bias | None = None
+        self.selection: Selection | None = None
         module._tokenreduce_front = self
         module.config = choosing(module.config, self.name)
 
@@ -146,7 +175,7 @@ class Front:
             self.instead = None
 
     def leave_if_idle(self) -> None:
-        if not self.listeners and self.bias is None:
+        if not self.listeners and self.bias is None and self.selection is None:
             self.module.config = self.config
             del self.module._tokenreduce_front
 
@@ -175,4 +204,16 @@ class KeyBias:
     def remove(self) -> None:
         self.start.remove()
         self.front.bias = None
+        self.front.leave_if_idle()
+
+
+class KeySelection:
+    """Lets one attention module attend to the keys that ``selection()`` names, and to no other, on its own attention kernel."""
+
+    def __init__(self, module: Any, selection: Selection) -> None:
+        self.front = Front.of(module)
+        self.front.selection = selection
+
+    def remove(self) -> None:
+        self.front.selection = None
         self.front.leave_if_idle()

@@ -9,7 +9,7 @@ import torch
 from tokenreduce.kernels.fingerprint import hash_uniform
 from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.reduction import Reduction
-from tokenreduce.signals import ImageFingerprint, Keys
+from tokenreduce.signals import ImageFingerprint, Keys, LastQueryAttention
 from tokenreduce.tokens import VisualTokens
 
 FINGERPRINT = ImageFingerprint()
@@ -212,3 +212,21 @@ class MergePairs(Method, register=False):
         return Reduction.merge(
             row.expand(batch, n), source.expand(batch, -1), weight=tokens.size, positions=self.positions
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadsSome(Method, register=False):
+    """While decoding reads the entries of a picture that new tokens attend to most, the latest ones counting twice."""
+
+    name = "reads_some"
+    title = "decode probe"
+    stages = ("decode",)
+    layer: int = 2
+
+    def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
+        return (Step("decode", layer=self.layer, needs=(LastQueryAttention(self.layer - 1),)),)
+
+    def reduce(self, tokens: VisualTokens) -> Reduction:
+        assert tokens.features.shape[2] == 0
+        mass = 2 * tokens.signal(LastQueryAttention(self.layer - 1)) + tokens.notes.get("mass", 0)
+        return Reduction.top(mass, self.budget.count(tokens.num_tokens), notes={"mass": mass / 2})

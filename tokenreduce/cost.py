@@ -29,6 +29,29 @@ class StageCost:
         return f"{gflops} in {self.seconds * 1e3:.2f}{before} ms"
 
 
+@dataclass
+class StepsRead:
+    """What the decoding steps since a prompt read of its pictures, where a method chooses (stage ``decode``).
+
+    One number per step, of all samples and beams together: entries of pictures that the layer which begins to choose
+    ``held``, those that it and later ones ``read``, FLOPs of the new tokens, and ``signal_flops`` of what the method asked
+    for, not part of them. A layer whose cache has a fixed size or a window hides what is not read, at full cost.
+    """
+
+    held: list[int] = field(default_factory=list)
+    read: list[int] = field(default_factory=list)
+    flops: list[int] = field(default_factory=list)
+    signal_flops: list[int] = field(default_factory=list)
+
+    def note(self, held: int, read: int, flops: int, signal_flops: int) -> None:
+        """Add a step."""
+        for row, value in zip((self.held, self.read, self.flops, self.signal_flops), (held, read, flops, signal_flops)):
+            row.append(value)
+
+    def __str__(self) -> str:
+        return f"{_share(sum(self.read), sum(self.held))} in {len(self.held)} step(s)"
+
+
 def _nothing() -> dict[str, tuple[int, int]]:
     return {}
 
@@ -49,7 +72,9 @@ class Report:
         kv_bytes: bytes of keys and values held after the prompt; 0 without a cache.
         kv_bytes_unreduced: what an unreduced cache of the same kind would hold.
         substitutes: what a method used in place of something that this model lacks, a clause each.
-        step: FLOPs of the first new token, with and without reduction; None for a vision encoder by itself.
+        step: FLOPs of the first new token, with and without reduction; None for a vision encoder by itself. Where a method
+            chooses what new tokens read, ``by_stage`` takes the first of ``steps_read`` once there is one.
+        steps_read: what decoding steps read of pictures, where a method chooses.
         signal_flops: FLOPs of the statistics that methods asked the decoder for, not part of ``flops``.
         encoding: FLOPs of ``tower`` and ``projector``, with and without reduction, worked out when asked for; empty when
             the prompt's images were encoded elsewhere.
@@ -75,6 +100,7 @@ class Report:
     seconds_unreduced: Mapping[str, float] = field(default_factory=dict, compare=False)
     stopwatch: Stopwatch = field(default_factory=Stopwatch, repr=False, compare=False)
     step_stopwatch: Stopwatch = field(default_factory=Stopwatch, repr=False, compare=False)
+    steps_read: StepsRead = field(default_factory=StepsRead, compare=False)
 
     @property
     def equivalent_tokens(self) -> list[float]:
@@ -99,7 +125,8 @@ class Report:
         if self.step is None:
             flops: dict[str, tuple[int, int]] = {"tower": prompt}
         else:
-            flops = {**self.encoding(), "prefill": prompt, "decode step": self.step}
+            step = (self.steps_read.flops[0], self.step[1]) if self.steps_read.flops else self.step
+            flops = {**self.encoding(), "prefill": prompt, "decode step": step}
         return {
             stage: StageCost(*flops[stage], self.seconds.get(stage), self.seconds_unreduced.get(stage))
             for stage in STAGES
@@ -111,6 +138,8 @@ class Report:
         names = ("methods", "substitutes", "tokens_in", "tokens_kept", "equivalent_tokens", "flops", "flops_unreduced")
         costs = ("kv_bytes", "kv_bytes_unreduced", "signal_flops", "uncounted", "method_ms", "step_ms")
         found = {name: getattr(self, name) for name in (*names, *costs)}
+        if self.steps_read.held:
+            found["steps_read"] = asdict(self.steps_read)
         return {**found, "by_stage": {stage: asdict(cost) for stage, cost in self.by_stage.items()}}
 
     def __str__(self) -> str:
@@ -131,6 +160,8 @@ class Report:
         }
         rows |= {"GFLOPs" if alone else f"{stage} GFLOPs": str(cost) for stage, cost in self.by_stage.items()}
         rows |= {"not counted": ", ".join(self.uncounted)} if self.uncounted else {}
+        if self.steps_read.held:
+            rows["entries read while decoding"] = str(self.steps_read)
         if not alone:
             held, whole = self.kv_bytes / 1024, self.kv_bytes_unreduced / 1024
             rows["KV cache KiB"] = f"{_number(held)} = {_share(held, whole)}"

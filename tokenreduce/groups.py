@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from tokenreduce.layout import Layout
 from tokenreduce.provenance import StageTrace
 from tokenreduce.reduction import Reduction
-from tokenreduce.tokens import Stage
+from tokenreduce.tokens import Stage, VisualTokens
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,23 @@ class ImageGroup:
         rows = self.samples[:, None]
         at = self.seats if slot is None else slot[rows, self.seats]
         return replace(self, features=hidden[rows, at], companions=None if beside is None else beside[rows, at])
+
+    def tokens(self, number: int, stage: Stage, layer: int | None, **more: Any) -> VisualTokens:
+        """The current tokens as method ``number`` is shown them."""
+        assert self.features is not None
+        return VisualTokens(
+            features=self.features,
+            layout=self.layout,
+            stage=stage,
+            layer=layer,
+            source=self.source,
+            size=self.size,
+            role=self.role,
+            entered=self.entered,  # type: ignore[arg-type]  # filled in where it is None
+            assign=self.assign,
+            notes=self.notes.get(number, {}),
+            **more,
+        )
 
     def settle(self) -> ImageGroup:
         """The same images once a stage has been carried out: features handed over, each token at home in its seat."""

@@ -69,7 +69,9 @@ class Step:
 
     Attributes:
         stage: the stage; ``layer``: the encoder block or decoder layer (0-based) where the stage has several. At the pixels, the
-            vision block in front of which units leave; None: the first.
+            vision block in front of which units leave; None: the first. While decoding, the decoder layer from which on the
+            new token reads only the entries that the plan selects; the cache keeps all of them, and at every step the
+            method is asked anew.
         needs: signals shown there.
         amount: what the plan worked out for this step, handed back as ``tokens.amount``: a number, such as how many tokens
             to merge in this block, or a few of them. At the encoder it may be None as long as ``tower_grid`` is: the plan

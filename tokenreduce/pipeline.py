@@ -110,12 +110,21 @@ class Pipeline:
     @property
     def by_layer(self) -> bool:
         """Whether single decoder layers have to be looked after."""
-        return bool(self.layers("llm") or self.layers("cache"))
+        return any(step.stage in ("llm", "cache", "decode") for _, step in self.steps)
 
     @property
     def listens(self) -> frozenset[Signal]:
-        """Signals that need a module to be listened to; inside an encoder, keys are heard in every block anyway."""
-        return frozenset(signal for _, step in self.steps if step.stage != "encoder" for signal in step.needs)
+        """Signals of a prompt that need a module to be listened to; inside an encoder, keys are heard in every block anyway."""
+        return frozenset(s for _, step in self.steps if step.stage not in ("encoder", "decode") for s in step.needs)
+
+    @property
+    def decodes(self) -> tuple[Method, Step] | None:
+        """The step at which a new token chooses what it reads, with its method; None: it reads everything."""
+        return next(((method, step) for method, step in self.steps if step.stage == "decode"), None)
+
+    def number(self, method: Method) -> int:
+        """The place of ``method`` among the methods, by which it finds its notes."""
+        return next(i for i, other in enumerate(self.methods) if other is method)
 
     @property
     def ranks_by_text(self) -> bool:
@@ -141,7 +150,7 @@ class Pipeline:
             if step.survivors_of is not None:
                 continue
             passed: list[ImageGroup] = []
-            number = next(i for i, other in enumerate(self.methods) if other is method)
+            number = self.number(method)
             parted = stage in ("pixels", "projector")  # inside the language model a method sees the whole image
             for group in self._alike(groups, method) if parted else groups:
                 if not acts(method, group):
@@ -149,20 +158,8 @@ class Pipeline:
                     continue
                 assert group.features is not None
                 with self.stopwatch(group.features.device):
-                    tokens = VisualTokens(
-                        features=group.features,
-                        layout=group.layout,
-                        stage=stage,
-                        layer=layer,
-                        source=group.source,
-                        size=group.size,
-                        role=group.role,
-                        entered=group.entered,  # type: ignore[arg-type]  # filled in where it is None
-                        assign=group.assign,
-                        notes=group.notes.get(number, {}),
-                        amount=step.amount,
-                        signals={} if decided else {signal: source.look(signal, group) for signal in step.needs},
-                    )
+                    signals = {} if decided else {signal: source.look(signal, group) for signal in step.needs}
+                    tokens = group.tokens(number, stage, layer, amount=step.amount, signals=signals)
                     if ProjectorInput() in tokens.signals:
                         tokens.projector = source.projector(group)
                     reduction = decided[len(done)] if decided else self._ask(method, tokens, group, parted)

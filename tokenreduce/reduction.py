@@ -196,10 +196,10 @@ class Reduction:
                 "a Reduction at stage 'encoder' that makes the features of its rows; allowed: tokens selected, averaged, as by "
                 "Reduction.merge, or summed, by mix=Mix(...)"
             )
-        if tokens.stage == "pixels" and (self.merges or self.features is not None or not self.in_order):
+        if tokens.stage in ("pixels", "decode") and (self.merges or self.features is not None or not self.in_order):
             raise ValueError(
-                "a Reduction at stage 'pixels' that merges tokens or makes their features, of which there are none yet; allowed: "
-                "a selection, from Reduction.top, .select, .where or .identity"
+                f"a Reduction at stage {tokens.stage!r} that merges tokens or makes their features, of which there are none; "
+                "allowed: a selection, from Reduction.top, .select, .where or .identity"
             )
         check_mix(self.mix, tokens.stage, batch, only_selects=not self.merges and self.valid is None)
         if values and self.source.numel():

@@ -64,9 +64,8 @@ class AttentionReceived(Signal):
 
 @dataclass(frozen=True)
 class LastQueryAttention(Signal):
-    """Attention of the last real prompt token to every visual token in decoder layer ``layer`` (0-based), head mean: (B, N).
-
-    ``softmax=False`` gives the scaled products of query and key instead, of either sign. ``ahead`` compares what enters a
+    """Head-mean attention of the last real prompt token, while decoding of the new one, to every visual token in decoder
+    layer ``layer`` (0-based): (B, N). ``softmax=False``: the scaled products of query and key. ``ahead`` compares what enters a
     layer that a step at this very layer is about to shorten, by its norm, its projections and its positions before the
     cut: these run twice, once for all tokens and once for those that are left.
     """

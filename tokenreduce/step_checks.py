@@ -94,6 +94,8 @@ def check_step(name: str, step: Step, facts: ModelFacts) -> None:
                 f"the keys of decoder layer {facts.shared_from}, which would still hold what has left; allowed: 0 to "
                 f"{facts.shared_from}"
             )
+    if step.stage == "decode":
+        _check_decode(name, step, facts.decoder_depth)
     if (step.through is None) != (step.survivors_of is None):
         raise ValueError(f"method={name!r}: {step} has one of through and survivors_of; allowed: both, or neither")
     if step.through is not None and step.survivors_of is not None:
@@ -135,7 +137,21 @@ def check_step(name: str, step: Step, facts: ModelFacts) -> None:
         elif layer is not None and need.part == "llm" and (step.stage == "projector" or (step.layer or 0) <= layer):
             raise ValueError(
                 f"method={name!r} needs {need} at {_place(step)}, which comes before it; allowed: signals of earlier layers. "
-                f"Act at Step('llm', layer={layer + 1}) or later"
+                f"Act at Step({'decode' if step.stage == 'decode' else 'llm'!r}, layer={layer + 1}) or later"
+            )
+
+
+def _check_decode(name: str, step: Step, depth: int) -> None:
+    if step.layer == 0:
+        raise ValueError(
+            f"method={name!r}: layer=0 at stage 'decode'; allowed: 1 to {depth - 1}, since a new token reads less from it on by "
+            "what it attended to before"
+        )
+    for need in step.needs:
+        if not isinstance(need, LastQueryAttention) or need.ahead:
+            raise ValueError(
+                f"method={name!r} needs {need} at {_place(step)}; allowed while decoding: what the new token attends to in an "
+                "earlier layer, such as Step('decode', layer=3, needs=(LastQueryAttention(2),))"
             )
 
 
@@ -179,13 +195,18 @@ def check_together(steps: Sequence[tuple[Method, Step]]) -> None:
             f"methods={[m.name for m, step in steps if step.stage == 'pixels']} of stage 'pixels' act in front of different "
             "blocks of the vision tower; allowed: the same block"
         )
+    reading = [method.name for method, step in steps if step.stage == "decode"]
+    if len(reading) > 1:
+        raise ValueError(
+            f"methods={reading} choose what is read while decoding in {len(reading)} steps; allowed: one step of stage 'decode'"
+        )
     first, inside = (
         next((m.name for m, step in steps if step.stage == stage), None) for stage in ("pixels", "encoder")
     )
     if first is not None and inside is not None:
         raise ValueError(
             f"method={inside!r} merges inside the vision tower, but method={first!r} leaves it only a part of the picture; "
-            "allowed with a method of stage 'pixels': methods of the stages 'projector', 'llm' and 'cache'"
+            "allowed with a method of stage 'pixels': methods of the stages 'projector', 'llm', 'cache' and 'decode'"
         )
 
 

@@ -21,8 +21,8 @@ from tokenreduce.projection import Projector
 if TYPE_CHECKING:
     from tokenreduce.signals import Signal
 
-Stage = Literal["pixels", "encoder", "projector", "llm", "cache"]
-STAGES: tuple[Stage, ...] = ("pixels", "encoder", "projector", "llm", "cache")
+Stage = Literal["pixels", "encoder", "projector", "llm", "cache", "decode"]
+STAGES: tuple[Stage, ...] = ("pixels", "encoder", "projector", "llm", "cache", "decode")
 
 
 @dataclass
@@ -64,7 +64,8 @@ class VisualTokens:
 
     Attributes:
         features: (B, N, D) token features at this point of the model; at the pixels, the values of each token's unit, of
-            the shape ``ModelFacts.pixel_unit`` and between 0 and 1, in float32.
+            the shape ``ModelFacts.pixel_unit`` and between 0 and 1, in float32; while decoding, where tokens are entries of
+            the cache, (B, N, 0).
         layout: layout of the *original* tokens of these images.
         stage: the stage that asks.
         layer: decoder layer or encoder block (0-based) that asks; None at the pixels and at the projector.

@@ -178,7 +178,9 @@ def budget(model: nn.Module, keep: float | int | str) -> Iterator[None]:
     active = attachment.hooks.active
     before, outer = active.now, active.instead
     changed = Pipeline([dataclasses.replace(m, keep=keep) for m in before.methods], attachment.facts)
-    same = changed.listens == before.listens and all(changed.layers(s) == before.layers(s) for s in ("llm", "cache"))
+    places = [[(step.layer, step.needs) for _, step in p.steps if step.stage == "decode"] for p in (before, changed)]
+    same = changed.listens == before.listens and places[0] == places[1]
+    same = same and all(changed.layers(s) == before.layers(s) for s in ("llm", "cache"))
     inside = [(bool(p.layers("encoder")), p.enters) for p in (before, changed)]
     if not same or inside[0] != inside[1]:
         raise ValueError(f"keep={keep} would move a method to other layers; unwrap and wrap again with it")

@@ -67,6 +67,8 @@ class Family(TowerFacts):
         plain = {layer_type(config, i) for i in range(facts.decoder_depth)} <= {"full_attention", *TOKENWISE}
         shared = (holder for i, holder in enumerate(holders(config)) if holder != i)
         stages = tuple(stage for stage in facts.stages if plain or stage != "cache")
+        if "llm" in stages:
+            stages = (*stages, "decode")
         if self.pixel_unit is not None:
             stages = ("pixels", *stages)
         tower = getattr(self.towers[0], "config", None)

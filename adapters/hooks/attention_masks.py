@@ -81,6 +81,13 @@ class LayerMasks:
         key = ("mask", kind, self.past[layer], self.packings.start(layer), id(self.past_real[layer]))
         return self._memo(key, partial(self._mask, layer, kind, hidden, visible))
 
+    def without(self, layer: int, hidden: Tensor, unread: Tensor) -> Any:
+        """The mask of ``layer`` for one new token that sees none of the columns ``unread`` (B, past + 1)."""
+        visible = self.visible(layer)
+        key = ("unread", layer_type(self.config, layer), self.past[layer], id(visible), id(unread))
+        seen = ~unread if visible is None else visible & ~unread
+        return self._memo(key, partial(self._mask, layer, layer_type(self.config, layer), hidden, seen))
+
     @property
     def caller_says(self) -> bool:
         """Whether the caller said more about who sees whom than which columns are padding."""

@@ -8,7 +8,8 @@ from tokenreduce.adapters.hooks.decoder_pass import DecoderPass
 from tokenreduce.adapters.hooks.kv_cache import physical_length
 from tokenreduce.adapters.upstream.cache import NAMES, DynamicLayer, cache_argument, stray_cache
 from tokenreduce.adapters.upstream.seams import seam_changed
-from tokenreduce.pipeline import Pipeline
+from tokenreduce.groups import ImageGroup
+from tokenreduce.pipeline import Pipeline, acts
 
 
 def check_decoder(decoder: Any) -> None:
@@ -49,9 +50,28 @@ def refuse_attentions(decoder: Any, kwargs: dict[str, Any]) -> None:
         )
 
 
-def refuse_missing_cache(pipeline: Pipeline) -> None:
+def refuse_proposals(reduced: DecoderPass, prompt: int | None) -> None:
+    """Tokens proposed to ``generate``, several at once, would each have to choose by what the one before it attended to."""
+    end = reduced.offset + reduced.visual.shape[1]
+    if reduced.pipeline.decodes is None or prompt is None or reduced.visual.shape[1] == 1 or end <= prompt:
+        return
+    method = reduced.pipeline.decodes[0]
+    if reduced.held_before or any(acts(method, group) for group in reduced.groups):
+        raise ValueError(
+            f"method={method.name!r} chooses what is read token by token, but this call of generate runs several tokens of an "
+            "answer at once, as assisted decoding and prompt lookup do; leave out assistant_model and "
+            "prompt_lookup_num_tokens, or leave out the stage 'decode', as cache_keep=1.0 does"
+        )
+
+
+def refuse_missing_cache(pipeline: Pipeline, groups: list[ImageGroup]) -> None:
     """What a cache step forgets after the prompt, ``generate`` without a cache would read again at every step."""
     for method, step in pipeline.steps:
+        if step.stage == "decode" and any(acts(method, group) for group in groups):
+            raise ValueError(
+                f"use_cache=False, but method={method.name!r} chooses what new tokens read of the cache; leave use_cache=False "
+                "out, or leave out the stage 'decode', as cache_keep=1.0 does"
+            )
         if step.stage == "cache":
             raise ValueError(
                 f"use_cache=False, but method={method.name!r} shortens the cache after the prompt, and without one would write "

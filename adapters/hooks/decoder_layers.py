@@ -13,6 +13,7 @@ from tokenreduce.adapters.upstream.decoder import ROTARY, positional_names
 
 #: name under which the pass rides in the decoder's keyword arguments, down to every layer and back through re-runs
 KEY = "tokenreduce_pass"
+MASK = "attention_mask"
 
 
 class LayerHooks:
@@ -37,12 +38,26 @@ class LayerHooks:
             self.signals.listen_ahead(reduced, self.index, layer, hidden, kwargs)
             hidden = reduced.shorten(self.index, hidden)
         if reduced.differs(self.index):
-            own = {"attention_mask": reduced.masks.mask(self.index, hidden), "position_ids": None}
+            own = {MASK: reduced.masks.mask(self.index, hidden), "position_ids": None}
             if kwargs.get(ROTARY) is not None:  # some layers are given none
                 own[ROTARY] = reduced.positions.embeddings(self.index, kwargs[ROTARY], hidden)
             for name, value in kwargs.items():
                 if isinstance(value, Tensor) and name not in (names[0], *own):
                     own[name] = reduced.positions.carried(self.index, value)
             kwargs |= own
+        if reduced.reading is not None:
+            self.read(reduced, hidden, kwargs)
         kwargs[names[0]] = hidden.unflatten(2, (streams, -1)).movedim(2, 0) if streams else hidden
         return (*(kwargs.pop(name) for name in names[: len(args)]), *args[len(names) :]), kwargs
+
+    def read(self, reduced: DecoderPass, hidden: Tensor, kwargs: dict[str, Any]) -> None:
+        """Let the new token of each row read what the method chooses: by fewer keys, or else by the layer's mask."""
+        reading = reduced.reading
+        assert reading is not None
+        with reduced.pipeline.stopwatch(hidden.device):
+            if self.index == reading.layer:
+                reading.choose()
+            unread = reading.unread(self.index)
+            holder, mask = reduced.masks.holders[self.index], kwargs.get(MASK)
+            if unread is not None and not reading.gathers(reduced.cache, holder, self.index, mask):
+                kwargs[MASK] = reduced.masks.without(self.index, hidden, unread)

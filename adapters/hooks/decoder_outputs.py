@@ -10,7 +10,7 @@ from torch import Tensor
 from tokenreduce.adapters.hooks.decoder_pass import DecoderPass
 from tokenreduce.adapters.hooks.kv_cache import num_bytes
 from tokenreduce.adapters.upstream.cache import returned_cache
-from tokenreduce.cost import Report
+from tokenreduce.cost import Report, StepsRead
 from tokenreduce.flops import DecoderShape
 from tokenreduce.traces import Trace
 
@@ -56,7 +56,12 @@ def pictured_at(reduced: DecoderPass, alive: list[Tensor], readers: list[int]) -
 
 
 def report_of(
-    reduced: DecoderPass, trace: Trace, shape: DecoderShape, output: Any, uncounted: tuple[str, ...] = ()
+    reduced: DecoderPass,
+    trace: Trace,
+    shape: DecoderShape,
+    output: Any,
+    uncounted: tuple[str, ...],
+    steps_read: StepsRead,
 ) -> Report:
     """What this prompt cost a decoder of ``shape``; the pipeline's stopwatch is read and starts again at zero."""
     images, layers = trace.images_per_sample(), range(reduced.depth)
@@ -90,4 +95,5 @@ def report_of(
         encoding=reduced.encoding,
         uncounted=uncounted,
         stopwatch=reduced.pipeline.stopwatch.lap(),
+        steps_read=steps_read,
     )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tokenreduce.adapters.hooks.attention_masks import LayerMasks
+from tokenreduce.adapters.hooks.cache_reading import PictureEntries, StepReading
 from tokenreduce.adapters.hooks.kv_cache import DecodeState, physical_length
 from tokenreduce.adapters.hooks.picture_pass import PicturePass
 from tokenreduce.adapters.hooks.position_ids import PositionIds
@@ -16,6 +17,7 @@ from tokenreduce.adapters.hooks.prompt_text import PromptText, normed
 from tokenreduce.adapters.hooks.sequence_packing import Packing, carried, write
 from tokenreduce.adapters.upstream.cache import Cache
 from tokenreduce.adapters.upstream.decoder import final_norm, holders
+from tokenreduce.cost import StepsRead
 from tokenreduce.groups import ImageGroup
 from tokenreduce.joint_space import Question
 from tokenreduce.kernels.rows import take_rows
@@ -37,6 +39,8 @@ class DecoderPass(PicturePass):
         question_end: (B,) long, column of this chunk behind the question; None: the chunk ends with it.
         pictured: (B, L) bool, real columns that pass experts of pictures; None: the decoder has none.
         cached: by layer, what is left of this chunk in a cache that was trimmed.
+        held_before: pictures of earlier chunks in the cache, which later tokens choose from; ``reading``, what the new
+            tokens of this pass read of them, None: this pass reads everything; ``steps_read``, where that is counted.
         norm: the decoder's last; ``text``: what the text of this chunk is, where a method asks for it.
     """
 
@@ -68,6 +72,9 @@ class DecoderPass(PicturePass):
         self.norm = final_norm(decoder)
         self.text: PromptText | None = None
         self.cached: dict[int, Packing] = {}
+        self.held_before: list[PictureEntries] = []
+        self.steps_read: StepsRead | None = None
+        self.reading: StepReading | None = None
         self._entered: dict[int, list[ImageGroup]] = {}  # the images as they came to each llm step
 
     def question_slot(self, layer: int) -> Tensor | None:
@@ -151,6 +158,11 @@ class DecoderPass(PicturePass):
         if not again:
             self.groups = [group.settle() for group in groups]
         return hidden
+
+    def as_entered(self, layer: int, groups: list[ImageGroup]) -> list[ImageGroup]:
+        """The images as decoder ``layer`` worked on them, where ``groups`` left the last one."""
+        later = [first for first in self._entered if first > layer]
+        return self._entered[min(later)] if later else groups
 
     def differs(self, layer: int) -> bool:
         """Whether ``layer`` needs anything but what the decoder hands to every layer."""

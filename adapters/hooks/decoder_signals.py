@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tokenreduce.adapters.attention_functions import Probe
 from tokenreduce.adapters.families.base import Family
 from tokenreduce.adapters.hooks.decoder_pass import DecoderPass
-from tokenreduce.adapters.hooks.decoder_statistics import Statistic, multiply_adds, statistic
+from tokenreduce.adapters.hooks.decoder_statistics import Statistic, attended, multiply_adds, statistic
 from tokenreduce.adapters.hooks.marked_attention import Heard
 from tokenreduce.adapters.upstream.cache import NAMES, cache_argument, cached_keys
 from tokenreduce.adapters.upstream.decoder import (
@@ -54,10 +54,14 @@ class DecoderSignals:
                 and heard not in self.wanted.get(heard.layer, ())
             ):
                 self.wanted.setdefault(heard.layer, []).append(heard)
+        self.decoding: dict[int, list[LastQueryAttention]] = {}  # what is heard of the new token of a decoding step
+        for need in pipeline.decodes[1].needs if pipeline.decodes is not None else ():
+            assert isinstance(need, LastQueryAttention)
+            self.decoding.setdefault(need.layer, []).append(need)
         self.probes: dict[int, Probe] = {}
 
     def attach(self, handles: list[Any]) -> None:
-        for layer in {*self.wanted, *self.ahead}:
+        for layer in {*self.wanted, *self.ahead, *self.decoding}:
             self.probes[layer] = Probe(self.family.decoder_attention(layer), self.listen)
             handles.append(self.probes[layer])
 
@@ -66,11 +70,16 @@ class DecoderSignals:
         self, module: nn.Module, query: Tensor, key: Tensor, mask: Any, scale: float, cuts: Tensor | None
     ) -> None:
         reduced = self.current()
-        if reduced is None or reduced.passive or not reduced.groups:
+        if reduced is None or reduced.passive or not (reduced.groups or reduced.reading):
             return
         layer = next(i for i, probe in self.probes.items() if probe.front.module is module)
         with reduced.pipeline.stopwatch(query.device):
             heard = Heard(reduced, layer, module, query, key, scale, self.family.rotates(layer))
+            if reduced.reading is not None:
+                for asked in self.decoding.get(layer, ()):
+                    row = attended(heard, softmax=asked.softmax)
+                    reduced.reading.hear(asked, row, layer, row.numel() * query.shape[1] * query.shape[3])
+                return
             for signal in self.wanted.get(layer, ()):
                 if isinstance(signal, DecoderKeys):
                     keys = self._since_the_beginning(module, heard.key, reduced, layer)[:, :, heard.past :]

@@ -32,7 +32,7 @@ def statistic(signal: Statistic, heard: Heard) -> Tensor:
         if documents is not None:
             heard.refuse_chunks()
             return _last_rows(heard, documents, softmax=signal.softmax)
-        return _last_row(heard, softmax=signal.softmax)[:, heard.past :]
+        return attended(heard, softmax=signal.softmax)[:, heard.past :]
     rows, place, asked = heard.query, heard.place(), heard.reduced.asking(heard.layer)
     more: dict[str, Any] = {"visible": heard.visible, "softcap": heard.softcap, "causal": True, "window": heard.window}
     if isinstance(signal, AttentionWalk):
@@ -89,7 +89,7 @@ def _rows(heard: Heard, last: Tensor | None, seen: Tensor | None, *, softmax: bo
     return of(query, heard.key, heard.scale, softcap=heard.softcap)[:, 0]
 
 
-def _last_row(heard: Heard, *, softmax: bool) -> Tensor:
+def attended(heard: Heard, *, softmax: bool) -> Tensor:
     """(B, past + W) attention of the question's last token."""
     last = heard.reduced.question_slot(heard.layer)
     seen = _window(heard, last)

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from tokenreduce.adapters.hooks.cache_reading import CachedPictures
 from tokenreduce.adapters.upstream.cache import Cache, CacheLayerMixin, DynamicLayer, held_columns
 
 
@@ -20,11 +22,13 @@ class DecodeState:
         real: per decoder layer, (B, P) bool of the cached columns that are real; None when all are. Layers of equal
             history share one tensor.
         shift: per decoder layer, (B,) long to subtract from the caller's position ids; None where ids are kept.
+        pictures: what decoding steps choose from; None: they read everything.
     """
 
     gap: int
     real: list[Tensor | None]
     shift: list[Tensor | None] = field(default_factory=list)
+    pictures: CachedPictures | None = None
 
     def rows(self, pick: Any) -> None:
         """Apply ``pick`` to the batch dimension of everything stored."""
@@ -35,6 +39,9 @@ class DecodeState:
 
         self.real = [once(x) for x in self.real]
         self.shift = [once(x) for x in self.shift]
+        if self.pictures is not None:
+            rows = pick(torch.arange(len(self.pictures.counts)))
+            self.pictures = self.pictures.picked(rows.tolist())
 
 
 class _Reduced:
@@ -56,6 +63,11 @@ class _Reduced:
     def reset(self) -> None:
         super().reset()  # type: ignore[misc]
         self.reduction = None
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)  # type: ignore[misc]
+        if self.reduction is not None:
+            self.reduction.rows(lambda x: x[beam_idx.to(x.device)])
 
     def batch_select_indices(self, indices: Tensor) -> None:
         super().batch_select_indices(indices)  # type: ignore[misc]

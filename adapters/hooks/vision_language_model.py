@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tokenreduce.adapters.attention_functions import KeySelection
 from tokenreduce.adapters.hooks import decoder_inputs, deepstack
+from tokenreduce.adapters.hooks.cache_reading import CachedPictures, StepReading
 from tokenreduce.adapters.hooks.cache_trimming import trim_cache
+from tokenreduce.adapters.hooks.cached_pictures import cached_pictures
 from tokenreduce.adapters.hooks.call_scope import Decided
 from tokenreduce.adapters.hooks.checks import (
     check_cache,
     check_decoder,
     refuse_attentions,
     refuse_missing_cache,
+    refuse_proposals,
     refuse_stray_cache,
 )
 from tokenreduce.adapters.hooks.decoder_layers import KEY, LayerHooks
@@ -31,6 +35,7 @@ from tokenreduce.adapters.hooks.sequence_packing import Packing, real_columns
 from tokenreduce.adapters.upstream.cache import Cache, given_cache
 from tokenreduce.adapters.upstream.decoder import reads_last_alone
 from tokenreduce.adapters.upstream.decoder_shape import decoder_shape, with_experts_of_pictures
+from tokenreduce.cost import StepsRead
 from tokenreduce.flops import DecoderShape
 from tokenreduce.per_thread import PerThread, nothing
 from tokenreduce.pipeline import acts
@@ -54,9 +59,18 @@ class VisionLanguageHooks(ModelHooks):
                 hook = LayerHooks(i, signals)
                 handles.append(layer.register_forward_pre_hook(hook.enter, with_kwargs=True))
             signals.attach(handles)
+        if self.pipeline.decodes is not None:
+            first = self.pipeline.decodes[1].layer or 0
+            for i in (layer for layer in self.family.attending if layer >= first):
+                handles.append(KeySelection(self.family.decoder_attention(i), partial(self.selection, i)))
 
     def under_way(self) -> DecoderPass | None:
         return self.current
+
+    def selection(self, layer: int) -> tuple[Tensor, Tensor | None] | None:
+        """The cached columns that new tokens read in ``layer`` of the pass under way; None: all."""
+        reading = None if self.current is None else self.current.reading
+        return None if reading is None else reading.selection(layer)
 
     @cached_property
     def shape(self) -> DecoderShape:
@@ -101,6 +115,8 @@ class VisionLanguageHooks(ModelHooks):
         by_picture = with_experts_of_pictures(kwargs)
         reduced.pictured = None if by_picture is None else by_picture & real
         scope, given = self.scopes.scope, self.call.arguments.get("attention_mask")
+        if state is not None:
+            self._read(reduced, state.pictures, past >= scope.prompt if scope and scope.prompt else past > 0)
         if not (scope is not None and scope.generates and given is not None):  # masks of a cache of fixed size
             note_documents(reduced, self.family, given, kwargs, real)
         if length > 1:
@@ -122,13 +138,14 @@ class VisionLanguageHooks(ModelHooks):
             if encoded is not None and encoded.states:
                 changed = decoder_inputs.drop_merged(reduced, self.family, encoded, shown)
             changed |= decoder_inputs.reduce_projected(reduced, shown)
+        refuse_proposals(reduced, None if scope is None else scope.prompt)
         reduced.passive = state is None and not changed and not self._acts_later(reduced)
         if reduced.passive:
             return None
         if self.output_length == "full":
             refuse_attentions(decoder, kwargs)
         if scope is not None and scope.generates and reduced.groups and not decoder_inputs.uses_cache(decoder, kwargs):
-            refuse_missing_cache(self.pipeline)
+            refuse_missing_cache(self.pipeline, reduced.groups)
         kwargs = {**kwargs, "inputs_embeds": shown}
         with self.pipeline.stopwatch(embeds.device):
             decoder_inputs.hand_over(reduced, self.family.decoder, kwargs, changed)
@@ -136,6 +153,18 @@ class VisionLanguageHooks(ModelHooks):
         if self.pipeline.by_layer:
             kwargs[KEY] = reduced
         return args, kwargs
+
+    @staticmethod
+    def _read(reduced: DecoderPass, pictures: CachedPictures | None, answers: bool) -> None:
+        """Note what a pass that goes on behind ``pictures`` may choose from; a single column that ``answers`` does."""
+        if pictures is None or reduced.pipeline.decodes is None:
+            return
+        past, layer = reduced.masks.past, reduced.pipeline.decodes[1].layer
+        assert layer is not None
+        reduced.held_before, reduced.steps_read = pictures.held_at(past, layer), pictures.steps
+        batch, length = reduced.visual.shape
+        if answers and length == 1 and reduced.held_before:
+            reduced.reading = StepReading(reduced.pipeline, pictures, reduced.held_before, past, batch)
 
     def _recall(self, kwargs: dict[str, Any]) -> dict[Any, list[Reduction]]:
         """Decisions made for this very prompt, when ``generate`` passes it again, grown, because it uses no cache."""
@@ -154,31 +183,36 @@ class VisionLanguageHooks(ModelHooks):
             scope.decided = Decided(ids if scope.prompt is None else ids[:, : scope.prompt], reduced.decisions)
 
     def _acts_later(self, reduced: DecoderPass) -> bool:
-        later = [method for method, step in self.pipeline.steps if step.stage in ("llm", "cache")]
+        later = [method for method, step in self.pipeline.steps if step.stage in ("llm", "cache", "decode")]
         return any(acts(method, group) for method in later for group in reduced.groups)
 
     def leave(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         reduced = self.current
         if reduced is None:
             return None
-        hidden = output[0]
+        hidden, steps = output[0], StepsRead()
         if not reduced.passive:
             for layer in range(reduced.depth):
                 reduced.masks.visible(layer)
             if reduced.cache is not None and not self.checked:
                 check_cache(reduced)
                 self.checked = True
+            groups = reduced.groups
             with self.pipeline.stopwatch(hidden.device):
                 trim_cache(reduced, hidden)
             if reduced.cache is None:
                 self._remember(reduced)
             else:
-                adopt(reduced.cache, reduced.state())
+                state = reduced.state()
+                state.pictures = cached_pictures(reduced, groups, steps)
+                adopt(reduced.cache, state)
+            if reduced.reading is not None:
+                reduced.reading.record(self.shape.step)
         # decode steps and text that continues a shortened prompt leave trace and report alone
         if reduced.groups or not reduced.offset:
             trace = trace_of(reduced)
             uncounted = () if self.family.audio_encoder is None else ("the audio encoder",)
-            self.done.note(trace, report_of(reduced, trace, self.shape, output, uncounted))
+            self.done.note(trace, report_of(reduced, trace, self.shape, output, uncounted, steps))
         elif self.done.report is not None:
             self.done.report.step_stopwatch.add(self.pipeline.stopwatch.lap())
         return at_full_length(reduced, output) if self.output_length == "full" else None
