@@ -34,8 +34,8 @@ def document() -> Image.Image:
 def before_the_tower(save_page: Callable[[str, Image.Image], None]) -> None:
     """What never enters a vision tower: of a page, and of a video in which one thing moves, on a tiny Qwen2.5-VL."""
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-    from test_zoo_processors import processor as processor_of
-    from test_zoo_processors import prompt
+    from zoo_processors import processor as processor_of
+    from zoo_processors import prompt
 
     from tokenreduce.eval import tiny_models as zoo
 

@@ -171,8 +171,8 @@ def tiles(photo: Image.Image) -> list[str]:
     """Families that see a picture in several views or at its own resolution, on tiny random models."""
     sys.path.insert(0, str(HERE.parent / "tests"))
     import transformers.models.smolvlm.processing_smolvlm as spelling
-    from test_zoo_processors import processor as processor_of
-    from test_zoo_processors import prompt
+    from zoo_processors import processor as processor_of
+    from zoo_processors import prompt
 
     from tokenreduce.eval import tiny_models as zoo
 

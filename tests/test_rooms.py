@@ -30,7 +30,7 @@ ALLOWED = {
         "projector_rows",
         "redundancy_trees",
         "schedules",
-        "streaming",
+        "segment_stream",
         "temporal_redundancy",
         "text_attention",
         "text_raters",

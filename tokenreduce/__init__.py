@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from tokenreduce.prompts import prompt_length, question
     from tokenreduce.reduction import Reduction
     from tokenreduce.scaling import ScaledDown, scaled_down
+    from tokenreduce.streams import Stream, stream
     from tokenreduce.tables import Table, families, refused
     from tokenreduce.tested import versions
     from tokenreduce.tokens import VisualTokens
@@ -78,6 +79,8 @@ _HOME = {
     "ScaledDown": "scaling",
     "scaled_down": "scaling",
     "report": "wrapping",
+    "Stream": "streams",
+    "stream": "streams",
     "text_tower": "adapters.upstream.joint_space",
     "trace": "wrapping",
     "unwrap": "wrapping",

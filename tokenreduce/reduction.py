@@ -42,7 +42,8 @@ class Reduction:
         valid: (B, K) bool for data-dependent counts: rows that really exist, trailing rows False. None: all rows.
         covers: True when it is known that no token is dropped, so that nobody has to look for one.
         in_order: True when rows are unchanged tokens in ascending source order (``select`` sets it).
-        notes: tensors by name, first axis B, that later steps of the same method find in ``tokens.notes``. What they say of
+        notes: tensors by name, first axis B, that later steps of the same method find in ``tokens.notes``, and, where a video
+            goes on over several calls, the steps at its next frames. What they say of
             tokens they say of the original ones (``tokens.assign``), so that nothing has to follow when others act between.
     """
 

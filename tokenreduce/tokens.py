@@ -79,7 +79,8 @@ class VisualTokens:
         share: of a view of an image, the budget that falls to it; None where the image is shown as a whole.
         entered: tokens of each image that entered the language model; in front of it, N.
         assign: (B, N0) long, current token that stands for each original one; -1 when it is gone.
-        notes: what earlier steps of the same method noted (``Reduction.notes``).
+        notes: what earlier steps of the same method noted (``Reduction.notes``); of a video that goes on over several calls
+            (``tr.stream``), at the projector, what it noted of the frames before these.
         window: (B, N) long, in a block of a tower that attends within windows: the window of each token, which merges with
             others of its own as long as there are any. None: all of an image attend to each other.
         amount: what the method's plan attached to this step, such as how many tokens to merge in this block.

@@ -34,9 +34,12 @@ class Family(TowerFacts):
     two_way_layers: ClassVar[tuple[str, ...] | None] = None  #: kinds of layers with such blocks; None: all
     pictures_join: ClassVar[Join] = "sequence"  #: where pictures join the text
     windowed = True  #: whether sliding windows of the decoder cut blocks of tokens that attend both ways
+    #: what frames of a video that arrive in later calls are shown as; None: a video must come in one call
+    streams_as: ClassVar[Medium | None] = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        cls.streams_as = cls.__dict__.get("streams_as")  # a relative may write something between frames
         register(cls.__dict__.get("model_types", ()), cls)
 
     @classmethod
@@ -123,6 +126,25 @@ class Family(TowerFacts):
     def rotates(self, layer: int) -> bool:
         """Whether decoder ``layer`` rotates its keys by their positions."""
         return True
+
+    @property
+    def frames_per_step(self) -> int:
+        """Frames of a video that the tower joins in one step of time."""
+        return 1
+
+    def text_ids(self, first: int, count: int) -> Tensor:
+        """(1, n) or, for rotary ids of several axes, (A, 1, n) position ids of ``count`` tokens of text from ``first`` on."""
+        return torch.arange(first, first + count)[None]
+
+    def ids_going_on(
+        self, arguments: Mapping[str, Any], columns: int, start: int, steps: int, following: int
+    ) -> tuple[Tensor, int]:
+        """Position ids, as of ``text_ids``, of ``columns`` placeholders with which a video goes on, and the id behind them.
+
+        ``arguments`` are those of their frames; the video begins at id ``start``, ``steps`` steps of time came before, and
+        ``following`` is the id of text that came next.
+        """
+        return self.text_ids(following, columns), following + columns
 
     def two_way(self, arguments: Mapping[str, Any], embeds: Tensor) -> Tensor | None:
         """(B, L) long: tokens of a block, an equal number >= 0, attend to each other both ways; None: all is causal.

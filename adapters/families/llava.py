@@ -103,6 +103,7 @@ class Llava(ClipTower):
     model_types = ("llava",)
     units_enter = True
     remarks = "CLIP or SigLIP tower; Llama, Mistral or Qwen2 language model"
+    streams_as = "image"
 
     def pictures(self, call: TowerCall) -> list[Picture]:
         return [self.picture()] * call.rows

@@ -15,6 +15,7 @@ from tokenreduce.layout import Layout
 class LlavaNextVideo(AnyresTower):
     model_types = ("llava_next_video",)
     remarks = "tiles are views; frames pooled"
+    streams_as = "video"
 
     def videos(self, call: TowerCall) -> list[Picture]:
         frames, side = call.arguments["frames"], self.grid // self.model.config.spatial_pool_stride

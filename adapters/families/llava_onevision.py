@@ -16,6 +16,7 @@ from tokenreduce.method import ModelFacts
 class LlavaOnevision(AnyresTower):
     model_types = ("llava_onevision",)
     remarks = "tiles are views; frames pooled, newlines stay"
+    streams_as = "video"
 
     def facts(self) -> ModelFacts:
         return replace(super().facts(), interpolated="videos, and images scaled down after tiling")

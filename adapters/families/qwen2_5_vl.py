@@ -11,6 +11,7 @@ from tokenreduce.adapters.families.qwen2_vl import Qwen2VL
 class Qwen2_5VL(Qwen2VL):
     model_types = ("qwen2_5_vl",)
     remarks = "dynamic resolution, window attention, M-RoPE; a frame is a temporal patch"
+    streams_as = "video"
 
     @property
     def full_blocks(self) -> tuple[int, ...]:

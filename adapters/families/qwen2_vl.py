@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from tokenreduce.adapters.encoders.blocks import Block, PackedBlock
 from tokenreduce.adapters.families.packed_squares import PackedSquares
+from tokenreduce.adapters.upstream.model import video_positions
 from tokenreduce.adapters.visual_inputs import Picture, Projection, TowerCall
 from tokenreduce.layout import PixelUnit
 
@@ -16,6 +18,7 @@ from tokenreduce.layout import PixelUnit
 class Qwen2VL(PackedSquares):
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl",)
     remarks = "dynamic resolution, M-RoPE; a frame is a temporal patch"
+    streams_as = "video"
 
     def layers(self, tower: int = 0) -> Any:
         return self.towers[tower].blocks
@@ -49,3 +52,25 @@ class Qwen2VL(PackedSquares):
         numbers = torch.arange(sum(picture.columns for picture in pictures), device=call.arguments["grid_thw"].device)
         patches = torch.arange(self.unit**2, device=numbers.device)
         return [units[:, None] * self.unit**2 + patches for units in self.placed(call, numbers, pictures)]
+
+    @property
+    def frames_per_step(self) -> int:
+        return self.towers[0].config.temporal_patch_size
+
+    def text_ids(self, first: int, count: int) -> Tensor:
+        return super().text_ids(first, count).expand(3, 1, -1)
+
+    def ids_going_on(
+        self, arguments: Mapping[str, Any], columns: int, start: int, steps: int, following: int
+    ) -> tuple[Tensor, int]:
+        grid = arguments["video_grid_thw"][0].cpu()
+        new, side = int(grid[0]), self.unit
+        # height and width begin anew in every frame, and text goes on behind them; time is read off one token a frame
+        ids = video_positions(self.core, arguments, grid, columns, text=1)
+        times = video_positions(self.core, arguments, torch.tensor([steps + new, side, side]), steps + new)[
+            0, 0, steps:
+        ]
+        behind = int(ids[0, 0, -1])
+        ids = ids[..., :-1].clone()
+        ids[0, 0] = times.repeat_interleave(columns // new)
+        return ids + start, start + behind

@@ -12,6 +12,7 @@ from tokenreduce.layout import Layout
 class VideoLlava(ClipTower):
     model_types = ("video_llava",)
     remarks = "two CLIP towers; the [CLS] of a frame stays"
+    streams_as = "video"
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)

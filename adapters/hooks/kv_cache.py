@@ -126,6 +126,31 @@ def keep_columns(cache: Cache, layer: int, index: Tensor) -> None:
     held.values = held.values.gather(2, at.expand(-1, held.values.shape[1], -1, held.values.shape[3]))
 
 
+def cut(cache: Cache, columns: int) -> None:
+    """Keep the first ``columns`` of every layer, all of which hold keys as they come, and no state beside them."""
+    if isinstance(cache, _Reduced):
+        cache.reduction = None
+    layer: Any
+    for layer in cache.layers:
+        if layer.is_initialized:
+            layer.keys, layer.values = layer.keys[:, :, :columns], layer.values[:, :, :columns]
+
+
+def last_columns(cache: Cache, count: int) -> list[tuple[Tensor, Tensor]]:
+    """Copies of the keys and values (B, H, n, d) of the last ``count`` columns, layer by layer; empty for none."""
+    if not count:
+        return []
+    layers: list[Any] = cache.layers
+    return [(layer.keys[:, :, -count:].clone(), layer.values[:, :, -count:].clone()) for layer in layers]
+
+
+def append_columns(cache: Cache, columns: list[tuple[Tensor, Tensor]]) -> None:
+    """Put back what ``last_columns`` copied."""
+    layer: Any
+    for layer, (keys, values) in zip(cache.layers, columns):
+        layer.keys, layer.values = torch.cat([layer.keys, keys], dim=2), torch.cat([layer.values, values], dim=2)
+
+
 def num_bytes(cache: Cache | None, columns: int | None = None) -> int:
     """Bytes of keys and values held; with ``columns``, those that layers of the same kind would hold of so many columns.
 

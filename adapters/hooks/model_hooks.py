@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tokenreduce.adapters.families.base import Family
 from tokenreduce.adapters.hooks.call_scope import CallScopes, ScopedMethod
@@ -36,6 +37,8 @@ class ModelHooks:
 
     call = PerThread[Call | None](nothing)
     current = PerThread[Any](nothing)  # what is known of the pass that is under way
+    #: of a video that goes on over several calls, what each method noted of it so far; None: videos come whole
+    going_on = PerThread[dict[int, Mapping[str, Tensor]] | None](nothing)
 
     def __init__(
         self,
@@ -106,6 +109,8 @@ class ModelHooks:
         reduced.behind = [item.behind for item in images]
         reduced.questions = self.scopes.questions([item.image.sample for item in images], len(reduced.visual))
         reduced.groups = group_images((item.image for item in images), device)
+        if self.going_on is not None:
+            reduced.groups = [replace(group, notes=self.going_on) for group in reduced.groups]
         if encoded is not None:
             reduced.tower_values, reduced.repeat = encoded.values, encoded.repeat
             again = EncodingCost([])

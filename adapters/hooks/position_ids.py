@@ -19,6 +19,7 @@ class PositionIds:
     Attributes:
         given: (1 | B, W) or, for rotary ids of several axes, (A, 1 | B, W) the caller's ids per slot of layer 0.
         begin: (B, 1) the caller's id of the first real column of this chunk, kept or not; set with ``given``.
+        end: (B,) the caller's id of the last column of this chunk, kept or not; set with ``given``.
         shift: per layer, (B,) long to subtract from the caller's ids of later chunks; None where ids are kept.
     """
 
@@ -28,6 +29,7 @@ class PositionIds:
         self.shift = shift
         self.given: Tensor | None = None
         self.begin: Tensor | None = None
+        self.end: Tensor | None = None
         self._before = list(shift)  # what earlier chunks left
         self._slots: dict[int, Tensor] = {}  # by first layer, slot of layer 0 whose position each slot carries
         self._ids: dict[int, Tensor] = {}  # by first layer, renumbered ids
@@ -54,13 +56,13 @@ class PositionIds:
 
         ``slots`` (B, W) finds the caller's ids of layer 0.
         """
-        assert self.begin is not None
+        assert self.begin is not None and self.end is not None  # noqa: PT018
         ids = self.flat.expand(slots.shape[0], -1).gather(1, slots)
         before, valid = self._before[layer], self.packings.at(layer).valid
         first = self.begin if before is None else self.begin - before[:, None]
         real = ids.new_ones(ids.shape) if valid is None else valid.long()
         new = (first + real.cumsum(dim=1) - 1).clamp_min(0)
-        shift = ids[:, -1] - new[:, -1]
+        shift = self.end - new[:, -1]
         self._ids[layer], self._counted[layer] = new, layer
         later: list[Tensor | None] = []
         for own in range(layer, len(self.shift)):

@@ -208,6 +208,8 @@ class VisionLanguageHooks(ModelHooks):
                 adopt(reduced.cache, state)
             if reduced.reading is not None:
                 reduced.reading.record(self.shape.step)
+        if self.going_on is not None and reduced.groups:
+            self.going_on = reduced.groups[-1].notes
         # decode steps and text that continues a shortened prompt leave trace and report alone
         if reduced.groups or not reduced.offset:
             trace = trace_of(reduced)

@@ -7,6 +7,7 @@
 | ids of special tokens stand in a configuration, or one inside it, as `*_token_id` or `*_token_index` | 5.17 to 5.24 |
 | the blocks whose rows are the features: `vision_feature_layer`; in VipLLaVA `vision_feature_layers` before 5.23 | 5.17 to 5.24 |
 | encoding methods return what joins the prompt as `pooler_output`, a tensor or one per picture | 5.17 to 5.24 |
+| Qwen-VL: `get_rope_index(ids, mm_token_type_ids=, video_grid_thw=, second_per_grid_ts=)[0]`, (3, B, L) | 5.17 to 5.24 |
 """
 
 from __future__ import annotations
@@ -72,3 +73,13 @@ def special_ids(model: Any) -> list[int]:
             elif name.endswith(("_token_id", "_token_index")):
                 found |= {i for i in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(i, int)}
     return sorted(i for i in found if 0 <= i < model.get_input_embeddings().num_embeddings)
+
+
+def video_positions(core: Any, arguments: Mapping[str, Any], grid: Tensor, columns: int, text: int = 0) -> Tensor:
+    """(3, 1, L) position ids, from 0, of the ``columns`` of a video of ``grid`` (3,) and ``text`` tokens behind it.
+
+    ``arguments`` are those with which the model is shown frames of the same rate.
+    """
+    kinds = torch.tensor([[2] * columns + [0] * text])
+    rate = {name: arguments[name] for name in ("second_per_grid_ts",) if arguments.get(name) is not None}
+    return core.get_rope_index(kinds, mm_token_type_ids=kinds, video_grid_thw=grid[None], **rate)[0]

@@ -17,8 +17,8 @@ from tokenreduce.kernels.temporal_segmentation import temporal_segmentation
 from tokenreduce.layout import Layout
 from tokenreduce.method import ModelFacts, Step
 from tokenreduce.methods.holitom import HoliTom
+from tokenreduce.segment_stream import Segment
 from tokenreduce.signals import AttentionReceived, LastQueryAttention
-from tokenreduce.streaming import Segment
 from tokenreduce.tokens import STAGES
 
 FACTS = ModelFacts(family="stand-in", stages=STAGES, tower_depth=24, feature_block=22, has_cls=False, decoder_depth=28)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_zoo_processors import processor, prompt
+from zoo_processors import processor, prompt
 
 import tokenreduce as tr
 from tokenreduce.draw import cell_boxes, strip, tiles_of

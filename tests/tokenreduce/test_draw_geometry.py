@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_zoo_processors import tokenizer
 from transformers import (
     AyaVisionProcessor,
     CLIPImageProcessor,
@@ -26,6 +25,7 @@ from transformers import (
     SmolVLMImageProcessor,
 )
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
+from zoo_processors import tokenizer
 
 from tokenreduce.draw import cell_boxes, seen_box, tiles_of, view_boxes
 from tokenreduce.layout import Layout

@@ -156,7 +156,7 @@ def test_a_video_beside_pictures_is_refused_where_frames_are_images(folder, tmp_
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation")
 def test_a_model_of_videos_is_given_a_video(tmp_path):
-    from test_zoo_processors import processor
+    from zoo_processors import processor
 
     from tokenreduce.eval import tiny_models as zoo
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 
 from tokenreduce.layout import Layout
@@ -42,6 +43,10 @@ class EVS(Method):
 
     def reduce(self, tokens: VisualTokens) -> Reduction:
         x = by_frame(tokens, self.name)
-        change = F.pad(1 - similarity(x), (0, 0, 1, 0), value=FIRST).flatten(1)
-        k = max(self.budget.count(tokens.num_tokens), x.shape[2])
-        return Reduction.top(change, k, positions=self.positions)
+        k = self.budget.count(tokens.num_tokens)
+        last = tokens.notes.get("last")
+        if last is None:
+            k, change = max(k, x.shape[2]), F.pad(1 - similarity(x), (0, 0, 1, 0), value=FIRST)
+        else:  # the frames before these are no longer there, but the last of them
+            change = 1 - similarity(torch.cat([last[:, None], x], dim=1))
+        return Reduction.top(change.flatten(1), k, positions=self.positions, notes={"last": x[:, -1]})

@@ -17,8 +17,8 @@ from tokenreduce.kernels.top_k import top_k
 from tokenreduce.matching import fold
 from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.reduction import Reduction
+from tokenreduce.segment_stream import SegmentStream
 from tokenreduce.signals import AttentionReceived, LastQueryAttention
-from tokenreduce.streaming import SegmentStream
 from tokenreduce.temporal_redundancy import allot, stands
 from tokenreduce.tokens import VisualTokens
 from tokenreduce.validation import choice, in_range, whole
