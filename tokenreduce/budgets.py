@@ -38,6 +38,11 @@ class Budget:
                     f"keep={keep!r} has a floor above its ceiling; allowed: auto:FLOOR-CEILING, as auto:16-128"
                 )
             return
+        if keep is None:
+            raise TypeError(
+                "keep=None is no budget; allowed: keep=1.0 for every token, a float in (0, 1] or an int >= 1, such as keep=0.25 "
+                "or keep=64; left out, the method's own. For the model as it is, tr.unwrap(model)"
+            )
         if isinstance(keep, bool) or not isinstance(keep, numbers.Real):
             raise TypeError(
                 f"keep={keep!r} is a {type(keep).__name__}; allowed: a float in (0, 1] (fraction of the visual tokens), "

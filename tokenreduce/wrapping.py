@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from tokenreduce.alternatives import instead_of
 from tokenreduce.method import Method
 from tokenreduce.pipeline import Pipeline
-from tokenreduce.registry import make
 from tokenreduce.tested import warn_of_untested
+from tokenreduce.wrap_arguments import chosen
 
 if TYPE_CHECKING:
     from torch import nn
@@ -118,19 +118,10 @@ def wrap(
         >>> tr.is_wrapped(tr.unwrap(model))
         False
     """
-    if not methods:
-        raise TypeError(
-            "wrap() needs at least one method after the model, for example tr.wrap(model, 'hiprune', keep=0.25)"
-        )
-    if parameters and len(methods) > 1:
-        raise TypeError(
-            f"parameters {sorted(parameters)} are ambiguous for {len(methods)} methods; give each method its own, for "
-            "example tr.wrap(model, tr.FasterVLM(keep=64), tr.FastV(layer=2, keep=0.5))"
-        )
     if output_length not in ("full", "reduced"):
         raise ValueError(f"output_length={output_length!r}; allowed: 'full', 'reduced'")
     warn_of_untested()
-    chosen = [make(method, **parameters) for method in methods]
+    made = chosen(methods, parameters)
     plain = _plain(model)
     if _attachment(plain) is not None:
         names = ", ".join(m.name for m in _attached(plain).hooks.pipeline.methods)
@@ -138,7 +129,7 @@ def wrap(
             f"model is wrapped already (with {names}); call tr.unwrap(model) first, or compose methods in one call: "
             "tr.wrap(model, method_a, method_b)"
         )
-    attachment = Attachment(plain, chosen, output_length, images_as_video, family)
+    attachment = Attachment(plain, made, output_length, images_as_video, family)
     plain.__dict__[SLOT] = attachment
     return model
 

@@ -42,7 +42,7 @@ def nothing_attached(model):
         (("hiprune",), {"keep": float("nan")}, ValueError, ["nan"]),
         (("hiprune",), {"keep": "half"}, TypeError, ["'half'", "str", "float in (0, 1]"]),
         (("hiprune",), {"keep": True}, TypeError, ["bool"]),
-        (("hiprune",), {"keep": None}, TypeError, ["NoneType"]),
+        (("hiprune",), {"keep": None}, TypeError, ["keep=None", "keep=1.0"]),
         (("hiprune",), {"keep": 17}, ValueError, ["keep=17", "16 visual tokens", "from 1 to 16"]),
         (("hiprune",), {"alpha": 2}, ValueError, ["alpha=2", "[0, 1]"]),
         (("hiprune",), {"object_layer": 9}, ValueError, ["object_layer=9", "[1, 3]"]),

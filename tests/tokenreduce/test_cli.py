@@ -160,6 +160,15 @@ def test_run_answers_draws_and_reports(folder, photo, tmp_path):
     found = json.loads(numbers.read_text())
     assert found["report"]["tokens_kept"] == [[36]]
     assert found["first_token_speedup"]["low"] <= found["first_token_speedup"]["median"]
+    for measure in (
+        "time to first token",
+        "vision tower",
+        "prefill alone",
+        "decode per token",
+        "largest tensor of the prefill",
+    ):
+        assert measure in words(result)
+        assert found["measured"][measure]["unreduced"] > 0 < found["measured"][measure]["reduced"]
 
 
 def test_run_composes_and_sets_parameters(folder, photo, tmp_path):

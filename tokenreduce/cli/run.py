@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokenreduce.cli.app import Debug, app, teaching
+from tokenreduce.cli.app import Debug, app, print_table, teaching
 from tokenreduce.cli.arguments import chosen_methods
 from tokenreduce.cli.options import (
     Attention,
@@ -82,9 +79,8 @@ def run(
         check_picture(draw)
     asked = load_prompt(model, pictures, question, dtype.value, device, attn)
 
-    import tokenreduce as tr
+    from tokenreduce.cli.measured import measured
     from tokenreduce.eval.results import environment
-    from tokenreduce.timing import speed_up, time_prefill, with_seconds
 
     found: dict[str, Any] = {"model": model, "prompt": question, "methods": [repr(m) for m in chosen]}
     if compare:
@@ -94,22 +90,17 @@ def run(
     assert trace is not None and report is not None, "a reduced answer has both"  # noqa: PT018
     found["answer"] = reduced.texts[0]
     if compare:
-        arms: dict[str, Callable[[], AbstractContextManager[Any]]] = {
-            "without": nullcontext,
-            "with": lambda: tr.wrapped(asked.model, *chosen, images_as_video=asked.images_as_video),
-        }
-        laps = time_prefill(asked.model, asked.inputs, arms, by_stage=True)
-        report = with_seconds(report, laps["with"], laps["without"])
-        before, after = ([lap.total_s for lap in laps[name]] for name in ("without", "with"))
-        found["first_token_ms"] = {
-            "unreduced": statistics.median(before) * 1e3,
-            "reduced": statistics.median(after) * 1e3,
-        }
-        found["first_token_speedup"] = vars(speed_up(before, after))
+        costs = measured(asked, chosen, report)
+        report, first = costs.report, costs.rows["time to first token"]
+        found["first_token_ms"] = {name: first[name] for name in ("unreduced", "reduced")}
+        found["first_token_speedup"] = vars(costs.speedup)
+        found["measured"] = costs.rows
     found |= {"report": report.as_dict(), "environment": environment(asked.model)}
     if draw is not None:
         trace.show(pictures, asked.processor).save(draw)
     _tell(output.console, found, report, draw)
+    if compare:
+        print_table(costs.table(), "Time and memory", output.console)
     output.write(found)
 
 
