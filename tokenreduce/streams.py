@@ -31,16 +31,24 @@ class Stream:
 
     Attributes:
         window: frames that are encoded, reduced and cached together.
+        history: tokens of the video that the cache holds at most; None: all that were kept.
         frames: frames that have come so far, ``waiting`` for their window to be full among them.
     """
 
     def __init__(
-        self, model: nn.Module, processor: Any, methods: Sequence[Method], window: int, fps: float, prompt: str | None
+        self,
+        model: nn.Module,
+        processor: Any,
+        methods: Sequence[Method],
+        window: int,
+        fps: float,
+        prompt: str | None,
+        history: int | None,
     ) -> None:
         from tokenreduce.adapters.hooks.growing_prompt import GrowingPrompt
         from tokenreduce.adapters.registry import family_of
 
-        self.model, self.window, self.fps = model, window, fps
+        self.model, self.window, self.fps, self.history = model, window, fps, history
         self.frames = 0
         self._held: list[np.ndarray] = []
         self._size: tuple[int, ...] | None = None
@@ -70,7 +78,7 @@ class Stream:
 
     @property
     def tokens(self) -> int:
-        """Tokens in the cache: the text in front of the video and what was kept of all full windows."""
+        """Tokens in the cache: the text in front of the video and what was kept of full windows, or is left of that."""
         return self._growing.place.columns
 
     @property
@@ -106,6 +114,8 @@ class Stream:
                     self._show()
                 finally:
                     self._held.clear()
+                if self.history is not None:
+                    self._growing.forget(self.history)
         return self
 
     def ask(self, question: str, **generation: Any) -> str:
@@ -166,6 +176,7 @@ def stream(
     window: int = 16,
     fps: float = 1.0,
     prompt: str | None = None,
+    history: int | None = None,
     **parameters: Any,
 ) -> Stream:
     """Watch a video of any length in bounded memory: what is held are ``window`` frames and the tokens that were kept.
@@ -180,6 +191,7 @@ def stream(
         fps: frames for each second, in files and for models that tell the time.
         prompt: the text around the video, such as ``"USER: <video>\\n{question} ASSISTANT:"``, with the placeholder that the
             processor knows; None: its chat template.
+        history: tokens of the video that the cache holds at most: whole windows leave it, the oldest first. None: all stay.
         parameters: hyper-parameters of the method, such as ``keep``, when there is a single one.
 
     Errors: ``TypeError`` / ``ValueError`` for a model that takes videos in one call only, a method that needs the question or
@@ -197,9 +209,10 @@ def stream(
         3
     """
     whole("window", window, 1, ", the frames that go through the model together, such as window=16")
+    whole("history", history, 1, ", the tokens of the video that stay in the cache, such as history=4096", none=True)
     if isinstance(fps, bool) or not isinstance(fps, (int, float)) or not fps > 0:
         raise ValueError(f"fps={fps!r}; allowed: a number of frames for each second above 0, such as fps=1.0")
     given: list[Any] = list(method) if isinstance(method, (list, tuple)) else [method]
     if parameters and len(given) > 1:
         raise TypeError(f"parameters {sorted(parameters)} are ambiguous for {len(given)} methods; give each its own")
-    return Stream(model, processor, [make(one, **parameters) for one in given], window, float(fps), prompt)
+    return Stream(model, processor, [make(one, **parameters) for one in given], window, float(fps), prompt, history)

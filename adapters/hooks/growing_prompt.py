@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tokenreduce.adapters.families.base import Family
-from tokenreduce.adapters.hooks.kv_cache import append_columns, cut, last_columns
+from tokenreduce.adapters.hooks.kv_cache import append_columns, cut, drop_columns, last_columns
 from tokenreduce.adapters.hooks.model_hooks import ModelHooks
 from tokenreduce.adapters.registry import families
 from tokenreduce.adapters.upstream.cache import NAMES, DynamicCache, DynamicLayer, cache_argument
@@ -36,6 +36,7 @@ class Place:
         following: position id of a token of text that comes next.
         start: position id at which the video begins; None: no frame yet. ``steps``: its steps of time so far.
         behind: columns at the end of the cache that stand behind the frames, and go when frames follow.
+        text: columns in front of the frames; ``windows``, of each window whose tokens are in the cache, the oldest first.
         noted: by number of the method, what it noted of the video.
     """
 
@@ -44,6 +45,8 @@ class Place:
     start: int | None = None
     steps: int = 0
     behind: int = 0
+    text: int = 0
+    windows: tuple[int, ...] = ()
     noted: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
 
 
@@ -79,7 +82,8 @@ class GrowingPrompt:
             return
         place = self.place
         self._run(place, {"input_ids": ids[None].to(self.device)}, self.family.text_ids(place.following, len(ids)))
-        self.place = replace(place, columns=place.columns + len(ids), following=place.following + len(ids))
+        n = place.columns + len(ids)
+        self.place = replace(place, columns=n, text=n, following=place.following + len(ids))
 
     def show(self, arguments: Mapping[str, Any], columns: int, steps: int) -> None:
         """Let frames follow, ``steps`` steps of time that take ``columns`` placeholders; ``arguments`` bring their pixels."""
@@ -104,14 +108,37 @@ class GrowingPrompt:
         trace = self.hooks.done.trace
         assert trace is not None, "the frames have just run"
         (image,) = trace.images
+        held, behind = int(self.cache.get_seq_length()), columns - 1 - (int(image.columns[-1]) - trace.offset)
         self.place = Place(
-            columns=int(self.cache.get_seq_length()),
+            columns=held,
             following=following - shift,
             start=start,
             steps=place.steps + steps,
-            behind=columns - 1 - (int(image.columns[-1]) - trace.offset),
+            behind=behind,
+            text=place.text,
+            windows=(*place.windows, held - behind - place.columns),
             noted=noted or {},
         )
+
+    def forget(self, most: int) -> None:
+        """Free the oldest windows, whole, until at most ``most`` tokens of the video are left.
+
+        What stays keeps its keys, values and position ids; they were made while what leaves was still seen.
+
+        Errors: ``ValueError`` where the latest window alone has more.
+        """
+        place, windows = self.place, self.place.windows
+        while sum(windows) > most:
+            windows = windows[1:]
+        if place.windows and not windows:
+            raise ValueError(
+                f"history={most} tokens, but {place.windows[-1]} were kept of one window; allowed: at least as many, or a "
+                "smaller keep or window"
+            )
+        gone = sum(place.windows) - sum(windows)
+        if gone:
+            drop_columns(self.cache, place.text, place.text + gone)
+            self.place = replace(place, columns=place.columns - gone, windows=windows)
 
     def _run(self, place: Place, arguments: dict[str, Any], ids: Tensor) -> int:
         """Run the model up to its last hidden states; returns by how much position ids fell behind those given."""

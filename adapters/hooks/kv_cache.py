@@ -136,6 +136,15 @@ def cut(cache: Cache, columns: int) -> None:
             layer.keys, layer.values = layer.keys[:, :, :columns], layer.values[:, :, :columns]
 
 
+def drop_columns(cache: Cache, start: int, stop: int) -> None:
+    """Free the columns ``start`` to ``stop`` - 1 of every layer, all of which hold keys as they come."""
+    layer: Any
+    for layer in cache.layers:
+        layer.keys, layer.values = (
+            torch.cat([x[:, :, :start], x[:, :, stop:]], dim=2) for x in (layer.keys, layer.values)
+        )
+
+
 def last_columns(cache: Cache, count: int) -> list[tuple[Tensor, Tensor]]:
     """Copies of the keys and values (B, H, n, d) of the last ``count`` columns, layer by layer; empty for none."""
     if not count:

@@ -153,6 +153,47 @@ def test_what_is_held_are_kept_tokens_and_a_window():
     assert sizes == [{text + 4 * n + 1} for n in range(1, 6)]  # and one newline behind the video, however many windows
 
 
+@pytest.mark.parametrize("key", ["llava_onevision", "qwen2_5_vl"])
+def test_a_history_is_a_mask_that_hides_old_windows(key):
+    """What a window sees are the text and the latest windows, as if the whole sequence ran at once under that mask."""
+    model, frames, kept = reduced.model(key), footage(key, 20), []
+    decoder, caught = zoo_oracle.decoder_of(model), []
+
+    def catch(module, args, kwargs, out):
+        caught.append((kwargs["inputs_embeds"], kwargs["position_ids"], out[0]))
+
+    given = {"keep": 6, "window": 4, "prompt": template(key)}
+    listening = decoder.register_forward_hook(catch, with_kwargs=True)
+    with tr.stream(model, processor(key), "uniform", history=13, **given) as stream:
+        text = stream.tokens
+        for start in range(0, 20, 4):
+            stream.add(frames[start : start + 4])
+            kept.append(stream.tokens - text)
+        stream.answer(QUESTION, max_new_tokens=1)
+    listening.remove()
+    newline = int(key == "llava_onevision")
+    assert kept == [6 + newline] + [12 + newline] * 4
+    embeds, ids = [caught[0][0]], [caught[0][1].expand(*caught[0][1].shape[:-2], 1, -1)]
+    part = [torch.full((text,), -1)]
+    for i, (x, own, _) in enumerate(caught[1:-1]):
+        x, own = x[:, :6], own[..., :6]
+        embeds.append(x), ids.append(own), part.append(torch.full((6,), i))
+    last = caught[-2]
+    tail = torch.cat([last[0][:, 6:], caught[-1][0]], dim=1)
+    ids.append(torch.cat([last[1][..., 6:], caught[-1][1]], dim=-1))
+    part = torch.cat([*part, torch.full((tail.shape[1],), 4)])
+    embeds, ids = torch.cat([*embeds, tail], dim=1), torch.cat(ids, dim=-1)
+    place = torch.arange(len(part))
+    # when window i runs, i - 1 and i - 2 are in the cache; behind it, two are left
+    recent = torch.where(place < len(part) - caught[-1][0].shape[1], part - 2, part - 1)
+    sees = (place[:, None] >= place) & ((part[None] < 0) | (part[None] >= recent[:, None]))
+    with torch.no_grad():
+        out = decoder(inputs_embeds=embeds, position_ids=ids, attention_mask=torch.where(sees, 0.0, -1e9)[None, None])[
+            0
+        ]
+    torch.testing.assert_close(caught[-1][2], out[:, -caught[-1][2].shape[1] :], atol=reduced.TOLERANCE, rtol=0)
+
+
 def test_a_chunk_that_ends_with_a_picture_goes_on_behind_what_is_left():
     """Renumbered ids are counted on from the last kept token, also where columns behind it are gone."""
     model = reduced.model("llava")
@@ -179,6 +220,7 @@ def test_other_families_are_refused_by_name():
         ({"method": "evs", "window": 0}, "window=0"),
         ({"method": "evs", "window": 3}, "window=3.*multiple of 2"),
         ({"method": "evs", "fps": 0}, "fps=0"),
+        ({"method": "evs", "history": 0}, "history=0"),
         ({"method": "evs", "prompt": "<video> what"}, "{question}"),
         ({"method": "evs", "prompt": "{question}"}, "0 placeholders"),
         ({"method": "evs", "prompt": None}, "no chat template"),
@@ -203,6 +245,9 @@ def test_what_a_stream_refuses():
         stream.add(np.zeros((8, 16, 3), dtype=np.uint8))
     with pytest.raises(ValueError, match="float32"):
         stream.add(torch.zeros(3, SIDE, SIDE))
+    stream.history = 1
+    with pytest.raises(ValueError, match="history=1 tokens, but 2 were kept of one window"):
+        stream.add(footage(key, 1))
     stream.close()
     with pytest.raises(ValueError, match="closed"):
         stream.ask(QUESTION)
