@@ -14,7 +14,7 @@ INSTALLED := $(VENV)/.installed-$(shell (pwd; cat $(LOCK) setup.cfg pyproject.to
 # what stands on other libraries most, in about three minutes beside the doctor
 SUBSET := tests/adapters tests/contracts/test_cache.py tests/families/test_generation.py tests/families/test_turns.py
 
-.PHONY: demo doctor test subset lint format floor newest solve-floor solve-newest clean
+.PHONY: demo docs doctor test subset lint format floor newest solve-floor solve-newest clean
 
 demo: $(INSTALLED)
 	$(BIN)/tokenreduce demo
@@ -27,6 +27,15 @@ doctor: $(INSTALLED)
 
 subset: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 $(SUBSET)
+
+# the site, into build/site, with tools in an environment of their own: they read the sources, and run nothing of them
+docs: $(VENV)-docs/.made-$(shell cksum < requirements/docs.txt | cut -d' ' -f1)
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build
+
+$(VENV)-docs/.made-%: requirements/docs.txt
+	$(PYTHON) -m venv --clear $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install --quiet --requirement requirements/docs.txt
+	touch $@
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -68,4 +77,4 @@ $(MADE):
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-floor $(VENV)-newest build dist *.egg-info demo_out
+	rm -rf $(VENV) $(VENV)-docs $(VENV)-floor $(VENV)-newest build dist *.egg-info demo_out
