@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tokenreduce.adapters.upstream.joint_space import text_tower
+    from tokenreduce.attachment import is_wrapped, report, trace
     from tokenreduce.budgets import Budget
     from tokenreduce.cost import Report
     from tokenreduce.draw import compare, draw, explore
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from tokenreduce.tested import versions
     from tokenreduce.tokens import VisualTokens
     from tokenreduce.traces import Trace, load_trace
-    from tokenreduce.wrapping import budget, is_wrapped, report, trace, unwrap, wrap, wrapped
+    from tokenreduce.wrapping import budget, unwrap, wrap, wrapped
 
     methods: Callable[..., Table]
 
@@ -74,15 +75,15 @@ _HOME = {
     "question": "prompts",
     "refused": "tables",
     "compare": "draw.comparison",
-    "is_wrapped": "wrapping",
+    "is_wrapped": "attachment",
     "load_trace": "traces",
     "ScaledDown": "scaling",
     "scaled_down": "scaling",
-    "report": "wrapping",
+    "report": "attachment",
     "Stream": "streams",
     "stream": "streams",
     "text_tower": "adapters.upstream.joint_space",
-    "trace": "wrapping",
+    "trace": "attachment",
     "unwrap": "wrapping",
     "versions": "tested",
     "wrap": "wrapping",

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tokenreduce.wrapping import report, trace, wrapped
+from tokenreduce.attachment import report, trace
+from tokenreduce.wrapping import wrapped
 
 if TYPE_CHECKING:
     from torch import nn

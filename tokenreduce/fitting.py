@@ -23,7 +23,8 @@ def fitting(model: nn.Module) -> Table:
     Errors: those of ``tr.wrap`` for a model of an unknown family, and where ``model`` is wrapped already.
     """
     from tokenreduce.adapters.registry import family_of
-    from tokenreduce.wrapping import attachment_of, is_wrapped, wrapped
+    from tokenreduce.attachment import attachment_of, is_wrapped
+    from tokenreduce.wrapping import wrapped
 
     family_of(model)  # what is no model at all is told once
     if is_wrapped(model):

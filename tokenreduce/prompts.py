@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from tokenreduce.wrapping import attachment_of
+from tokenreduce.attachment import attachment_of
 
 if TYPE_CHECKING:
     from torch import nn

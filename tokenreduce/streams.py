@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tokenreduce.attachment import attachment_of, is_wrapped
 from tokenreduce.method import Method
 from tokenreduce.registry import make
 from tokenreduce.stream_prompt import StreamPrompt
 from tokenreduce.validation import whole
 from tokenreduce.video_frames import frames_of
-from tokenreduce.wrapping import attachment_of, is_wrapped, unwrap, wrap
+from tokenreduce.wrapping import unwrap, wrap
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -55,7 +55,7 @@ def time_prefill(
     """
     import torch
 
-    from tokenreduce.wrapping import is_wrapped, report
+    from tokenreduce.attachment import is_wrapped, report
 
     stages = _Stages(model) if by_stage else None
     laps: dict[str, list[Lap]] = {name: [] for name in arms}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from tokenreduce.alternatives import instead_of
+from tokenreduce.attachment import SLOT, Attachment, attachment_of, found_on, is_wrapped, plain_model
 from tokenreduce.method import Method
 from tokenreduce.pipeline import Pipeline
 from tokenreduce.tested import warn_of_untested
@@ -16,68 +16,7 @@ from tokenreduce.wrap_arguments import chosen
 if TYPE_CHECKING:
     from torch import nn
 
-    from tokenreduce.cost import Report
-    from tokenreduce.traces import Trace
-
     Model = TypeVar("Model", bound=nn.Module)
-
-SLOT = "_tokenreduce"
-MARK = "_tokenreduce_hooked"  # on every module that hooks of one wrapped model sit on
-
-
-class Attachment:
-    """What is attached to one model: its family, the pipeline, and every hook."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        methods: list[Method],
-        output_length: Literal["full", "reduced"],
-        images_as_video: bool,
-        family: str | None,
-    ) -> None:
-        from tokenreduce.adapters.encoders.base import EncoderFamily
-        from tokenreduce.adapters.hooks.encoder_alone import EncoderHooks
-        from tokenreduce.adapters.hooks.joining import hooks_for
-        from tokenreduce.adapters.hooks.larger_model import refuse_tower_of_a_larger_model
-        from tokenreduce.adapters.hooks.model_hooks import ModelHooks
-        from tokenreduce.adapters.registry import family_of
-        from tokenreduce.adapters.resemblance import family_like
-
-        self.family = family_of(model) if family is None else family_like(model, family)
-        self.facts = self.family.offers()
-        if images_as_video:  # counts then refer to a video of any length
-            self.facts = dataclasses.replace(self.facts, tokens_per_image=None)
-        try:
-            pipeline = Pipeline(methods, self.facts)
-        except ValueError as error:
-            others = instead_of(methods, self.facts)
-            if not others:
-                raise
-            raise ValueError(f"{error}. Methods that fit this model: {', '.join(others)}") from error
-        self.marked = self.family.hooked
-        for module in self.marked:
-            if MARK in module.__dict__:
-                raise ValueError(
-                    f"the {type(module).__name__} of this {type(model).__name__} is part of a model that is wrapped already; "
-                    "call tr.unwrap on that one first"
-                )
-        self.hooks: EncoderHooks | ModelHooks
-        if isinstance(self.family, EncoderFamily):
-            refuse_tower_of_a_larger_model(model)
-            self.hooks = EncoderHooks(self.family, pipeline, output_length)
-        else:
-            self.hooks = hooks_for(self.family)(self.family, pipeline, output_length, images_as_video)
-        self.handles = self.hooks.attach()
-        for module in self.marked:
-            module.__dict__[MARK] = True
-
-    def detach(self) -> None:
-        from tokenreduce.adapters.hooks.method_calls import release
-
-        release(self.handles)
-        for module in self.marked:
-            del module.__dict__[MARK]
 
 
 def wrap(
@@ -122,9 +61,9 @@ def wrap(
         raise ValueError(f"output_length={output_length!r}; allowed: 'full', 'reduced'")
     warn_of_untested()
     made = chosen(methods, parameters)
-    plain = _plain(model)
-    if _attachment(plain) is not None:
-        names = ", ".join(m.name for m in _attached(plain).hooks.pipeline.methods)
+    plain = plain_model(model)
+    if found_on(plain) is not None:
+        names = ", ".join(m.name for m in attachment_of(plain).hooks.pipeline.methods)
         raise ValueError(
             f"model is wrapped already (with {names}); call tr.unwrap(model) first, or compose methods in one call: "
             "tr.wrap(model, method_a, method_b)"
@@ -139,8 +78,8 @@ def unwrap(model: Model) -> Model:
 
     Errors: ``ValueError`` when the model is not wrapped.
     """
-    plain = _plain(model)
-    _attached(plain).detach()
+    plain = plain_model(model)
+    attachment_of(plain).detach()
     del plain.__dict__[SLOT]
     return model
 
@@ -181,46 +120,3 @@ def budget(model: nn.Module, keep: float | int | str) -> Iterator[None]:
         yield
     finally:
         active.instead = outer
-
-
-def is_wrapped(model: nn.Module) -> bool:
-    """Whether ``model`` carries a reduction."""
-    return _attachment(_plain(model)) is not None
-
-
-def trace(model: nn.Module) -> Trace:
-    """Where the visual tokens of the last prompt went. Errors: ``ValueError`` before the first prompt."""
-    found = attachment_of(model).hooks.done.trace
-    if found is None:
-        raise ValueError("no trace yet: run the wrapped model on a prompt first, e.g. model.generate(**inputs)")
-    return found
-
-
-def report(model: nn.Module) -> Report:
-    """What the last prompt cost. Errors: ``ValueError`` before the first prompt."""
-    found = attachment_of(model).hooks.done.report
-    if found is None:
-        raise ValueError("no report yet: run the wrapped model on a prompt first, e.g. model.generate(**inputs)")
-    return found
-
-
-def attachment_of(model: Any) -> Attachment:
-    """What is attached to ``model``. Errors: ``ValueError`` when it is not wrapped."""
-    return _attached(_plain(model))
-
-
-def _plain(model: Any) -> Any:
-    """The transformers model inside a PEFT wrapper, or the model itself."""
-    get_base = getattr(model, "get_base_model", None)
-    return get_base() if callable(get_base) else model
-
-
-def _attachment(plain: Any) -> Attachment | None:
-    return getattr(plain, "__dict__", {}).get(SLOT)
-
-
-def _attached(plain: Any) -> Attachment:
-    found = _attachment(plain)
-    if found is None:
-        raise ValueError("model is not wrapped; call tr.wrap(model, 'hiprune', keep=0.25) first")
-    return found

@@ -22,7 +22,7 @@ from torch import nn
 
 import tokenreduce as tr
 from tokenreduce.adapters.hooks.ragged_rows import View
-from tokenreduce.wrapping import SLOT
+from tokenreduce.attachment import SLOT
 
 
 @pytest.mark.parametrize("method", [*METHODS, tr.ToMe(keep=0.5, proportional=False), tr.ToMe(keep=7)])

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import tokenreduce as tr
 import tokenreduce.method
 from tokenreduce import own_methods
+from tokenreduce.attachment import attachment_of
 from tokenreduce.cli import app
 from tokenreduce.eval.recipe import Recipe
 from tokenreduce.registry import make, named
@@ -65,7 +66,7 @@ def words(result):
 def test_a_model_is_wrapped_with_a_method_of_a_file(mine):
     model = llava()
     with tr.wrapped(model, f"{mine}:TextSim", keep=2):
-        assert tr.wrapping.attachment_of(model).hooks.pipeline.methods[0].name == "text_sim"
+        assert attachment_of(model).hooks.pipeline.methods[0].name == "text_sim"
     assert "text_sim" in [row["name"] for row in tr.methods()]
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from tokenreduce.answers import answer
+from tokenreduce.attachment import is_wrapped
 from tokenreduce.draw.caption import WHITE, captioned
 from tokenreduce.draw.heat_map import NEVER, RAMP
 from tokenreduce.draw.image_grid import image_grid
@@ -23,7 +24,6 @@ from tokenreduce.draw.token_map import on_one_grid, token_map
 from tokenreduce.method import Method
 from tokenreduce.provenance import ImageTrace
 from tokenreduce.registry import make
-from tokenreduce.wrapping import is_wrapped
 
 if TYPE_CHECKING:
     from torch import nn
