@@ -10,7 +10,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-NOUNS = {"budgets", "joint_space", "mixing", "projection", "layout", "method", "reduction", "signals", "tokens"}
+NOUNS = {
+    "block_signals",
+    "budgets",
+    "joint_space",
+    "mixing",
+    "projection",
+    "layout",
+    "method",
+    "reduction",
+    "signals",
+    "tokens",
+}
 ALLOWED = {
     "kernels": {"kernels"},
     "tokenreduce/methods": {

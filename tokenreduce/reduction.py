@@ -35,6 +35,8 @@ class Reduction:
         features: (B, K, D) features of the rows, only where they are neither their source nor such a mean; inside an encoder
             never, where rows may be units of several patches: ``mix`` says how they come about.
         mix: what some rows of a selection gain of other tokens. A token that a row is a sum of is assigned to that row.
+        counts: (B, K) float, inside an encoder: how many times a proportional step counts each row from now on; None: as often
+            as what it stands for counted before.
         positions: ``keep`` the position id of the source, or ``renumber`` the shortened sequence 0, 1, 2, ...
         role: (B, N) int of the *input* tokens, meanings in ``role_names`` (None: roles stay what they were).
         score: (B, N) float of the *input* tokens, what they were ranked by, higher is kept first (None: no ranking). Only
@@ -53,6 +55,7 @@ class Reduction:
     weight: Tensor | None = None
     features: Tensor | None = None
     mix: Mix | None = None
+    counts: Tensor | None = None
     positions: PositionPolicy = "keep"
     role: Tensor | None = None
     role_names: tuple[str, ...] = ()
@@ -168,6 +171,7 @@ class Reduction:
             "role": (batch, n),
             "score": (batch, n),
             "valid": (batch, k),
+            "counts": (batch, k),
             "features": (batch, k, channels),
         }
         for name, shape in shapes.items():
@@ -186,7 +190,7 @@ class Reduction:
             if not isinstance(x, Tensor) or x.ndim == 0 or len(x) != batch:
                 found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
                 raise ValueError(f"Reduction.notes[{name!r}] is {found}; allowed: a tensor of shape ({batch}, ...)")
-        for name in ("weight", "score", "features"):
+        for name in ("weight", "score", "features", "counts"):
             x = getattr(self, name)
             if x is not None and not x.is_floating_point():
                 raise TypeError(f"Reduction.{name} is {x.dtype}; allowed: a float dtype, for example .float()")

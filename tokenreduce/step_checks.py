@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from tokenreduce.block_signals import AttentionMap, BlockInput
 from tokenreduce.layout import Layout
 from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.reduction import Reduction
@@ -159,15 +160,16 @@ def check_inside(name: str, need: Signal, step: Step, facts: ModelFacts) -> None
     """Raise where the encoder ``step`` cannot be shown ``need``: there are the keys of its block, and its attention."""
     keys = isinstance(need, Keys) and need.heads == "mean"
     attention = isinstance(need, ClsAttention) or (isinstance(need, AttentionReceived) and need.where == "tower")
-    if not (keys or attention) or block_of(need) != step.layer:
+    own = isinstance(need, (BlockInput, AttentionMap))
+    if not (keys or attention or own) or block_of(need) != step.layer:
         raise ValueError(
             f"method={name!r} needs {need} at {_place(step)}; allowed inside an encoder: keys of the block itself, such as "
             "Step('encoder', layer=3, needs=(Keys(3),)), or its attention, ClsAttention(3) or AttentionReceived(3)"
         )
-    if isinstance(need, ClsAttention) and not facts.has_cls:
+    if (isinstance(need, ClsAttention) or getattr(need, "of", None) == "cls") and not facts.has_cls:
         raise ValueError(
             f"method={name!r} needs {need}, but the vision tower of a {facts.family} model has no [CLS] token; ask for "
-            f"AttentionReceived({need.block}) instead"
+            f"AttentionReceived({step.layer}) instead"
         )
 
 

@@ -83,6 +83,8 @@ class VisualTokens:
             (``tr.stream``), at the projector, what it noted of the frames before these.
         window: (B, N) long, in a block of a tower that attends within windows: the window of each token, which merges with
             others of its own as long as there are any. None: all of an image attend to each other.
+        cell: (B, N) long, inside an encoder: where in the grid of ``layout`` each token sits, counted row by row; below 0 for
+            those of the prefix that are no patches.
         amount: what the method's plan attached to this step, such as how many tokens to merge in this block.
     """
 
@@ -101,6 +103,7 @@ class VisualTokens:
     assign: Tensor = None  # type: ignore[assignment]
     notes: Mapping[str, Tensor] = field(default_factory=dict)
     window: Tensor | None = None
+    cell: Tensor | None = None
     amount: Any = None
 
     def __post_init__(self) -> None:

@@ -12,12 +12,12 @@ from tokenreduce.adapters.families.base import Family
 from tokenreduce.adapters.hooks import deepstack
 from tokenreduce.adapters.hooks.call_scope import CallScopes
 from tokenreduce.adapters.hooks.decoder_pass import DecoderPass
-from tokenreduce.adapters.hooks.merged_tokens import merged_group, merged_in_segments
+from tokenreduce.adapters.hooks.merged_tokens import in_patches, merged_group, merged_in_segments
 from tokenreduce.adapters.hooks.picture_pass import PicturePass
 from tokenreduce.adapters.hooks.prompt_text import PromptText
 from tokenreduce.adapters.hooks.sequence_packing import carried, write
 from tokenreduce.adapters.hooks.tower_passes import Encoded
-from tokenreduce.adapters.hooks.tower_state import TowerState, in_patches
+from tokenreduce.adapters.hooks.tower_state import TowerState
 from tokenreduce.adapters.hooks.unit_selection import without_unseen
 from tokenreduce.adapters.hooks.visual_token_positions import as_tiles, as_videos, place
 from tokenreduce.adapters.upstream.cache import DynamicCache, cache_argument, given_cache

@@ -15,8 +15,9 @@ from tokenreduce.adapters.hooks.encoder_blocks import attach_blocks
 from tokenreduce.adapters.hooks.encoder_merging import EncoderMerging
 from tokenreduce.adapters.hooks.encoding_cost import BlockShape
 from tokenreduce.adapters.hooks.last_done import LastDone
+from tokenreduce.adapters.hooks.merged_tokens import in_patches
 from tokenreduce.adapters.hooks.method_calls import Shadow, all_or_none
-from tokenreduce.adapters.hooks.tower_state import TowerState, in_patches
+from tokenreduce.adapters.hooks.tower_state import TowerState
 from tokenreduce.adapters.hooks.unit_selection import chosen as chosen_units
 from tokenreduce.cost import Report
 from tokenreduce.groups import Image, ImageGroup, group_images

@@ -15,6 +15,7 @@ from tokenreduce.adapters.hooks.exporting import refuse_strict_export
 from tokenreduce.adapters.hooks.row_arguments import RowArguments
 from tokenreduce.adapters.hooks.tower_listener import TowerListener, attention_statistic
 from tokenreduce.adapters.hooks.tower_state import UNSEEN, TowerState, as_given, in_batch, rows_of
+from tokenreduce.block_signals import AttentionMap, BlockInput
 from tokenreduce.kernels.rows import take_rows
 from tokenreduce.reduction import Reduction
 from tokenreduce.signals import AttentionReceived, ClsAttention, Keys
@@ -46,6 +47,8 @@ class BlockHooks:
         state.entered.append(state.assign)
         state.came.append(state.numbers)
         now.heard = {}
+        if BlockInput(self.index) in (need for _, step, _ in now.steps.get(self.index, []) for need in step.needs):
+            now.heard[BlockInput(self.index)] = state.units.mean(x)
         now.bias = None  # no row is absent, or counts for several, before the first merge
         if not state.moved:
             return None
@@ -79,10 +82,13 @@ class BlockHooks:
         if mask is None and row is not None:
             mask = masked(None, row)
         for need in {need for _, step, _ in now.steps.get(self.index, []) for need in step.needs}:
-            if isinstance(need, (ClsAttention, AttentionReceived)):
+            if isinstance(need, (ClsAttention, AttentionReceived, AttentionMap)):
                 with now.pipeline.stopwatch(query.device):
-                    value = attention_statistic(need, query, key, mask, scale, cuts, there, packed=packed)
-                    if packed:  # sums over queries; the others of its picture pay a token nothing
+                    told = (query, key, mask, scale, cuts, there)
+                    value = attention_statistic(need, *told, packed=packed, prefix=self.merging.prefix)
+                    if packed and isinstance(
+                        need, AttentionReceived
+                    ):  # sums over queries; the others of its picture pay a token nothing
                         rows = torch.tensor([state.units.count(n) for n in state.numbers])
                         value = value / rows.repeat_interleave(rows).to(value.device)
                     now.heard[need] = state.units.mean(value[..., None])[..., 0]
@@ -97,7 +103,7 @@ class BlockHooks:
         size, ragged = now.state.size, not now.state.alike
         if not now.state.touched or not (self.proportional or ragged):
             return None
-        row = size.log() if self.proportional else torch.zeros_like(size)
+        row = now.state.counted.log() if self.proportional else torch.zeros_like(size)
         return now.state.units.spread(row.masked_fill(size == 0, UNSEEN) if ragged else row)
 
     def bias(self) -> Tensor | None:
@@ -189,7 +195,9 @@ def attach_blocks(
             handles.append(block.bias_keys(hook.bias))
         if any(isinstance(need, Keys) for step in steps for need in step.needs):
             handles.append(block.listen_keys(hook.hear))
-        if any(not isinstance(need, Keys) for step in steps if step.layer == index for need in step.needs):
+        if any(
+            not isinstance(need, (Keys, BlockInput)) for step in steps if step.layer == index for need in step.needs
+        ):
             packs = merging.segments is not None
             listener = TowerListener(hook.hear_attention, merging.active, hook.rows_of_windows if packs else None)
             handles.append(block.listen_attention(listener))

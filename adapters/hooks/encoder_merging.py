@@ -203,6 +203,7 @@ class EncoderMerging:
                     notes=now.notes.get(number, {}),
                     prefix=self.prefix,
                     window=None if now.windows is None else now.windows.of_units,
+                    cell=state.source - self.prefix,
                     amount=step.amount,
                 )
                 if self.segments is not None:

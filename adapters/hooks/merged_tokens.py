@@ -107,3 +107,14 @@ def merged_tokens(assign: Tensor, source: Tensor, patches: Tensor, alike: bool) 
     seat = torch.where(seat < 0, first, seat)
     there = first[0] < n
     return Reduction(source=seat[:, there], assign=(there.cumsum(0) - 1)[flat].masked_fill(flat < 0, DROPPED))
+
+
+def in_patches(history: list[StageTrace], prefix: int) -> list[StageTrace]:
+    """``history`` counted in patches: ``prefix`` rows left out."""
+
+    def cut(x: Tensor) -> Tensor:
+        return (x[:, prefix:] - prefix).clamp_min(-1)
+
+    return [
+        replace(p, assign=cut(p.assign), seats=cut(p.source).sort(dim=1).values, source=cut(p.source)) for p in history
+    ]

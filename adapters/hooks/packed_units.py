@@ -71,6 +71,7 @@ def ask_segments(tokens: VisualTokens, groups: Sequence[Group], numbers: list[in
     source = tokens.source.new_empty(1, sum(widths.values()))
     assign, weight = torch.empty_like(tokens.source), tokens.size.clone()
     mixes: list[Mix] = []
+    counts = None
     valid = [plan for _, _, plan in plans if plan is not None and plan.valid is not None]
     for group, index, plan in plans:
         own = torch.arange(index.shape[1], device=device).expand_as(index)
@@ -82,6 +83,9 @@ def ask_segments(tokens: VisualTokens, groups: Sequence[Group], numbers: list[in
             weight[0, index] = torch.ones_like(index, dtype=weight.dtype) if plan.weight is None else plan.weight
         if plan is not None and plan.mix is not None:
             mixes.append(Mix(plan.mix.rows + first, index.gather(1, plan.mix.tokens), plan.mix.share))
+        if plan is not None and plan.counts is not None:
+            counts = torch.ones_like(source, dtype=torch.float32) if counts is None else counts
+            counts[0, first + torch.arange(group.width, device=device)] = plan.counts.float()
     merges = any(plan is not None and plan.merges for _, _, plan in plans)
     covers = all(plan is None or plan.covers for _, _, plan in plans)
     uneven = valid[0].valid if valid else None  # refused by whoever asks
@@ -93,17 +97,20 @@ def ask_segments(tokens: VisualTokens, groups: Sequence[Group], numbers: list[in
         covers=covers,
         valid=uneven,
         mix=Mix.side_by_side(mixes),
+        counts=counts,
     )
 
 
 def part(tokens: VisualTokens, index: Tensor, first: Tensor, group: Group, step: EncoderStep) -> VisualTokens:
     """The units ``index`` (G, n) of the sequence, those of ``group``; ``first`` (segments,) of the unmerged ones of each."""
+    source = tokens.source[0, index] - first[group.rows, None]
     return VisualTokens(
         features=tokens.features[0, index],
         layout=group.layout,
         stage="encoder",
         layer=tokens.layer,
-        source=tokens.source[0, index] - first[group.rows, None],
+        source=source,
+        cell=torch.tensor(group.layout.patches, device=source.device)[source],
         size=tokens.size[0, index],
         signals={signal: x[0, index] for signal, x in tokens.signals.items()},
         window=None if tokens.window is None else tokens.window[0, index],

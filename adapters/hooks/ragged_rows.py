@@ -131,6 +131,7 @@ def ask(tokens: VisualTokens, groups: Sequence[Group], kind: Tensor, position: i
                 signals={s: rows_of(x[group.rows], index) for s, x in tokens.signals.items() if s in planned.needs},
                 notes=group.notes.get(number, {}),
                 prefix=group.protected,
+                cell=tokens.source[group.rows].gather(1, index) - tokens.prefix,
                 amount=planned.amount,
             )
             plan = method.checked(part)
@@ -140,7 +141,7 @@ def ask(tokens: VisualTokens, groups: Sequence[Group], kind: Tensor, position: i
         return None
     width = max(group.width if plan is None else plan.num_kept for group, _, plan in plans)
     source, assign = order[:, :1].repeat(1, width), order.new_full((batch, n), DROPPED)  # absent ones sit anywhere
-    weight, merges, mixes = tokens.size.clone(), False, []
+    weight, merges, mixes, counts = tokens.size.clone(), False, [], None
     for group, index, plan in plans:
         own = torch.arange(group.width, device=order.device).expand_as(index)
         kept, joined = (own, own) if plan is None else (plan.source, plan.assign)
@@ -153,8 +154,13 @@ def ask(tokens: VisualTokens, groups: Sequence[Group], kind: Tensor, position: i
             weight[group.rows] = weight[group.rows].scatter(1, index, given.to(weight.dtype))
         if plan is not None and plan.mix is not None:
             mixes.append((group.rows, replace(plan.mix, tokens=index.gather(1, plan.mix.tokens))))
+        if plan is not None and plan.counts is not None:
+            counts = torch.ones_like(source, dtype=torch.float32) if counts is None else counts
+            counts[group.rows, : group.width] = plan.counts.float()
     mix = Mix.stacked(mixes, batch)
-    return Reduction(source=source, assign=assign, merges=merges, weight=weight if merges else None, mix=mix)
+    return Reduction(
+        source=source, assign=assign, merges=merges, weight=weight if merges else None, mix=mix, counts=counts
+    )
 
 
 def kind_after(kind: Tensor, reduction: Reduction, groups: Sequence[Group]) -> Tensor:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tokenreduce.block_signals import AttentionMap
+from tokenreduce.kernels.attention_map import attention_map
 from tokenreduce.kernels.attention_received import Over, attention_received
 from tokenreduce.kernels.attention_row import Heads, attention_row
 from tokenreduce.per_thread import PerThread
@@ -78,12 +80,14 @@ def attention_statistic(
     there: Tensor | None,
     *,
     packed: bool,
+    prefix: int = 0,
 ) -> Tensor:
     """What ``signal`` asks of an attention (B, H, N, d): (B, N); of a ``packed`` tower, sums over queries.
 
-    ``there`` (B, N) bool: rows that are of an image, and not only as many as those of another; None: all.
+    ``there`` (B, N) bool: rows that are of an image, and not only as many as those of another; None: all. ``prefix``: rows in
+    front of the patches.
     """
-    assert isinstance(signal, (ClsAttention, AttentionReceived))
+    assert isinstance(signal, (ClsAttention, AttentionReceived, AttentionMap))
     bias, visible, real = None, None, None
     if isinstance(mask, Tensor) and mask.ndim == 4:
         row = mask[:, 0, 0]  # what patches of the first query see, as all others do
@@ -93,6 +97,12 @@ def attention_statistic(
             real = visible & _open(mask[:, 0].diagonal(dim1=-2, dim2=-1))
     if there is not None:
         real = there if real is None else real & there
+    if isinstance(signal, AttentionMap):
+        if signal.of == "likeness" and prefix:
+            patch = (torch.arange(query.shape[2], device=query.device) >= prefix).expand(len(query), -1)
+            real = patch if real is None else real & patch
+        mine = {"heads": signal.heads, "bias": bias, "visible": visible, "query_mask": real, "cuts": cuts}
+        return attention_map(query, key, scale, signal.of, **mine)
     if signal.heads == "joined":
         key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)  # heads may share keys
         query, key = (x.transpose(1, 2).flatten(2)[:, None] for x in (query, key))

@@ -27,7 +27,8 @@ class TowerState:
     A tower that packs its pictures is a batch of one; its images are the segments of that sequence, one after the other.
 
     Attributes:
-        size: (B, N) float, units of the unmerged tower each current one stands for.
+        size: (B, N) float, units of the unmerged tower each current one stands for; ``counted``, how many times attention counts
+            it where a method says so, else the same.
         assign: (B, N0) long, current unit of each unit of the unmerged tower.
         source: (B, N) long, unit of the unmerged tower each current one sits at.
         layouts: where the units of each image are.
@@ -56,6 +57,7 @@ class TowerState:
     moved: bool = False
     gone: bool = False  # whether a row may be in none by now
     alike: bool = True  # whether all images have equally many rows
+    own_counts: Tensor | None = None
 
     @classmethod
     def start(cls, x: Tensor, layouts: list[Layout], units: UnitRows | None = None) -> TowerState:
@@ -108,10 +110,13 @@ class TowerState:
 
     def apply(self, reduction: Reduction, layer: int, method: str, numbers: list[int] | None = None) -> None:
         """What becomes of the rows by ``reduction``, and, where they differ, of the ``numbers`` of the images."""
-        k, joined, mass = reduction.num_kept, reduction.assign, self.size
-        if not reduction.covers:
-            joined, mass = joined.clamp_min(0), mass * (joined >= 0)
-        self.size = torch.zeros(len(mass), k, device=mass.device).scatter_add_(1, joined, mass)
+        k, joined, there = reduction.num_kept, reduction.assign, 1.0 if reduction.covers else reduction.assign >= 0
+        joined = joined if reduction.covers else joined.clamp_min(0)
+        empty = torch.zeros(len(joined), k, device=joined.device)
+        own, self.own_counts = self.own_counts, reduction.counts
+        if own is not None and reduction.counts is None:
+            self.own_counts = empty.scatter_add(1, joined, own * there)
+        self.size = empty.scatter_add(1, joined, self.size * there)
         before = self.assign
         self.assign = reduction.assign.gather(1, before.clamp_min(0) if self.gone else before)
         if self.gone:
@@ -128,8 +133,13 @@ class TowerState:
     def reorder(self, order: Tensor) -> None:
         """Put units in the ``order`` (B, N); of each image they stay together."""
         self.size, self.source = self.size.gather(1, order), self.source.gather(1, order)
+        self.own_counts = None if self.own_counts is None else self.own_counts.gather(1, order)
         place = order.argsort(dim=1).gather(1, self.assign.clamp_min(0))
         self.assign = torch.where(self.assign < 0, self.assign, place)
+
+    @property
+    def counted(self) -> Tensor:
+        return self.size if self.own_counts is None else self.own_counts
 
     @property
     def rows(self) -> Tensor:
@@ -236,14 +246,3 @@ def as_given(x: Tensor, given: Tensor) -> Tensor:
 def rows_of(x: Tensor, index: Tensor) -> Tensor:
     """Rows ``index`` (B, K) of ``x`` (B, N, D); -1, a token that is gone, gives the first row."""
     return take_rows(x, index.clamp_min(0))
-
-
-def in_patches(history: list[StageTrace], prefix: int) -> list[StageTrace]:
-    """``history`` counted in patches: ``prefix`` rows left out."""
-
-    def cut(x: Tensor) -> Tensor:
-        return (x[:, prefix:] - prefix).clamp_min(-1)
-
-    return [
-        replace(p, assign=cut(p.assign), seats=cut(p.source).sort(dim=1).values, source=cut(p.source)) for p in history
-    ]
