@@ -68,8 +68,7 @@ def attention_map(
         return reduced(weights(slice(1)))[:, 0]
     blocks = list(row_blocks(n, num_heads * n))
     if of == "diagonal":
-        own = torch.arange(n, device=query.device)
-        return torch.cat([reduced(weights(b)[:, :, own[: b.stop - b.start], own[b]]) for b in blocks], dim=1)
+        return torch.cat([reduced(weights(b)[..., b].diagonal(dim1=2, dim2=3)) for b in blocks], dim=1)
     if of == "received":
         total = query.new_zeros(batch, num_heads, n, dtype=torch.float32)
         for block in blocks:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tokenreduce.methods.evit import EViT
     from tokenreduce.methods.fastervlm import FasterVLM
     from tokenreduce.methods.fastv import FastV
+    from tokenreduce.methods.gtp import GTP
     from tokenreduce.methods.hiprune import HiPrune
     from tokenreduce.methods.holitom import HoliTom
     from tokenreduce.methods.mustdrop import MustDrop

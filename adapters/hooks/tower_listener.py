@@ -101,8 +101,8 @@ def attention_statistic(
         if signal.of == "likeness" and prefix:
             patch = (torch.arange(query.shape[2], device=query.device) >= prefix).expand(len(query), -1)
             real = patch if real is None else real & patch
-        mine = {"heads": signal.heads, "bias": bias, "visible": visible, "query_mask": real, "cuts": cuts}
-        return attention_map(query, key, scale, signal.of, **mine)
+        own = {"bias": bias, "visible": visible, "query_mask": real, "cuts": cuts}
+        return attention_map(query, key, scale, signal.of, heads=signal.heads, **own)
     if signal.heads == "joined":
         key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)  # heads may share keys
         query, key = (x.transpose(1, 2).flatten(2)[:, None] for x in (query, key))

@@ -53,6 +53,23 @@ def test_images_of_one_batch_do_not_change_each_other(key, keep, method):
             assert torch.equal(image.standing_for(), own.standing_for())
 
 
+@pytest.mark.parametrize("method", [tr.EViT, tr.GTP])
+@pytest.mark.parametrize("key", ["llava_next", "qwen2_5_vl", "internvl", "gemma3"])
+def test_a_batch_equals_its_samples_where_patches_leave(key, method):
+    """In towers with tiles, windows and units of patches."""
+    model = reduced.model(key)
+    case = zoo.case(key, "mixed", model)
+    whole, trace = reduced.forward(model, case.inputs, method(keep=0.4))
+    for b, mask in enumerate(case.inputs["attention_mask"]):
+        inputs = zoo.alone(key, case, b)
+        one, own = reduced.forward(model, inputs, method(keep=0.4))
+        mine = [image for image in trace.images if image.sample == b]
+        assert [image.kept().tolist() for image in mine] == [image.kept().tolist() for image in own.images]
+        assert [len(image.kept()) for image in mine] == [round(0.4 * image.tokens_in) for image in mine]
+        last, end = (int(m.nonzero().max()) for m in (mask, inputs["attention_mask"][0]))
+        torch.testing.assert_close(whole.logits[b, last], one.logits[0, end], atol=1e-4, rtol=1e-4)
+
+
 def test_fewer_tokens_than_views_are_refused_with_the_way_out():
     model = reduced.model("llava_next")
     inputs = zoo.inputs("llava_next", "single", model)

@@ -174,8 +174,10 @@ def timm_vit(inputs: Meta[Tensor], params: Meta[Any]) -> torch.nn.Module:
     ours = timm.models.VisionTransformer
     kind = timm.models.deit.VisionTransformerDistilled if params.get("distill_token") else ours
     names = [name for name in inspect.signature(ours).parameters if name in params]
-    model = kind(**{name: params[name] for name in names})
-    model.load_state_dict(inputs.starting("sd."))
+    weights = inputs.starting("sd.")
+    headless = {} if "head.weight" in weights else {"num_classes": 0}
+    model = kind(**headless | {name: params[name] for name in names})
+    model.load_state_dict(weights)
     return model.eval()
 
 

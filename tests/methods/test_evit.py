@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-import reduced
 import torch
 from encoder_models import timm_model
 from golden_cases.common import FACTS
@@ -13,7 +12,6 @@ from golden_cases.tome import shown
 from models import llava, prompt
 
 import tokenreduce as tr
-from tokenreduce.eval import tiny_models as zoo
 from tokenreduce.methods.evit import Cut, EViT
 from tokenreduce.signals import AttentionReceived, ClsAttention
 
@@ -114,21 +112,6 @@ def test_the_rows_of_a_language_model_are_patches_and_of_an_encoder_alone_have_a
         tower(torch.randn(2, 3, 64, 64))
         assert tr.report(tower).tokens_kept == [[7], [7]]
         assert all((image.standing_for() >= 0).all() for image in tr.trace(tower).images)
-
-
-@pytest.mark.parametrize("key", ["llava_next", "qwen2_5_vl", "internvl", "gemma3"])
-def test_a_batch_equals_its_samples_in_towers_with_tiles_windows_and_units(key):
-    model = reduced.model(key)
-    case = zoo.case(key, "mixed", model)
-    whole, trace = reduced.forward(model, case.inputs, EViT(keep=0.4))
-    for b, mask in enumerate(case.inputs["attention_mask"]):
-        inputs = zoo.alone(key, case, b)
-        one, own = reduced.forward(model, inputs, EViT(keep=0.4))
-        mine = [image for image in trace.images if image.sample == b]
-        assert [image.kept().tolist() for image in mine] == [image.kept().tolist() for image in own.images]
-        assert [len(image.kept()) for image in mine] == [round(0.4 * image.tokens_in) for image in mine]
-        last, end = (int(m.nonzero().max()) for m in (mask, inputs["attention_mask"][0]))
-        torch.testing.assert_close(whole.logits[b, last], one.logits[0, end], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
