@@ -1,8 +1,9 @@
-"""DyCoke: of four neighbouring frames one stays whole, the others keep the places that differ from it."""
+"""DyCoke: of four neighbouring frames one stays whole, the others keep the places that differ from it; new tokens read a part."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import floor
 from typing import Literal
 
 import torch
@@ -11,10 +12,11 @@ from torch import Tensor
 
 from tokenreduce.kernels.top_k import top_k
 from tokenreduce.layout import Layout
-from tokenreduce.method import Method
+from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.reduction import Reduction
+from tokenreduce.signals import LastQueryAttention
 from tokenreduce.tokens import VisualTokens
-from tokenreduce.validation import choice
+from tokenreduce.validation import choice, in_range, whole
 from tokenreduce.whole_frames import by_frame, lowest_per_frame, places_of, similarity
 
 Tail = Literal["all", "reference"]
@@ -23,7 +25,8 @@ Tail = Literal["all", "reference"]
 @dataclass(frozen=True, kw_only=True)
 class DyCoke(Method):
     """In every pair of frames the second keeps the places that resemble the first least, and so does, in every four frames, the
-    third beside the first. Nothing is averaged, whatever the name of the step.
+    third beside the first. Nothing is averaged, whatever the name of the step. While an answer is written, later layers read
+    only what the new token attends to most of all that is left; it is chosen anew when that attention turns elsewhere.
 
     Attributes:
         keep: fraction in [0.25, 1] of the T * N tokens of a video, or count per video: 1 - 0.75 K of the paper's K. Frames that
@@ -31,28 +34,44 @@ class DyCoke(Method):
         tail: ``all`` groups of four are reduced, and a frame without a partner stays; or ``reference``, the released loop, which
             leaves the third frame of the last group whole and loses an odd last frame.
         output_order: ``raster``, or the ``reference`` order, in a frame by rising similarity, ids renumbered.
+        cache_keep: fraction in (0, 1] of what is left of a video that a new token reads, 1 - P of the paper (0.3); 1: all of
+            it, the temporal part alone.
+        layer: decoder layer (0-based, >= 1) from which on it reads that part; the layer before tells what it attends to.
+        threshold: cosine of what two tokens in a row attend to, from which on the second chooses nothing new.
+        on_stable: it then may ``reuse`` what was chosen last, or read the ``full`` video, as the release does.
 
     Source: Tao et al., "DyCoke: Dynamic Compression of Tokens for Fast Video Large Language Models", CVPR 2025,
-        arXiv 2411.15024, temporal part; its dynamic pruning while decoding is not in here.
+        arXiv 2411.15024.
     Departures from the release: raster order and kept ids; exact counts, the first of the pruned frames one token more where they
-        cannot be alike; any number of frames.
+        cannot be alike; any number of frames. What was attended to is forgotten with the answer, of each row by itself. A stable
+        token reuses what was chosen. The pruning while decoding is off unless asked for.
     """
 
     name = "dycoke"
     title = "video: one whole frame in four"
     paper = "arXiv 2411.15024"
     media = ("video",)
-    stages = ("projector",)
+    stages = ("projector", "decode")
     looks_at = "change between frames"
 
     keep: float | int = 0.475
     tail: Tail = "all"
     output_order: Literal["raster", "reference"] = "raster"
+    cache_keep: float = 1.0
+    layer: int = 3
+    threshold: float = 0.9
+    on_stable: Literal["reuse", "full"] = "reuse"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         choice("tail", self.tail, ("all", "reference"))
         choice("output_order", self.output_order, ("raster", "reference"))
+        choice("on_stable", self.on_stable, ("reuse", "full"))
+        whole("layer", self.layer, 1, ", 3 in the paper: the layer before it tells what a new token attends to")
+        in_range("threshold", self.threshold, -1, 1)
+        in_range("cache_keep", self.cache_keep, 0, 1)
+        if self.cache_keep == 0:
+            raise ValueError("cache_keep=0, of which nothing is read; allowed: a fraction in (0, 1], 0.3 in the paper")
         if isinstance(self.keep, float) and self.keep < 0.25:
             raise ValueError(
                 f"keep={self.keep:g}, but one frame in four stays whole; allowed: 0.25 to 1. For less give another method, such "
@@ -62,7 +81,22 @@ class DyCoke(Method):
     def always_left(self, layout: Layout) -> int:
         return sum(compared(layout.frames, self.tail)[0]) * places_of(layout)
 
+    def is_identity(self, n: int) -> bool:
+        return self.cache_keep == 1 and super().is_identity(n)
+
+    @property
+    def attended(self) -> LastQueryAttention:
+        return LastQueryAttention(self.layer - 1)
+
+    def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
+        reading = Step("decode", layer=self.layer, needs=(self.attended,))
+        return (Step("projector"), *([reading] if self.cache_keep < 1 else []))
+
     def reduce(self, tokens: VisualTokens) -> Reduction:
+        if tokens.stage == "decode":
+            return self._read(tokens)
+        if self.budget.is_full:
+            return Reduction.identity(tokens)
         x = by_frame(tokens, self.name)
         n = x.shape[2]
         whole, partner = compared(x.shape[1], self.tail)
@@ -78,6 +112,25 @@ class DyCoke(Method):
         order = score.flatten(1).gather(1, plan.source).sort(dim=1, stable=True).indices
         order = order.gather(1, frame.gather(1, order).sort(dim=1, stable=True).indices)
         return plan.reordered(plan.source.gather(1, order))
+
+    def _read(self, tokens: VisualTokens) -> Reduction:
+        """What a new token reads of the N entries of a video."""
+        row, n = tokens.signal(self.attended), tokens.num_tokens
+        k = floor(self.cache_keep * n + 1e-9)
+        rows = torch.arange(len(row), device=row.device)[:, None]
+        read = torch.zeros_like(row, dtype=torch.bool).index_put_((rows, top_k(row, k)), torch.tensor(True))
+        stable = similarity_of_rows(row, tokens.notes.get("attended")) >= self.threshold
+        noted = {"attended": row, "read": read}
+        if self.on_stable == "full":
+            return Reduction.where(read | stable[:, None], score=row, notes=noted)
+        if "read" in tokens.notes:
+            read = noted["read"] = torch.where(stable[:, None], tokens.notes["read"], read)
+        return Reduction.select(top_k(read.float(), k), n, score=row, notes=noted)
+
+
+def similarity_of_rows(row: Tensor, before: Tensor | None) -> Tensor:
+    """(B,) cosine of what a token attends to, ``row`` (B, N), with what the one before it did; 0 for the first of an answer."""
+    return row.new_zeros(len(row)) if before is None else F.cosine_similarity(row.float(), before.float(), dim=1)
 
 
 def compared(frames: int, tail: Tail) -> tuple[list[bool], list[int]]:
