@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from tokenreduce.scaling import ScaledDown, scaled_down
     from tokenreduce.streams import Stream, stream
     from tokenreduce.tables import Table, families, refused
+    from tokenreduce.targets import budget_for
     from tokenreduce.tested import versions
     from tokenreduce.tokens import VisualTokens
     from tokenreduce.traces import Trace, load_trace
@@ -69,6 +70,7 @@ _HOME = {
     "VisualTokens": "tokens",
     "Trace": "traces",
     "budget": "wrapping",
+    "budget_for": "targets",
     "check_method": "eval.method_check",
     "doctor": "eval.doctor",
     "explain": "explanation",

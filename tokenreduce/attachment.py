@@ -40,6 +40,7 @@ class Attachment:
         from tokenreduce.adapters.registry import family_of
         from tokenreduce.adapters.resemblance import family_like
 
+        self.target = ""  # what was asked for in place of a budget
         self.family = family_of(model) if family is None else family_like(model, family)
         self.facts = self.family.offers()
         if images_as_video:  # counts then refer to a video of any length
@@ -103,10 +104,11 @@ def trace(model: nn.Module) -> Trace:
 
 def report(model: nn.Module) -> Report:
     """What the last prompt cost. Errors: ``ValueError`` before the first prompt."""
-    found = attachment_of(model).hooks.done.report
+    attachment = attachment_of(model)
+    found = attachment.hooks.done.report
     if found is None:
         raise ValueError("no report yet: run the wrapped model on a prompt first, e.g. model.generate(**inputs)")
-    return found
+    return dataclasses.replace(found, target=attachment.target) if attachment.target else found
 
 
 def attachment_of(model: Any) -> Attachment:

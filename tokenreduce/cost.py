@@ -80,6 +80,7 @@ class Report:
             the prompt's images were encoded elsewhere.
         uncounted: parts of the model that are in no number here, in words.
         seconds, seconds_unreduced: per stage, where they were measured (``tokenreduce.timing``).
+        target: what was asked for in place of a budget, as text; empty where a budget was given.
         stopwatch: time of the method until the prompt was done; ``step_stopwatch``, in the decode steps since.
     """
 
@@ -98,6 +99,7 @@ class Report:
     uncounted: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
     seconds_unreduced: Mapping[str, float] = field(default_factory=dict, compare=False)
+    target: str = ""
     stopwatch: Stopwatch = field(default_factory=Stopwatch, repr=False, compare=False)
     step_stopwatch: Stopwatch = field(default_factory=Stopwatch, repr=False, compare=False)
     steps_read: StepsRead = field(default_factory=StepsRead, compare=False)
@@ -133,10 +135,16 @@ class Report:
             if stage in flops
         }
 
+    @property
+    def speedup(self) -> float:
+        """How many times fewer FLOPs the first token takes: of tower, projector and prefill, as far as they ran here."""
+        costs = [cost for stage, cost in self.by_stage.items() if stage != "decode step"]
+        return sum(cost.flops_unreduced for cost in costs) / max(sum(cost.flops for cost in costs), 1)
+
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers, for JSON."""
         names = ("methods", "substitutes", "tokens_in", "tokens_kept", "equivalent_tokens", "flops", "flops_unreduced")
-        costs = ("kv_bytes", "kv_bytes_unreduced", "signal_flops", "uncounted", "method_ms", "step_ms")
+        costs = ("kv_bytes", "kv_bytes_unreduced", "signal_flops", "uncounted", "method_ms", "step_ms", "target")
         found = {name: getattr(self, name) for name in (*names, *costs)}
         if self.steps_read.held:
             found["steps_read"] = asdict(self.steps_read)
@@ -151,6 +159,7 @@ class Report:
         alone = self.step is None  # a vision encoder by itself: no prompt, no cache
         rows = {
             "methods": " + ".join(self.methods) or "-",
+            **({"asked for": f"{self.target}; {self.speedup:.2f} times fewer FLOPs in all"} if self.target else {}),
             **({"in place of the paper's": "; ".join(self.substitutes)} if self.substitutes else {}),
             "patches kept"
             if alone

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from tokenreduce.attachment import SLOT, Attachment, attachment_of, found_on, is_wrapped, plain_model
 from tokenreduce.method import Method
 from tokenreduce.pipeline import Pipeline
+from tokenreduce.targets import solved, wished
 from tokenreduce.tested import warn_of_untested
 from tokenreduce.wrap_arguments import chosen
 
@@ -25,6 +26,11 @@ def wrap(
     output_length: Literal["full", "reduced"] = "full",
     images_as_video: bool = False,
     family: str | None = None,
+    speedup: float | None = None,
+    flops: float | None = None,
+    prefill_ms: float | None = None,
+    measured: bool = False,
+    inputs: Any = None,
     **parameters: Any,
 ) -> Model:
     """Make ``model`` run on fewer visual tokens, in place.
@@ -41,6 +47,8 @@ def wrap(
             frames as images; counts and fractions then refer to the whole video.
         family: ``like:NAME`` for a model of an unknown type that is built like those of type NAME (``like:llava``: same
             attributes, same placeholders); what its family reads is looked for in the model first.
+        speedup, flops, prefill_ms, measured: in place of ``keep``, what it is to reach on the prompt ``inputs``, one like those
+            to come: ``tr.budget_for`` finds the budget, the report says what was asked for and what came of it.
         parameters: hyper-parameters of the method, such as ``keep``, when there is a single one.
 
     Returns:
@@ -61,6 +69,7 @@ def wrap(
         raise ValueError(f"output_length={output_length!r}; allowed: 'full', 'reduced'")
     warn_of_untested()
     made = chosen(methods, parameters)
+    target = wished(made, parameters, inputs, speedup=speedup, flops=flops, prefill_ms=prefill_ms, measured=measured)
     plain = plain_model(model)
     if found_on(plain) is not None:
         names = ", ".join(m.name for m in attachment_of(plain).hooks.pipeline.methods)
@@ -68,7 +77,11 @@ def wrap(
             f"model is wrapped already (with {names}); call tr.unwrap(model) first, or compose methods in one call: "
             "tr.wrap(model, method_a, method_b)"
         )
+    if target is not None:
+        budget: dict[str, Any] = {"keep": solved(target, model, inputs, made[0], images_as_video)}
+        made = [dataclasses.replace(made[0], **budget)]
     attachment = Attachment(plain, made, output_length, images_as_video, family)
+    attachment.target = "" if target is None else str(target)
     plain.__dict__[SLOT] = attachment
     return model
 

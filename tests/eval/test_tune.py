@@ -336,3 +336,19 @@ def test_command_on_the_demo_model(tmp_path):
     assert "Pick: fastervlm keep=" in done.output
     within = CliRunner().invoke(app, ["tune", *flags, "--flops", "0.2"])
     assert "stay within 20% of the FLOPs" in " ".join(within.output.split())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--speedup", "2", "--flops", "0.5"], "give one of them"),
+        (["--speedup", "0.5"], "from 1 on"),
+        (["--speedup", "2", "--target", "0.9"], "either target"),
+    ],
+)
+def test_a_speed_up_is_a_share_of_flops_said_in_another_way(flags, message, tmp_path):
+    found = CliRunner().invoke(
+        app, ["tune", "--model", "demo", "--task", "tr_demo_images", *flags, "--out", str(tmp_path / "out")]
+    )
+    assert found.exit_code == 2, found.output
+    assert message in " ".join(found.output.split())

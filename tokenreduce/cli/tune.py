@@ -23,6 +23,9 @@ def tune(
     task: Annotated[str, typer.Option(help="Task of lmms-eval to calibrate on.")],
     target: Annotated[float | None, typer.Option(help="Share of the unreduced score to keep, such as 0.98.")] = None,
     flops: Annotated[float | None, typer.Option(help="Share of the prefill FLOPs allowed, such as 0.4.")] = None,
+    speedup: Annotated[
+        float | None, typer.Option(help="How many times fewer prefill FLOPs, such as 2: the same as --flops 0.5.")
+    ] = None,
     method: Annotated[
         list[str] | None, typer.Option(help="Candidate, or ./mine.py:Mine; several times. [default: all]")
     ] = None,
@@ -50,6 +53,8 @@ def tune(
 
     - `tokenreduce tune --model demo --task tr_demo_images --target 0.98`
 
+    - `tokenreduce tune --model demo --task tr_demo_images --speedup 2`
+
     - `tokenreduce tune --model ./my-llava --task mme --flops 0.4 --method hiprune --method fastervlm --limit 200`
     """
     import dataclasses
@@ -60,11 +65,13 @@ def tune(
     from tokenreduce.eval.sweep import Grid, Store
     from tokenreduce.eval.sweep.checks import check
     from tokenreduce.eval.sweep.pool import Processes
-    from tokenreduce.eval.tune import Calibration, search
+    from tokenreduce.eval.tune import Calibration, Wish, search
     from tokenreduce.own_methods import load
     from tokenreduce.registry import named
 
     require()
+    flops = _flops(flops, speedup)
+    Wish(target, flops)  # raises before anything runs
     load(imports or ())
     console = Console(soft_wrap=True, highlight=False)
     chosen = [named(name)[0] for name in method or []]
@@ -93,6 +100,17 @@ def tune(
         console.print(line, markup=False)
     if found.best is None:
         raise typer.Exit(FAILED)
+
+
+def _flops(flops: float | None, speedup: float | None) -> float | None:
+    """The share of FLOPs that is allowed, of whichever way it was said."""
+    if speedup is None:
+        return flops
+    if flops is not None:
+        raise ValueError(f"--speedup={speedup:g} and --flops={flops:g} say the same in two ways; give one of them")
+    if not speedup >= 1:
+        raise ValueError(f"--speedup={speedup:g}; allowed: a number from 1 on, such as 2")
+    return 1 / speedup
 
 
 def reasons(found: Choice, questions: int) -> list[str]:
