@@ -117,6 +117,26 @@ def test_nothing_to_merge_attaches_nothing() -> None:
         assert not method.is_identity(576)
 
 
+def test_presets_merge_as_many_as_their_papers_say() -> None:
+    siglip = dataclasses.replace(FACTS, tower_depth=27, feature_block=25, tower_grid=(54, 54))
+    steps = ToMe.tinychart().plan(siglip)
+    assert 54 * 54 - sum(step.amount for step in steps) == 732
+    assert ToMe.tinychart(20).counts(siglip) == [20] * 26
+    assert ToMe.tinychart().policy == ToMe.auroracap().policy == "renumber"
+    huge = dataclasses.replace(FACTS, tower_depth=32, feature_block=30)  # whatever the picture, known in front of it
+    x, size = torch.randn(1, 730, 8), torch.ones(1, 730)
+    for step in ToMe.auroracap(0.1).plan(huge):
+        tokens = shown(x, x, step.amount, 1, size, step.layer)
+        tokens.layout = tr.Layout(27, 27)
+        plan = ToMe.auroracap(0.1).reduce(tokens).check(tokens)
+        x, size = plan.carry(x), sizes(plan, size)
+    assert x.shape[1] == 1 + 729 - 31 * int(729 * 0.9 / 32)
+    assert ToMe.auroracap(1).is_identity(729)
+    for ratio in (0, 1.5, True, "half"):
+        with pytest.raises(ValueError, match="allowed: the share of patches kept"):
+            ToMe.auroracap(ratio)
+
+
 def test_blocks_after_the_features_do_not_merge() -> None:
     deep = dataclasses.replace(FACTS, feature_block=3)
     assert [step.layer for step in ToMe(r=2).plan(deep)] == [0, 1, 2, 3]
