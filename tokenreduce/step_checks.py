@@ -84,10 +84,11 @@ def check_step(name: str, step: Step, facts: ModelFacts) -> None:
             )
     else:
         depth = facts.feature_block + 1 if step.stage == "encoder" else facts.decoder_depth
-        if isinstance(step.layer, bool) or not isinstance(step.layer, int) or not 0 <= step.layer < depth:
+        first = int(step.stage == "decode")  # what a new token reads is chosen by what it attended to before
+        if isinstance(step.layer, bool) or not isinstance(step.layer, int) or not first <= step.layer < depth:
             raise ValueError(
-                f"method={name!r}: layer={step.layer!r} at stage {step.stage!r}; allowed: an int from 0 to {depth - 1}, counted "
-                f"from 0, on this {facts.family} model"
+                f"method={name!r}: layer={step.layer!r} at stage {step.stage!r}; allowed: an int from {first} to {depth - 1}, "
+                f"counted from 0, on this {facts.family} model"
             )
         if step.stage == "llm" and facts.shared_from is not None and step.layer > facts.shared_from:
             raise ValueError(
@@ -96,7 +97,7 @@ def check_step(name: str, step: Step, facts: ModelFacts) -> None:
                 f"{facts.shared_from}"
             )
     if step.stage == "decode":
-        _check_decode(name, step, facts.decoder_depth)
+        _check_decode(name, step)
     if (step.through is None) != (step.survivors_of is None):
         raise ValueError(f"method={name!r}: {step} has one of through and survivors_of; allowed: both, or neither")
     if step.through is not None and step.survivors_of is not None:
@@ -142,12 +143,7 @@ def check_step(name: str, step: Step, facts: ModelFacts) -> None:
             )
 
 
-def _check_decode(name: str, step: Step, depth: int) -> None:
-    if step.layer == 0:
-        raise ValueError(
-            f"method={name!r}: layer=0 at stage 'decode'; allowed: 1 to {depth - 1}, since a new token reads less from it on by "
-            "what it attended to before"
-        )
+def _check_decode(name: str, step: Step) -> None:
     for need in step.needs:
         if not isinstance(need, LastQueryAttention) or need.ahead:
             raise ValueError(

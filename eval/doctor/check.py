@@ -15,7 +15,7 @@ from tokenreduce.eval import tiny_models
 from . import entered_units
 from .beside import shortened
 from .shortened import Columns, caught, hooked, logits
-from .stages import STAGES, left, merged_tower, methods
+from .stages import STAGES, left, merged_tower, methods, unread
 
 Verdict = Literal["right", "refused", "wrong"]
 STEPS = 3  #: tokens written
@@ -68,7 +68,8 @@ class Family:
             with torch.no_grad():
                 passed, trace = self.model(**inputs).logits, tr.trace(self.model)
             new = self.model.generate(**inputs, max_new_tokens=STEPS, do_sample=False)
-        if not any(image.stages for image in trace.images):
+            read = tr.report(self.model).steps_read
+        if not any(image.stages for image in trace.images) and sum(read.read) == sum(read.held):
             return "nothing was reduced"
         length = inputs["input_ids"].shape[1]
         for sample, (columns, expected) in enumerate(self.expected(stage, inputs, trace, length, generate=False)):
@@ -92,6 +93,7 @@ class Family:
         with towers[stage](self.bare, trace) if stage in towers else hooked():
             given = caught(self.bare, inputs, generate)
         samples = left(trace, inputs["attention_mask"], length)
+        samples = unread(trace, samples, length) if stage == "decode" else samples
         return [(columns, logits(self.bare, inputs, given, b, columns)) for b, columns in enumerate(samples)]
 
 

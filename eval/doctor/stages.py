@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -64,7 +64,37 @@ class ForgetEveryOther(tr.Method, register=False):
         return tr.Reduction.top(score, self.budget.count(tokens.num_tokens))
 
 
-STAGES = ("pixels", "encoder", "projector", "llm", "cache")
+@dataclass(frozen=True, kw_only=True)
+class ReadEveryOther(tr.Method, register=False):
+    """What is written reads, in decoder layer ``layer`` and later ones, every other entry of a picture, the second one first."""
+
+    name = "read_every_other"
+    title = "read a part of the cache"
+    stages = ("decode",)
+    layer: int = 1
+
+    def plan(self, facts: tr.ModelFacts) -> tuple[tr.Step, ...]:
+        return (tr.Step("decode", layer=self.layer),)
+
+    def most(self, n: int) -> int:
+        return n
+
+    def reduce(self, tokens: tr.VisualTokens) -> tr.Reduction:
+        odd = torch.arange(1, tokens.num_tokens, 2).expand(len(tokens.features), -1)
+        return tr.Reduction.select(odd, tokens.num_tokens)
+
+
+def unread(trace: tr.Trace, samples: list[Columns], length: int, layer: int = ReadEveryOther.layer) -> list[Columns]:
+    """``samples`` whose written columns, behind the ``length`` of the prompt, read every other entry from ``layer`` on."""
+    found = []
+    for sample, columns in enumerate(samples):
+        gone = [image.columns[::2] for image in trace.images if image.sample == sample]
+        blind = torch.cat(gone) if gone else None
+        found.append(replace(columns, forgotten=blind, forgotten_from=layer, written=length))
+    return found
+
+
+STAGES = ("pixels", "encoder", "projector", "llm", "cache", "decode")
 
 
 def methods(key: str) -> dict[str, tr.Method]:
@@ -76,6 +106,7 @@ def methods(key: str) -> dict[str, tr.Method]:
         "projector": tr.HiPrune(keep=0.4) if family.listens else tr.Uniform(keep=0.4),
         "llm": tr.FastV(keep=0.4, layer=family.layer),
         "cache": ForgetEveryOther(keep=0.5),
+        "decode": ReadEveryOther(keep=0.5),
     }
 
 
@@ -90,7 +121,7 @@ def left(trace: tr.Trace, mask: Tensor, length: int) -> list[Columns]:
     for sample, words in enumerate(text):
         at = {k: torch.cat([words, kept[sample]]).sort().values for k, kept in trace.kept_at.items()}
         first = torch.cat([words, trace.kept[sample]]).sort().values if entered else every[sample]
-        trimmed = [(image, image.stages[-1]) for image in trace.images if image.sample == sample]
+        trimmed = [(own, own.stages[-1]) for own in trace.images if own.sample == sample and own.stages]
         trimmed = [(image, stage) for image, stage in trimmed if stage.stage == "cache"]
         gone = [image.columns[~torch.isin(image.columns, stage.seats)] for image, stage in trimmed]
         layer = trimmed[0][1].layer or 0 if trimmed else 0
