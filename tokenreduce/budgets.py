@@ -43,6 +43,11 @@ class Budget:
                 "keep=None is no budget; allowed: keep=1.0 for every token, a float in (0, 1] or an int >= 1, such as keep=0.25 "
                 "or keep=64; left out, the method's own. For the model as it is, tr.unwrap(model)"
             )
+        if isinstance(keep, (list, tuple)):
+            raise TypeError(
+                f"keep={keep!r} is a {type(keep).__name__}; allowed: one budget, such as keep=0.25. One for each sample of a "
+                "call is with tr.budget(model, keep=[0.25, 1.0, 64]): around it"
+            )
         if isinstance(keep, bool) or not isinstance(keep, numbers.Real):
             raise TypeError(
                 f"keep={keep!r} is a {type(keep).__name__}; allowed: a float in (0, 1] (fraction of the visual tokens), "

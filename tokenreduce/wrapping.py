@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from tokenreduce.attachment import SLOT, Attachment, attachment_of, found_on, is_wrapped, plain_model
 from tokenreduce.method import Method
-from tokenreduce.pipeline import Pipeline
+from tokenreduce.request_budgets import Keep, with_budget
 from tokenreduce.targets import solved, wished
 from tokenreduce.tested import warn_of_untested
 from tokenreduce.wrap_arguments import chosen
@@ -109,26 +109,18 @@ def wrapped(model: Model, *methods: str | Method | type[Method], **parameters: A
 
 
 @contextmanager
-def budget(model: nn.Module, keep: float | int | str) -> Iterator[None]:
+def budget(model: nn.Module, keep: Keep | Sequence[Keep]) -> Iterator[None]:
     """Another budget for the length of a ``with`` block, without wrapping again.
 
-    Applies to every method of the model, in the thread that says so; scopes nest.
+    Applies to every method of the model, in the thread that says so; scopes nest. A list has a budget for each sample of the
+    calls inside; None is off: that request is not reduced.
     Errors are those of ``wrap``; an invalid budget leaves the old one in place.
 
-    Example: ``with tr.budget(model, keep=64): model.generate(**inputs)``
+    Example: ``with tr.budget(model, keep=64): model.generate(**inputs)``, or ``keep=[0.25, None, 64]`` for a batch of three
     """
-    attachment = attachment_of(model)
-    active = attachment.hooks.active
-    before, outer = active.now, active.instead
-    changed = Pipeline([dataclasses.replace(m, keep=keep) for m in before.methods], attachment.facts)
-    places = [[(step.layer, step.needs) for _, step in p.steps if step.stage == "decode"] for p in (before, changed)]
-    same = changed.listens == before.listens and places[0] == places[1]
-    same = same and all(changed.layers(s) == before.layers(s) for s in ("llm", "cache"))
-    inside = [(bool(p.layers("encoder")), p.enters) for p in (before, changed)]
-    if not same or inside[0] != inside[1]:
-        raise ValueError(f"keep={keep} would move a method to other layers; unwrap and wrap again with it")
-    changed.stopwatch = before.stopwatch
-    active.instead = changed
+    active = attachment_of(model).hooks.active
+    outer = active.instead
+    active.instead = with_budget(active.now, keep)
     try:
         yield
     finally:

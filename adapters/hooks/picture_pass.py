@@ -58,6 +58,16 @@ class PicturePass:
         self.decisions: dict[tuple[Stage, int | None], list[Reduction]] = {}
         self.recalled: dict[tuple[Stage, int | None], list[Reduction]] = {}
 
+    @property
+    def rows(self) -> int:
+        """Rows of the decoder."""
+        return len(self.length_in)
+
+    @property
+    def samples(self) -> int:
+        """Samples of the call, each of which has as many rows, such as beams."""
+        return self.rows // self.repeat
+
     def look(self, signal: Signal, group: ImageGroup) -> Any:
         """The value of ``signal``, of a tower, for the current tokens, views or images of ``group``, as its ``axis`` says."""
         if isinstance(signal, ProjectorInput) and not self.projector(group).exact:
