@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from tokenreduce.cli import bench, catalogue, check_method, demo, doctor, inspect, new_method, report, run, sweep, tune
+from tokenreduce.cli import (
+    bench,
+    catalogue,
+    check_method,
+    demo,
+    doctor,
+    inspect,
+    new_method,
+    report,
+    reproduce,
+    run,
+    sweep,
+    tune,
+)
 from tokenreduce.cli.app import app
 
 COMMANDS = (
@@ -11,6 +24,7 @@ COMMANDS = (
     "inspect",
     "sweep",
     "report",
+    "reproduce",
     "tune",
     "bench",
     "methods",
@@ -32,6 +46,7 @@ __all__ = [
     "main",
     "new_method",
     "report",
+    "reproduce",
     "run",
     "sweep",
     "tune",

@@ -34,6 +34,8 @@ app = typer.Typer(
 
 - `tokenreduce sweep --model demo --task tr_demo_images --limit 60` : methods x budgets x tasks through lmms-eval
 
+- `tokenreduce reproduce hiprune --tasks pope,gqa --limit 500` : a published table, repeated
+
 - `tokenreduce methods` and `tokenreduce models` : what there is
 """,
 )

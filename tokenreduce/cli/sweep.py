@@ -76,9 +76,9 @@ def sweep(
 
     - `tokenreduce sweep grid.yaml --ray ray://head:10001 --dry-run`
     """
-    from tokenreduce.eval.harness import require, told
+    from tokenreduce.eval.harness import require
     from tokenreduce.eval.recipe import literal
-    from tokenreduce.eval.sweep import Grid, Store, SweepFailed, run
+    from tokenreduce.eval.sweep import Grid, Store
     from tokenreduce.eval.sweep.checks import check, served
 
     require()
@@ -109,6 +109,26 @@ def sweep(
         _preview(made, store)
         return
     console = Console(soft_wrap=True, highlight=False)
+    found = evaluate(made, out, console, workers=workers, ray=ray, retries=retries, retry=retry_failed)
+    if found.done + found.skipped:
+        console.print(f"Next: tokenreduce report {out}", markup=False)
+    if found.failed:
+        raise typer.Exit(FAILED)
+
+
+def evaluate(
+    grid: Grid,
+    out: Path,
+    console: Console,
+    *,
+    workers: int | None = None,
+    ray: str | None = None,
+    retries: int = 1,
+    retry: bool = True,
+) -> Tally:
+    """Run the cells of ``grid`` into ``out``, a line on the ``console`` for each, and what became of them at the end."""
+    from tokenreduce.eval.harness import told
+    from tokenreduce.eval.sweep import SweepFailed, run
 
     def tell(status: str, cell: Cell, outcome: Any, tally: Tally) -> None:
         number, eta = tally.total - tally.left, tally.eta_s() or 0
@@ -118,21 +138,20 @@ def sweep(
             what = f"{status}, {outcome.error['kind']}: {outcome.error['text'][:160]}"
         console.print(f"[{number}/{tally.total}] {cell}: {what}; {_minutes(eta)} left", markup=False)
 
-    console.print(f"{len(made.cells)} cells into {out}")
+    console.print(f"{len(grid.cells)} cells into {out}")
     try:
-        found = run(made, out, _pool(workers, ray, out), retries=retries, retry=retry_failed, tell=tell)
+        found = run(grid, out, _pool(workers, ray, out), retries=retries, retry=retry, tell=tell)
     except SweepFailed as error:
         Console(stderr=True, soft_wrap=True).print(f"Error: {error}", markup=False)
         raise typer.Exit(FAILED) from None
     tell_broken(console, found.broken)
     console.print(
         f"{found.done} done, {found.skipped} were done before, {found.refused} refused, {found.failed} failed, in "
-        f"{_minutes(found.seconds)}." + (f" Next: tokenreduce report {out}" if found.done + found.skipped else "")
+        f"{_minutes(found.seconds)}."
     )
     for name, text in found.errors.items():
         console.print(f"  {name}: {text[:300]}", markup=False)
-    if found.failed:
-        raise typer.Exit(FAILED)
+    return found
 
 
 def tell_broken(console: Console, broken: dict[Path, str]) -> None:
