@@ -7,6 +7,7 @@ import pytest
 import reduced
 import torch
 import torch.nn.functional as F
+from models import TRANSFORMERS
 
 import tokenreduce as tr
 from tokenreduce.eval import tiny_models as zoo
@@ -112,6 +113,8 @@ def test_it_equals_a_cache_without_what_is_not_read(key, on_stable):
 @pytest.mark.parametrize("key", FAMILIES)
 def test_beams_are_stable_or_not_each_by_itself(key):
     """Without reordering what was noted the score would be of rows that never attended so."""
+    if key == "internvl" and TRANSFORMERS < (5, 18):
+        pytest.skip("transformers before 5.18 repeats the pictures of beams one by one, not sample by sample")
     model = reduced.model(key)
     case = zoo.case(key, "video", model)
     threshold = inside(key, case.inputs)
