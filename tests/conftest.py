@@ -51,14 +51,10 @@ def is_brief(item: pytest.Item) -> bool:
     return family is not None and family.brief and "every_family" not in item.keywords
 
 
-class Never(set[object]):
-    """What nobody has looked at yet, and never will have."""
-
-    def __contains__(self, item: object) -> bool:
-        return False
-
-
-tokenreduce.method._LOOKED_AT = Never()  # every plan of every method is looked through, at every call
+@pytest.fixture(autouse=True)
+def looks_at_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every test the first plan of a method at a place is looked through, whatever ran before it."""
+    monkeypatch.setattr(tokenreduce.method, "_LOOKED_AT", set())
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,6 @@ from models import llava, prompt
 from probe_methods import Nothing, Remembers
 
 import tokenreduce as tr
-import tokenreduce.method
 from tokenreduce.layout import Layout
 from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.pipeline import Pipeline
@@ -132,8 +131,7 @@ def test_a_plan_that_does_not_fit_the_tokens_is_refused(answer, error, words):
         assert word in str(caught.value)
 
 
-def test_plans_from_elsewhere_are_looked_through_at_every_call(monkeypatch):
-    monkeypatch.setattr(tokenreduce.method, "_LOOKED_AT", set())
+def test_plans_from_elsewhere_are_looked_through_at_every_call():
     tokens = VisualTokens(torch.randn(1, 4, 2), Layout(2, 2))
     twice = torch.tensor([[1, 1]])
     answers = iter([Reduction.identity(tokens), Reduction.select(twice, 4)])
