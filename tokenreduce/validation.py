@@ -48,3 +48,15 @@ def in_range(argument: str, value: float, low: float, high: float) -> None:
         raise TypeError(f"{argument}={value!r} is a {type(value).__name__}; allowed: a number in [{low:g}, {high:g}]")
     if not low <= value <= high:
         raise ValueError(f"{argument}={value!r} is outside [{low:g}, {high:g}]")
+
+
+def fraction(argument: str, value: float | None, more: str = "", *, none: bool = False) -> None:
+    """A number in (0, 1], or None where ``none``; ``more``: what else is to be said of it."""
+    if none and value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(
+            f"{argument}={value!r} is a {type(value).__name__}; allowed: a number in (0, 1]{', or None' * none}"
+        )
+    if not 0.0 < value <= 1.0:
+        raise ValueError(f"{argument}={value!r} is outside (0, 1]{more}")

@@ -18,7 +18,7 @@ from tokenreduce.reduction import DROPPED, Reduction
 from tokenreduce.schedules import scaled_layers
 from tokenreduce.signals import AttentionReceived, ClsAttention
 from tokenreduce.tokens import VisualTokens
-from tokenreduce.validation import choice
+from tokenreduce.validation import ascending, choice
 
 BLOCKS = (3, 6, 9)  # of 12
 
@@ -96,6 +96,8 @@ class EViT(Method):
             raise ValueError(
                 f"keep={self.keep!r} and keep_rate={self.keep_rate!r} both set the number of tokens; give one of them"
             )
+        if self.blocks is not None:
+            ascending("blocks", self.blocks, 0, "Blocks of the tower, counted from 0.")
         if self.blocks is not None and isinstance(self.keep_rate, list):
             raise ValueError(
                 f"blocks={self.blocks!r}, but keep_rate={self.keep_rate!r} has a rate for every block; give one"

@@ -74,6 +74,8 @@ class FlashVID(Method):
         choice("count", self.count, ("direct", "subtree"))
         in_range("alpha", self.alpha, 1e-6, 1.0)
         in_range("tau", self.tau, -1.0, 1.0)
+        if self.segment_threshold is not None:
+            in_range("segment_threshold", self.segment_threshold, -1.0, 1.0)
         in_range("inner_keep", self.inner_keep, 1e-6, 1.0)
         whole("least_segments", self.least_segments, 1, ". The paper uses 8.")
         whole("layer", self.layer, 1, ". The paper uses 20 of 28.", none=True)

@@ -92,7 +92,7 @@ class GTP(Method):
             raise ValueError(
                 f"keep={self.keep!r} and num_prop={self.num_prop!r} both set the number of tokens; give one of them"
             )
-        if isinstance(self.num_prop, tuple):
+        if isinstance(self.num_prop, bool) or not isinstance(self.num_prop, (int, list)):
             raise TypeError(
                 f"num_prop={self.num_prop!r}; allowed: an int >= 0 (tokens that leave per block), or a list of such"
             )

@@ -21,7 +21,7 @@ from tokenreduce.segment_stream import SegmentStream
 from tokenreduce.signals import AttentionReceived, LastQueryAttention
 from tokenreduce.temporal_redundancy import allot, stands
 from tokenreduce.tokens import VisualTokens
-from tokenreduce.validation import choice, in_range, whole
+from tokenreduce.validation import choice, fraction, in_range, whole
 from tokenreduce.whole_frames import per_frame, stacked
 
 #: 18 of 28 layers in the paper's 7B setting
@@ -87,11 +87,8 @@ class HoliTom(Method):
         choice("output_order", self.output_order, ("raster", "reference"))
         for argument, low, advice in (("neighbours", 1, 7), ("max_window", 1, MAX_WINDOW), ("layer", 1, 18)):
             whole(argument, getattr(self, argument), low, f". The paper uses {advice}.", none=argument == "layer")
-        if not 0.0 < self.inner_keep <= 1.0:
-            raise ValueError(
-                f"inner_keep={self.inner_keep!r} is outside (0, 1], the range of a fraction kept; 1.0 leaves the inner "
-                "step out. The paper uses 0.5."
-            )
+        left_out = "; 1.0 leaves the inner step out. The paper uses 0.5."
+        fraction("inner_keep", self.inner_keep, f", the range of a fraction kept{left_out}")
         if self.ratio == "segment" and isinstance(self.keep, int):
             raise ValueError(
                 f"keep={self.keep} tokens per video cannot be spread without knowing the whole video; with "

@@ -18,7 +18,7 @@ from tokenreduce.signals import TextAttention
 from tokenreduce.text_attention import attended, key_set, published_thresholds, urgency
 from tokenreduce.tokens import VisualTokens
 from tokenreduce.tower_saliency import SCORES, Score, saliency, saliency_substitute
-from tokenreduce.validation import ascending, choice, in_range, whole
+from tokenreduce.validation import ascending, choice, fraction, in_range, whole
 from tokenreduce.window_merging import check_windows, merged_windows, merges_windows, windows_to_merge
 
 ROLES = ("patch", "key")
@@ -98,15 +98,10 @@ class MustDrop(Method):
         choice("score", self.score, SCORES)
         choice("output_order", self.output_order, ("raster", "reference"))
         in_range("similarity", self.similarity, -1.0, 1.0)
-        if not 0.0 < self.key_rate <= 1.0:
-            raise ValueError(
-                f"key_rate={self.key_rate!r} is outside (0, 1], the range of a share. The paper uses 0.08."
-            )
+        fraction("key_rate", self.key_rate, ", the range of a share. The paper uses 0.08.")
         whole("window", self.window, 2, ", the side of a window. The paper uses 3.")
         for argument in ("global_threshold", "individual_threshold"):
-            value = getattr(self, argument)
-            if value is not None and not 0.0 < value <= 1.0:
-                raise ValueError(f"{argument}={value!r} is outside (0, 1], the range of a share of attention")
+            fraction(argument, getattr(self, argument), ", the range of a share of attention", none=True)
         if self.layers is not None:
             ascending("layers", self.layers, 0, f"The paper uses {LAYERS} of 32.")
         target = self.merge_to

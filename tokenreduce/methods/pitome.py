@@ -92,9 +92,7 @@ class PiToMe(Method):
     output_order: OutputOrder = "raster"
 
     def __post_init__(self) -> None:
-        if self.keep is not None:
-            Budget(self.keep)
-        choice("positions", self.positions, ("keep", "renumber"))
+        super().__post_init__()
         choice("output_order", self.output_order, ("raster", "reference"))
         choice("at", self.at, PLACES)
         choice("preset", self.preset, (None, *PRESETS))

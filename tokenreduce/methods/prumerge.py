@@ -61,6 +61,7 @@ class PruMerge(Method):
         choice("parity", self.parity, ("paper", "release"))
         choice("output_order", self.output_order, ("raster", "reference"))
         whole("neighbours", self.neighbours, 1, ". The paper uses 32.")
+        whole("attention_block", self.attention_block, 0, ", a block of the tower", none=True)
 
     def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
         block = facts.tower_depth - 1 if self.attention_block is None else self.attention_block
