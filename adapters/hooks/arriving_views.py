@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
 
@@ -73,3 +74,12 @@ def segments_of(family: Family, call: TowerCall, pipeline: Pipeline) -> list[Seg
         shares = pipeline.view_shares([height * width] * frames)
         found += [Segment(Layout(height, width, cells=cells), share) for share in shares]
     return found
+
+
+def each_an_image(batch: int) -> Sequence[View]:
+    """The views of a pass whose ``batch`` rows are images of their own."""
+    return ()
+
+
+def whole_images(layouts: list[Layout]) -> None:
+    """Which patches enter a tower of whole images: all."""

@@ -42,7 +42,7 @@ class BlockHooks:
         now = self.merging.now
         if now is None:
             return None
-        state = now.state
+        state, now.inside = now.state, self.index
         x = self.merging.arrange(now, self.index, x, self.arguments.borders(args[1:], kwargs))
         state.entered.append(state.assign)
         state.came.append(state.numbers)
@@ -107,7 +107,17 @@ class BlockHooks:
         return now.state.units.spread(row.masked_fill(size == 0, UNSEEN) if ragged else row)
 
     def bias(self) -> Tensor | None:
-        return None if self.merging.now is None else self.merging.now.bias
+        now = self.merging.now
+        return None if now is None else self.in_turn(now).bias
+
+    def in_turn(self, now: MergingPass) -> MergingPass:
+        """``now``, as long as this block runs as a part of it. Errors: ``RuntimeError`` where it is run once more."""
+        if now.inside != self.index:
+            raise RuntimeError(
+                f"vision block {self.index} runs out of turn, as gradient checkpointing runs blocks again, but its rows have "
+                "been merged since; turn it off in the vision tower, or reduce behind it, by a method of another stage"
+            )
+        return now
 
     def shorten(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
         now = self.merging.now
@@ -142,7 +152,7 @@ class BlockHooks:
         with now.pipeline.stopwatch(x.device):
             if now.pending:
                 x = self.merged(now, x)
-        now.pending, now.stream, now.branch = [], None, None
+        now.pending, now.stream, now.branch, now.inside = [], None, None, None
         x, _ = merging.reduce(now, self.index, x, "after")
         last = self.index == len(merging.blocks) - 1
         if now.state.moved and ((last and merging.expand) or now.widen):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tokenreduce.adapters.encoders.blocks import Block
 from tokenreduce.adapters.encoders.patch_grid import Arrived, PatchGrid
+from tokenreduce.adapters.hooks.arriving_views import each_an_image, whole_images
 from tokenreduce.adapters.hooks.packed_units import Segment, Windows, ask_segments, grouped_segments
 from tokenreduce.adapters.hooks.ragged_rows import Group, View, ask, grouped, kind_after, kinds, numbers
 from tokenreduce.adapters.hooks.tower_state import TowerState
@@ -34,6 +35,7 @@ class MergingPass:
             attention and MLP, each with the rows it was carried out on; ``bias`` (B, n), what is added to the logits of its
             rows; ``stream``, what the reductions made of the residual stream, ``branch``, what the MLP adds to that.
         notes: what methods noted, by their number; of views that are not alike, ``groups`` know.
+        inside: the block under way; None: none is.
         windows: of that block, where the tower packs; ``given``, per block, the borders it would have without merging.
     """
 
@@ -49,6 +51,7 @@ class MergingPass:
     bias: Tensor | None = None
     stream: Tensor | None = None
     branch: Tensor | None = None
+    inside: int | None = None
     windows: Windows | None = None
     given: list[Tensor] = field(default_factory=list)
 
@@ -87,8 +90,8 @@ class EncoderMerging:
         self.expand = expand
         self.every_block = False  # whether all blocks do so, for a model that collects what they return
         self.done: Callable[[TowerState], None] | None = None
-        self.views: Callable[[int], Sequence[View]] = lambda batch: ()  # of a pass; none: alike, each an image
-        self.entering: Callable[[list[Layout]], Tensor | None] = lambda layouts: None  # patches (B, n) bool; None: all
+        self.views: Callable[[int], Sequence[View]] = each_an_image  # of a pass; none: alike, each an image
+        self.entering: Callable[[list[Layout]], Tensor | None] = whole_images  # patches (B, n) bool; None: all
         self.segments: Callable[[], Sequence[Segment]] | None = None  # of a pass, where the tower packs
 
     @property

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+
+import encoder_models
 import pytest
 import timm
 import torch
@@ -65,3 +68,23 @@ def test_blocks_that_only_share_a_name_are_refused(name):
     model = timm.create_model(name, pretrained=False, depth=1, embed_dim=48, num_heads=4)
     with pytest.raises(ValueError, match="allowed: Block, EvaBlock"):
         tr.wrap(model, tr.ToMe(keep=0.5))
+
+
+def test_a_block_that_checkpointing_runs_again_is_refused():
+    model = encoder_models.transformers_model("vit").train()
+    model.gradient_checkpointing_enable()
+    pixels = torch.randn(1, 3, model.config.image_size, model.config.image_size)
+    with tr.wrapped(model, "tome", keep=0.5):
+        out = model(pixels, output_hidden_states=False).last_hidden_state
+        with pytest.raises(RuntimeError, match=r"vision block \d+ runs out of turn, as gradient checkpointing"):
+            out.sum().backward()
+
+
+@pytest.mark.parametrize("kind", ["vit", "dinov2"])
+def test_a_wrapped_encoder_can_be_pickled(kind):
+    model = encoder_models.transformers_model(kind).eval()
+    pixels = torch.randn(1, 3, model.config.image_size, model.config.image_size)
+    with tr.wrapped(model, "tome", keep=0.5), torch.no_grad():
+        again = pickle.loads(pickle.dumps(model))
+        torch.testing.assert_close(again(pixels).last_hidden_state, model(pixels).last_hidden_state, atol=0, rtol=0)
+        assert tr.is_wrapped(again)
