@@ -42,7 +42,9 @@ class BlockHooks:
         now = self.merging.now
         if now is None:
             return None
-        state, now.inside = now.state, self.index
+        state, again = now.state, len(now.state.entered) > self.index
+        now.inside = None if again else self.index
+        self.in_turn(now)
         x = self.merging.arrange(now, self.index, x, self.arguments.borders(args[1:], kwargs))
         state.entered.append(state.assign)
         state.came.append(state.numbers)
