@@ -175,8 +175,8 @@ def test_a_budget_that_adapts_is_text_on_the_command_line_and_in_recipes():
     from tokenreduce.cli.arguments import chosen_methods
     from tokenreduce.eval.recipe import Recipe
 
-    assert chosen_methods(["prumerge:auto:16-128"], None, [], None)[0].keep == "auto:16-128"
-    assert chosen_methods(["prumerge"], "auto", ["plus=true"], None)[0].plus
+    assert chosen_methods(["prumerge:auto:16-128"], None, [], None, [])[0].keep == "auto:16-128"
+    assert chosen_methods(["prumerge"], "auto", ["plus=true"], None, [])[0].plus
     assert Recipe.of("prumerge:auto").keep == "auto"
     model = llava()
     with tr.wrapped(model, "prumerge", keep=4), tr.budget(model, keep="auto:2-3"):
