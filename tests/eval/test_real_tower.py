@@ -91,8 +91,9 @@ def test_a_share_is_of_the_patches_that_come_and_the_trace_tells_where_they_are(
         assert tr.trace(tower).images[0].layout == tr.Layout(height // 14, width // 14)
 
 
-def test_the_page_is_what_the_committed_measurements_give():
+def test_the_page_is_what_the_committed_measurements_give(monkeypatch):
     root = Path(__file__).resolve().parents[2]
+    monkeypatch.syspath_prepend(root / "benchmarks")
     spec = importlib.util.spec_from_file_location("real_tower_page", root / "benchmarks/real_tower.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
