@@ -27,6 +27,7 @@ ALLOWED = {
     "tokenreduce/methods": {
         "allotment",
         "anchor_merging",
+        "block_schedule",
         "anchors_and_registers",
         "by_count",
         "energy_merging",

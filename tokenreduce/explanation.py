@@ -18,6 +18,7 @@ STAGES = {
     "projector": "behind the projector",
     "llm": "between decoder layers",
     "cache": "in the KV cache",
+    "decode": "in what new tokens read of the KV cache",
 }
 KEEP = "a fraction in (0, 1], or a count per image, an int >= 1"
 NO_VALUE = "?"  # what no parameter takes: the error then says what is allowed
@@ -63,7 +64,7 @@ def explain(method: str | Method | type[Method]) -> Explanation:
         name=cls.name,
         title=cls.title,
         idea=_flat(re.split(r"\n\n|\nAttributes:", text)[0]),
-        acts=", ".join(STAGES.get(stage, stage) for stage in cls.stages) or "on the picture, before the processor",
+        acts=", ".join(STAGES[stage] for stage in cls.stages) or "on the picture, before the processor",
         looks_at=cls.looks_at,
         media=", ".join(cls.media),
         parameters=Table(_row(cls, field) for field in dataclasses.fields(cls)),

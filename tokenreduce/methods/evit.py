@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokenreduce.budgets import Budget
+from tokenreduce.block_schedule import BlockSchedule
 from tokenreduce.matching import OutputOrder
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import ModelFacts, Step
 from tokenreduce.mixing import Mix
 from tokenreduce.reduction import DROPPED, Reduction
 from tokenreduce.schedules import scaled_layers
@@ -39,7 +39,7 @@ class Cut(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EViT(Method):
+class EViT(BlockSchedule):
     """After the attention of three blocks, rank the patches by the attention that [CLS] pays them there, mean over heads.
     The first ones stay, the rest is summed with these weights, which add up to less than 1, into one fused token that
     takes part like a patch from then on.
@@ -73,7 +73,8 @@ class EViT(Method):
     looks_at = "[CLS] attention of three blocks (attention received where there is none)"
     sees = "frame"
 
-    keep: float | int | None = None
+    schedules = {"keep_rate": 1}
+
     keep_rate: float | list[float] | None = None
     blocks: tuple[int, ...] | None = None
     fuse_token: bool = True
@@ -92,10 +93,6 @@ class EViT(Method):
                 raise ValueError(
                     f"keep_rate={self.keep_rate!r}; allowed: the share that a block keeps, in (0, 1], or a list of such"
                 )
-        if self.keep_rate is not None and self.keep is not None:
-            raise ValueError(
-                f"keep={self.keep!r} and keep_rate={self.keep_rate!r} both set the number of tokens; give one of them"
-            )
         if self.blocks is not None:
             ascending("blocks", self.blocks, 0, "Blocks of the tower, counted from 0.")
         if self.blocks is not None and isinstance(self.keep_rate, list):
@@ -105,18 +102,6 @@ class EViT(Method):
         if not self.fuse_token and (self.keep_fused or self.fuse_norm):
             said = "keep_fused" if self.keep_fused else "fuse_norm"
             raise ValueError(f"{said}=True belongs to fuse_token=True; with fuse_token=False leave it out")
-
-    @property
-    def budget(self) -> Budget:
-        """The patches that leave the tower; all of them, as an upper bound, when ``keep_rate`` decides."""
-        if self.keep_rate is not None:
-            return Budget(1.0)
-        return Budget(0.5 if self.keep is None else self.keep)
-
-    def is_identity(self, n: int) -> bool:
-        if self.keep_rate is not None:
-            return all(rate == 1 for rate in (self.keep_rate if isinstance(self.keep_rate, list) else [self.keep_rate]))
-        return self.budget.count(n) >= n
 
     def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
         blocks = self._blocks(facts)

@@ -10,11 +10,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tokenreduce.block_schedule import BlockSchedule
 from tokenreduce.block_signals import AttentionMap, BlockInput
-from tokenreduce.budgets import Budget
 from tokenreduce.kernels.rows import unit_rows
 from tokenreduce.matching import OutputOrder
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import ModelFacts, Step
 from tokenreduce.mixing import Mix
 from tokenreduce.reduction import DROPPED, Reduction
 from tokenreduce.schedules import schedule, spread
@@ -35,7 +35,7 @@ SELECTIONS = tuple(name + heads for name in LOOKS_AT for heads in ("Mean", "Max"
 
 
 @dataclass(frozen=True, kw_only=True)
-class GTP(Method):
+class GTP(BlockSchedule):
     """Tokens that are hard to make from others and widely attended to are kept: by default the rank is the attention a token
     pays itself times all it receives, each the largest of the heads. The others hand ``alpha`` times their edge to every
     kept neighbour, and leave. The graph is made once, of what enters the first block.
@@ -68,7 +68,8 @@ class GTP(Method):
     looks_at = "attention of every block, rows that enter the first"
     sees = "frame"
 
-    keep: float | int | None = None
+    schedules = {"num_prop": 0}
+
     num_prop: int | list[int] | None = None
     selection: str = "MixedAttnMax"
     propagation: Literal["GraphProp", "None"] = "GraphProp"
@@ -88,27 +89,11 @@ class GTP(Method):
         in_range("num_neighbours", self.num_neighbours, 0 if self.graph_type == "Spatial" else 1, math.inf)
         if self.num_prop is None:
             return
-        if self.keep is not None:
-            raise ValueError(
-                f"keep={self.keep!r} and num_prop={self.num_prop!r} both set the number of tokens; give one of them"
-            )
         if isinstance(self.num_prop, bool) or not isinstance(self.num_prop, (int, list)):
             raise TypeError(
                 f"num_prop={self.num_prop!r}; allowed: an int >= 0 (tokens that leave per block), or a list of such"
             )
         schedule(self.num_prop, len(self.num_prop) if isinstance(self.num_prop, list) else 1)
-
-    @property
-    def budget(self) -> Budget:
-        """The patches that leave the tower; all of them, as an upper bound, when ``num_prop`` decides."""
-        if self.num_prop is not None:
-            return Budget(1.0)
-        return Budget(0.5 if self.keep is None else self.keep)
-
-    def is_identity(self, n: int) -> bool:
-        if self.num_prop is not None:
-            return not any(self.num_prop if isinstance(self.num_prop, list) else [self.num_prop])
-        return self.budget.count(n) >= n
 
     def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
         heads: Literal["mean", "max"] = "max" if self.selection.endswith("Max") else "mean"

@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from tokenreduce.budgets import Budget
+from tokenreduce.block_schedule import BlockSchedule
 from tokenreduce.energy_merging import PRESETS, Merge, Preset, Rounds, merges, spread_by_share
 from tokenreduce.matching import (
     MATCHINGS,
@@ -22,7 +22,7 @@ from tokenreduce.matching import (
     match_energy_bsm,
     ordered,
 )
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import ModelFacts, Step
 from tokenreduce.reduction import DROPPED, Reduction
 from tokenreduce.schedules import PLACES, Place, merging_place, needs_encoder, place_substitute, schedule
 from tokenreduce.signals import Keys
@@ -31,7 +31,7 @@ from tokenreduce.validation import choice, in_range
 
 
 @dataclass(frozen=True, kw_only=True)
-class PiToMe(Method):
+class PiToMe(BlockSchedule):
     """In every block, score tokens by their energy, the mean thresholded similarity to all tokens; the 2r of highest
     energy are candidates, split by rank into A and B, and each of A joins the most similar one of B. The others, the
     isolated tokens, are protected.
@@ -75,7 +75,8 @@ class PiToMe(Method):
     looks_at = "keys or features of every block"
     sees = "frame"
 
-    keep: float | int | None = None
+    schedules = {"rho": 1, "r": 0}
+
     rho: float | list[float] | None = None
     r: int | list[int] | None = None
     at: Place | None = None
@@ -106,10 +107,6 @@ class PiToMe(Method):
         in_range("m0", self.m0 or 0.0, -1.0, 1.0)
         in_range("fall", self.fall or 0.0, 0.0, 2.0)
         in_range("alpha", self.alpha, 0.0, math.inf)
-        given = {name: getattr(self, name) for name in ("keep", "rho", "r") if getattr(self, name) is not None}
-        if len(given) > 1:
-            said = " and ".join(f"{name}={value!r}" for name, value in given.items())
-            raise ValueError(f"{said} both set the number of tokens; give one of keep, rho and r")
         for share in self._shares:
             if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
                 raise ValueError(f"rho={self.rho!r}; allowed: the share kept per block, in (0, 1], or a list of such")
@@ -121,20 +118,6 @@ class PiToMe(Method):
     @property
     def _shares(self) -> list[float]:
         return [] if self.rho is None else self.rho if isinstance(self.rho, list) else [self.rho]
-
-    @property
-    def budget(self) -> Budget:
-        """The patches that leave the tower; all of them, as an upper bound, when ``rho`` or ``r`` decides."""
-        if self.rho is not None or self.r is not None:
-            return Budget(1.0)
-        return Budget(0.5 if self.keep is None else self.keep)
-
-    def is_identity(self, n: int) -> bool:
-        if self.rho is not None:
-            return all(share == 1 for share in self._shares)
-        if self.r is not None:
-            return not any(self.r if isinstance(self.r, list) else [self.r])
-        return self.budget.count(n) >= n
 
     def switches(self, facts: ModelFacts) -> Preset:
         """The preset for such a model with the switches that were set by hand."""

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tokenreduce.budgets import Budget
+from tokenreduce.block_schedule import BlockSchedule
 from tokenreduce.matching import OutputOrder, in_rounds, match, ordered
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import ModelFacts, Step
 from tokenreduce.reduction import Reduction
 from tokenreduce.schedules import (
     PLACES,
@@ -28,7 +28,7 @@ from tokenreduce.validation import choice, in_range
 
 
 @dataclass(frozen=True, kw_only=True)
-class ToMe(Method):
+class ToMe(BlockSchedule):
     """Between attention and MLP of every block, split the tokens by the parity of their place into A and B, find for each
     token of A the most similar one of B, and average the r best pairs into one token each. Nothing is dropped.
 
@@ -60,7 +60,8 @@ class ToMe(Method):
     looks_at = "keys of every block"
     sees = "frame"
 
-    keep: float | int | None = None
+    schedules = {"r": 0}
+
     r: int | float | list[int] | tuple[int, float] | None = None
     inflection: float = 0.0
     at: Place | None = None
@@ -74,8 +75,6 @@ class ToMe(Method):
         in_range("inflection", self.inflection, -1.0, 1.0)
         if self.r is None:
             return
-        if self.keep is not None:
-            raise ValueError(f"keep={self.keep!r} and r={self.r!r} both set the number of tokens; give one of them")
         if self.inflection:
             raise ValueError(f"inflection={self.inflection!r} belongs to keep; with r give the pair r=(r, inflection)")
         self._given(len(self.r) if isinstance(self.r, list) else 1)
@@ -105,18 +104,6 @@ class ToMe(Method):
     def _given(self, depth: int) -> list[int]:
         """``r`` for each of ``depth`` blocks; none where it is a share."""
         return [] if self.r is None or self._share is not None else schedule(self.r, depth)  # type: ignore[arg-type]
-
-    @property
-    def budget(self) -> Budget:
-        """The patches that leave the tower; all of them, as an upper bound, when ``r`` decides."""
-        if self.r is not None:
-            return Budget(1.0)
-        return Budget(0.5 if self.keep is None else self.keep)
-
-    def is_identity(self, n: int) -> bool:
-        if self.r is not None:
-            return not self._share and not any(self._given(len(self.r) if isinstance(self.r, list) else 2))
-        return self.budget.count(n) >= n
 
     def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
         if merging_place(self.at, facts) == "projector":
