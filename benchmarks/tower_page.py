@@ -115,8 +115,13 @@ def picture(speed: dict[str, Any], entered: dict[str, Any]) -> None:
     figure.savefig(PICTURE, dpi=110)
 
 
+def measured() -> list[dict[str, Any]]:
+    """What ``tower.py`` and ``before_the_tower.py`` wrote."""
+    return [json.loads((HERE / f"results/{name}.json").read_text()) for name in ("tower", "before_the_tower")]
+
+
 def main() -> None:
-    speed, entered = (json.loads((HERE / f"results/{name}.json").read_text()) for name in ("tower", "before_the_tower"))
+    speed, entered = measured()
     PAGE.write_text(page(speed, entered))
     picture(speed, entered)
 

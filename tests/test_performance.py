@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
+
+from scripts import script
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results/bench"
 
 
 def test_the_page_is_what_the_committed_measurements_give():
-    spec = importlib.util.spec_from_file_location("performance", ROOT / "benchmarks/performance.py")
-    assert spec is not None and spec.loader is not None  # noqa: PT018
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    assert script.PAGE.read_text() == script.page(), "run python benchmarks/performance.py"
+    made = script("benchmarks/performance.py")
+    assert made.PAGE.read_text() == made.page(), "run python benchmarks/performance.py"
 
 
 def test_every_measurement_has_its_command_and_its_surroundings():

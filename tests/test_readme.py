@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
+
+from scripts import script
 
 from tokenreduce.registry import registry
 
@@ -12,12 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_tables_are_what_the_committed_results_give():
-    spec = importlib.util.spec_from_file_location("update_readme", ROOT / "benchmarks/update_readme.py")
-    assert spec is not None and spec.loader is not None  # noqa: PT018
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     text = (ROOT / "README.md").read_text()
-    assert script.filled(text) == text, "run python benchmarks/update_readme.py"
+    assert script("benchmarks/update_readme.py").filled(text) == text, "run python benchmarks/update_readme.py"
 
 
 def test_local_links_and_pictures_exist():

@@ -23,9 +23,7 @@ class BlockSchedule(Method, register=False):
         given = [name for name in ("keep", *self.schedules) if getattr(self, name) is not None]
         if len(given) > 1:
             said = " and ".join(f"{name}={getattr(self, name)!r}" for name in given)
-            raise ValueError(
-                f"{said} both set the number of tokens; give one of {', '.join(('keep', *self.schedules))}"
-            )
+            raise ValueError(f"{said} both set the number of tokens; give one of them")
 
     @property
     def scheduled(self) -> tuple[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import test_zoo_processors as processors
@@ -75,3 +76,10 @@ def folder(request, tmp_path):
     made.save_pretrained(tmp_path)
     model.save_pretrained(tmp_path)
     return request.param, tmp_path
+
+
+@pytest.fixture
+def toys(monkeypatch, tmp_path):
+    """Workers find ``toy_worker``, which leaves its mark where one dies."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("TOY_MARK", str(tmp_path / "died"))

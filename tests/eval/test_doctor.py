@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from scripts import script
 from typer.testing import CliRunner
 
 import tokenreduce as tr
@@ -175,11 +175,8 @@ def test_wrap_warns_once_of_a_library_newer_than_tested(monkeypatch):
 
 
 def test_tested_versions_are_those_of_the_committed_solutions():
-    spec = importlib.util.spec_from_file_location("made_tested", ROOT / "requirements/tested.py")
-    assert spec is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    assert (ROOT / "tokenreduce/tested.json").read_text() == script.made(), "run python requirements/tested.py"
+    made = script("requirements/tested.py").made()
+    assert (ROOT / "tokenreduce/tested.json").read_text() == made, "run python requirements/tested.py"
 
 
 FAULTS = {

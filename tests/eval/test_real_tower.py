@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 import skimage.data
 import torch
 from PIL import Image
+from scripts import script
 from torch import nn
 from transformers import AutoImageProcessor, Dinov2Model
 
@@ -91,14 +90,10 @@ def test_a_share_is_of_the_patches_that_come_and_the_trace_tells_where_they_are(
         assert tr.trace(tower).images[0].layout == tr.Layout(height // 14, width // 14)
 
 
-def test_the_page_is_what_the_committed_measurements_give(monkeypatch):
-    root = Path(__file__).resolve().parents[2]
-    monkeypatch.syspath_prepend(root / "benchmarks")
-    spec = importlib.util.spec_from_file_location("real_tower_page", root / "benchmarks/real_tower.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    found = json.loads(script.DATA.read_text())
-    assert script.PAGE.read_text() == script.page(found), "run python benchmarks/real_tower.py --page"
-    assert {row["arm"] for row in found["rows"]} == set(script.ARMS)
+def test_the_page_is_what_the_committed_measurements_give():
+    made = script("benchmarks/real_tower.py")
+    found = json.loads(made.DATA.read_text())
+    assert made.PAGE.read_text() == made.page(found), "run python benchmarks/real_tower.py --page"
+    assert {row["arm"] for row in found["rows"]} == set(made.ARMS)
     merging = {name for name, method in registry().items() if method.looks_at.endswith("of every block")}
-    assert {arm["method"] for arm in script.ARMS.values()} == merging
+    assert {arm["method"] for arm in made.ARMS.values()} == merging

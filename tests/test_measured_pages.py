@@ -1,0 +1,19 @@
+"""Pages with figures are what the committed measurements give."""
+
+from __future__ import annotations
+
+import json
+
+from scripts import script
+
+
+def test_streaming():
+    made = script("benchmarks/stream.py")
+    assert made.PAGE.read_text() == made.page(json.loads(made.DATA.read_text())), (
+        "run python benchmarks/stream.py --page"
+    )
+
+
+def test_before_and_inside_the_tower():
+    made = script("benchmarks/tower_page.py")
+    assert made.PAGE.read_text() == made.page(*made.measured()), "run python benchmarks/tower_page.py"
