@@ -55,8 +55,9 @@ class Attachment:
         self.marked = self.family.hooked
         for module in self.marked:
             if MARK in module.__dict__:
+                own = "this" if module is model else f"the {type(module).__name__} of this"
                 raise ValueError(
-                    f"the {type(module).__name__} of this {type(model).__name__} is part of a model that is wrapped already; "
+                    f"{own} {type(model).__name__} is part of a model that is wrapped already; "
                     "call tr.unwrap on that one first"
                 )
         self.hooks: EncoderHooks | ModelHooks

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from tokenreduce.method import Method
 
 REPEATS = 3  # timed rounds per budget tried
-WISHES = {"speedup": (1.0, math.inf, "at least 1", "2.0"), "flops": (0.0, 1.0, "in (0, 1]", "0.4")} | {
-    "prefill_ms": (0.0, math.inf, "above 0", "50")
+WISHES = {
+    "speedup": (1.0, math.inf, "at least 1", "2.0"),
+    "flops": (0.0, 1.0, "in (0, 1]", "0.4"),
+    "prefill_ms": (0.0, math.inf, "above 0", "50"),
 }
 
 
