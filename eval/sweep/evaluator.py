@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import textwrap
 import time
 import traceback
 from dataclasses import dataclass
@@ -110,7 +111,11 @@ def _told(kind: str, error: Exception) -> dict[str, Any]:
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"
     if isinstance(error, ImportError):
         text = misfit(error)
-    return {"kind": kind, "text": text[:1000], "traceback": "".join(traceback.format_exception(error))[-6000:]}
+    return {
+        "kind": kind,
+        "text": textwrap.shorten(text, 1000, placeholder=" ..."),
+        "traceback": "".join(traceback.format_exception(error))[-6000:],
+    }
 
 
 def _release() -> None:

@@ -13,7 +13,9 @@ from tokenreduce.registry import named
 
 from ..harness import TASKS
 from ..recipe import Recipe, budget
+from . import per_model
 from .cell import Cell
+from .per_model import FORM
 from .tasks import has_drawn_answers
 
 KEYS = {
@@ -22,7 +24,8 @@ KEYS = {
     "model_args": "a mapping, further arguments of that model, such as {dtype: bfloat16}",
     "tasks": "a list of tasks of lmms-eval",
     "include_path": "a folder, or a list of them, with tasks of your own",
-    "methods": "a list of names, of compositions such as fastervlm:0.5+fastv:64, of mappings {method: fastv, layer: [2, 3]}",
+    "methods": "a list of names, of compositions such as fastervlm:0.5+fastv:64, of mappings {method: fastv, layer: [2, 3]}, "
+    f"of mappings for single models {FORM}",
     "import": "a module or file, or a list of them, that defines methods of your own",
     "keep": "a list of budgets, fractions or counts",
     "limit": "questions per task, for a first look",
@@ -83,12 +86,14 @@ class Grid:
             "limit": limit,
             "batch_size": batch_size,
         }
-        recipes = tuple(_recipes(content, seeds))
         models, tasks = (list(map(str, _several(content[key]))) for key in ("model", "tasks"))
+        per_model.check(_several(content.get("methods")), models)
+        recipes = {model: tuple(_recipes(content, seeds, model)) for model in models}
         drawn = {task: bool(seeds) and has_drawn_answers(task, include) for task in tasks}
         found = (
             (model, task, recipe, seed if drawn[task] else None)
-            for model, task, (recipe, seed) in itertools.product(models, tasks, recipes)
+            for model, task in itertools.product(models, tasks)
+            for recipe, seed in recipes[model]
         )
         cells = (Cell(model, task, recipe, seed=seed, **shared) for model, task, recipe, seed in dict.fromkeys(found))
         return cls(tuple(cells), by_default=not _several(content.get("methods")))
@@ -123,13 +128,13 @@ def _seeds(values: Any) -> list[int]:
     return list(dict.fromkeys(_several(values)))
 
 
-def _recipes(content: Mapping[str, Any], seeds: Sequence[int]) -> Iterator[tuple[Recipe, int | None]]:
-    """Recipes with the seed of what is drawn beside them; one of a method with chance has it, too, unless it names its own."""
+def _recipes(content: Mapping[str, Any], seeds: Sequence[int], model: str) -> Iterator[tuple[Recipe, int | None]]:
+    """Recipes of ``model`` with the seed of what is drawn beside them; a method with chance has it, too, or its own."""
     import tokenreduce as tr
 
     shared = _budgets(content.get("keep")) or list(KEEP)
     named = _several(content.get("methods")) or [row["name"] for row in tr.methods() if "image" in row["media"]]
-    chosen = [recipe for entry in named for recipe in _spanned(entry, shared)]
+    chosen = [recipe for entry in named for recipe in _spanned(entry, shared, model)]
     budgets = shared + [m.keep for recipe, _ in chosen if len(recipe.methods) == 1 for m in recipe.methods]
     control = [(Recipe.of("random", keep), False) for keep in dict.fromkeys(budgets) if not isinstance(keep, str)]
     for recipe, own_seed in dict.fromkeys(((Recipe(), True), *control, *chosen)):
@@ -137,14 +142,16 @@ def _recipes(content: Mapping[str, Any], seeds: Sequence[int]) -> Iterator[tuple
             yield recipe if own_seed or seed is None else recipe.with_seed(seed), seed
 
 
-def _spanned(entry: Any, shared: Sequence[Any]) -> Iterator[tuple[Recipe, bool]]:
-    """The recipes of one entry: every combination of its lists, at every budget; and whether it names seeds."""
+def _spanned(entry: Any, shared: Sequence[Any], model: str) -> Iterator[tuple[Recipe, bool]]:
+    """The recipes of one entry for ``model``: every combination of its lists, at every budget; and whether it names seeds."""
     if isinstance(entry, str):
         entry = {"method": entry}
-    if not isinstance(entry, dict) or not isinstance(entry.get("method"), str):
+    if not isinstance(entry, dict) or "method" not in entry:
         raise ValueError(f"methods: {entry!r}; allowed: a name, a composition, or a mapping with the key method")
     own = dict(entry)
-    names, as_video = own.pop("method"), own.pop("images_as_video", False)
+    names, given = per_model.parted(own.pop("method"))
+    own |= per_model.parameters(given, model)
+    as_video = own.pop("images_as_video", False)
     budgets = _budgets(own.pop("keep", None)) or list(shared)
     if all(named(name)[1] for name in names.split("+")):
         budgets = [None]

@@ -44,6 +44,9 @@ def test_default_methods_are_those_that_reduce_pictures():
         ({"keep": ["half"]}, "not a budget"),
         ({"methods": ["hiprun"]}, "Did you mean 'hiprune'"),
         ({"methods": [{"name": "hiprune"}]}, "a mapping with the key method"),
+        ({"methods": [{"method": {"hiprune": "demo"}}]}, "a name, or .*under the name or the type of a model"),
+        ({"methods": [{"method": {"hiprune": {"qwen": {}}}}]}, r"'qwen', which is no model .*demo \(llava, demo\)"),
+        ({"methods": [{"method": {"hiprune": {"demo": {"alhpa": 1}}}}]}, "no parameter 'alhpa'"),
         ({"methods": [{"method": "hiprune", "alhpa": 1}]}, "no parameter 'alhpa'"),
         ({"methods": [{"method": "fastervlm:0.5+fastv:0.5", "layer": 1}]}, "fastervlm.layer"),
         ({"limit": 0}, "limit=0"),
@@ -55,6 +58,35 @@ def test_default_methods_are_those_that_reduce_pictures():
 def test_bad_grids_teach(change, told):
     with pytest.raises((ValueError, TypeError), match=told):
         Grid.of({**BASIC, **change})
+
+
+def test_models_have_parameters_of_their_own(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
+    (tmp_path / "grid.yaml").write_text(f"""
+        model: [demo, {tmp_path}]
+        tasks: [tr_demo_images]
+        keep: [0.5, 0.25]
+        methods:
+          - method: {{fastervlm: {{qwen2_5_vl: {{score: global_mean, keep: 0.25}}, demo: {{heads: [mean, max]}}}}}}
+            keep: 0.5
+    """)
+    demo, other = (
+        names(Grid(tuple(c for c in Grid.read(tmp_path / "grid.yaml").cells if c.model == model)))
+        for model in ("demo", str(tmp_path))
+    )
+    assert demo[-2:] == ["fastervlm keep=0.5", "fastervlm(heads=max) keep=0.5"]
+    assert other[-1:] == ["fastervlm(score=global_mean) keep=0.25"]
+
+
+def test_the_name_of_a_model_goes_over_its_type(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llava"}')
+    given = {tmp_path.name: {"alpha": 0.3}, "llava": {"alpha": 0.2, "object_layer": 4}}
+    cells = Grid.of(
+        {**BASIC, "model": ["demo", str(tmp_path)], "keep": 0.5, "methods": [{"method": {"hiprune": given}}]}
+    )
+    assert [name for name in names(cells) if "hiprune" in name] == [
+        "hiprune(alpha=0.2, object_layer=4) keep=0.5", "hiprune(alpha=0.3, object_layer=4) keep=0.5",
+    ]  # fmt: skip
 
 
 def test_seeds_go_to_what_has_chance():

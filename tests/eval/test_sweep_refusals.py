@@ -32,6 +32,17 @@ def test_cells_kept_as_failed_are_failed(tmp_path, monkeypatch):
     assert "a bad day" in kept.output
 
 
+def test_a_refusal_is_told_once_in_full_with_the_cells_it_holds_for(tmp_path, monkeypatch):
+    why = "ValueError: " + " ".join(f"word{i}" for i in range(90))
+    monkeypatch.setenv("TOY_REFUSAL", why)
+    found = by_command(monkeypatch, tmp_path, [{"method": "tome", "keep": [0.5, 0.25]}])
+    assert found.output.count("refused, why is told at the end") == 2
+    lines = found.output.splitlines()
+    at = lines.index(f"refused: {why}")
+    assert lines[at + 1 : at + 3] == ["  demo tr_demo_images tome keep=0.5", "  demo tr_demo_images tome keep=0.25"]
+    assert found.output.count("word7 ") == 1
+
+
 def misfitting(*_, **__):
     """What lmms-eval 0.7.3 does with a filelock that moved a module: an import out of its own file fails."""
     exec(compile("import filelock._moved", "lmms_eval/evaluator.py", "exec"), {"__name__": "lmms_eval.evaluator"})

@@ -22,7 +22,9 @@ def evaluate(cell):
     if name == "pool" or "TOY_ALL_FAIL" in os.environ:
         return Outcome(error={"kind": "raised", "text": "RuntimeError: a bad day", "traceback": "..."})
     if name == "tome":
-        return Outcome(error={"kind": "refused", "text": "ValueError: not here", "traceback": "..."})
+        return Outcome(
+            error={"kind": "refused", "text": os.environ.get("TOY_REFUSAL", "ValueError: not here"), "traceback": "..."}
+        )
     if name == "fastv":  # the first of these dies, the rest live
         mark = Path(os.environ["TOY_MARK"])
         if not mark.exists():

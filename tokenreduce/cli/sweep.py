@@ -129,13 +129,15 @@ def evaluate(
     """Run the cells of ``grid`` into ``out``, a line on the ``console`` for each, and what became of them at the end."""
     from tokenreduce.eval.harness import told
     from tokenreduce.eval.sweep import SweepFailed, run
+    from tokenreduce.eval.sweep.store import REFUSED
 
     def tell(status: str, cell: Cell, outcome: Any, tally: Tally) -> None:
         number, eta = tally.total - tally.left, tally.eta_s() or 0
         if outcome.result is not None:
             what = f"{told(outcome.result)} in {outcome.result['seconds']:.1f} s"
         else:
-            what = f"{status}, {outcome.error['kind']}: {outcome.error['text'][:160]}"
+            why = f"{outcome.error['kind']}: {outcome.error['text']}"
+            what = "refused, why is told at the end" if status == REFUSED else f"{status}, {why}"
         console.print(f"[{number}/{tally.total}] {cell}: {what}; {_minutes(eta)} left", markup=False)
 
     console.print(f"{len(grid.cells)} cells into {out}")
@@ -149,15 +151,22 @@ def evaluate(
         f"{found.done} done, {found.skipped} were done before, {found.refused} refused, {found.failed} failed, in "
         f"{_minutes(found.seconds)}."
     )
-    for name, text in found.errors.items():
-        console.print(f"  {name}: {text[:300]}", markup=False)
+    tell_errors(console, found.errors)
     return found
+
+
+def tell_errors(console: Console, errors: dict[str, str]) -> None:
+    """Every reason once, in full, and below it the cells that it holds for."""
+    for text in dict.fromkeys(errors.values()):
+        console.print(text, markup=False)
+        for name in (name for name, why in errors.items() if why == text):
+            console.print(f"  {name}", markup=False)
 
 
 def tell_broken(console: Console, broken: dict[Path, str]) -> None:
     """Names the files of a sweep that hold no cell."""
     for file, why in broken.items():
-        console.print(f"broken: {file}: {why[:200]}; counted as not done", markup=False)
+        console.print(f"broken: {file}: {why}; counted as not done", markup=False)
 
 
 def _given(**flags: Any) -> dict[str, Any]:
