@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from tokenreduce.methods.sparsevlm import SparseVLM
     from tokenreduce.methods.tome import ToMe
     from tokenreduce.methods.uniform import Uniform
+    from tokenreduce.picture_selection import selection
     from tokenreduce.prompts import prompt_length, question
     from tokenreduce.reduction import Reduction
     from tokenreduce.scaling import ScaledDown, scaled_down
@@ -82,6 +83,7 @@ _HOME = {
     "load_trace": "traces",
     "ScaledDown": "scaling",
     "scaled_down": "scaling",
+    "selection": "picture_selection",
     "report": "attachment",
     "Stream": "streams",
     "stream": "streams",
