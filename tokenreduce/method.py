@@ -42,6 +42,7 @@ class ModelFacts:
         shared_from: first decoder layer whose keys later layers attend to, too, after which no token may leave; None: there
             is none.
         tokens_per_image: visual tokens of one image when that is fixed, else None.
+        restores: whether rows that a step inside the tower makes again (``Reduction.restore``) reach what stands behind it.
     """
 
     family: str
@@ -61,6 +62,7 @@ class ModelFacts:
     decoder_heads: int = 0
     shared_from: int | None = None
     tokens_per_image: int | None = None
+    restores: bool = True
 
 
 @dataclass(frozen=True)

@@ -37,16 +37,16 @@ class Reduction:
         mix: what some rows of a selection gain of other tokens. A token that a row is a sum of is assigned to that row.
         counts: (B, K) float, inside an encoder: how many times a proportional step counts each row from now on; None: as often
             as what it stands for counted before.
+        restore: (B, N, K) float, inside an encoder: how each input token is made again of what the rows have become behind the
+            last block, so that a language model reads all of them; None: it is a copy of its row.
         positions: ``keep`` the position id of the source, or ``renumber`` the shortened sequence 0, 1, 2, ...
         role: (B, N) int of the *input* tokens, meanings in ``role_names`` (None: roles stay what they were).
-        score: (B, N) float of the *input* tokens, what they were ranked by, higher is kept first (None: no ranking). Only
-            noted in the trace.
+        score: (B, N) float of the *input* tokens, what they were ranked by, higher first, for the trace; None: no ranking.
         valid: (B, K) bool for data-dependent counts: rows that really exist, trailing rows False. None: all rows.
         covers: True when it is known that no token is dropped, so that nobody has to look for one.
         in_order: True when rows are unchanged tokens in ascending source order (``select`` sets it).
         notes: tensors by name, first axis B, that later steps of the same method find in ``tokens.notes``, and, where a video
-            goes on over several calls, the steps at its next frames. What they say of
-            tokens they say of the original ones (``tokens.assign``), so that nothing has to follow when others act between.
+            goes on over several calls, the steps at its next frames. Of tokens they tell by the original ones.
     """
 
     source: Tensor
@@ -56,6 +56,7 @@ class Reduction:
     features: Tensor | None = None
     mix: Mix | None = None
     counts: Tensor | None = None
+    restore: Tensor | None = None
     positions: PositionPolicy = "keep"
     role: Tensor | None = None
     role_names: tuple[str, ...] = ()
@@ -141,10 +142,9 @@ class Reduction:
 
     def does_nothing(self, n: int) -> bool:
         """Whether this plan leaves all ``n`` tokens as they are and says nothing new about them."""
-        unchanged = (
-            self.in_order and self.num_kept == n and self.features is None and not self.merges and self.mix is None
-        )
-        return unchanged and self.valid is None and self.role is None and self.positions == "keep"
+        if not self.in_order or self.num_kept != n or self.features is not None or self.merges or self.mix is not None:
+            return False
+        return self.valid is None and self.role is None and self.positions == "keep"
 
     def carry_along(self, x: Tensor) -> Tensor:
         """The rows (B, K, E) of values ``x`` (B, N, E) that share the tokens' fate but not their features."""
@@ -173,6 +173,7 @@ class Reduction:
             "valid": (batch, k),
             "counts": (batch, k),
             "features": (batch, k, channels),
+            "restore": (batch, n, k),
         }
         for name, shape in shapes.items():
             x = getattr(self, name)
@@ -190,7 +191,7 @@ class Reduction:
             if not isinstance(x, Tensor) or x.ndim == 0 or len(x) != batch:
                 found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
                 raise ValueError(f"Reduction.notes[{name!r}] is {found}; allowed: a tensor of shape ({batch}, ...)")
-        for name in ("weight", "score", "features", "counts"):
+        for name in ("weight", "score", "features", "counts", "restore"):
             x = getattr(self, name)
             if x is not None and not x.is_floating_point():
                 raise TypeError(f"Reduction.{name} is {x.dtype}; allowed: a float dtype, for example .float()")

@@ -41,6 +41,7 @@ class TowerFacts:
             patches_per_token=self.unit**2,
             decoder_depth=len(self.decoder.layers),
             stages=("projector", "llm", "cache"),
+            restores=not self.packs,
         )
 
     # ------------------------------------------------------------------ what enters the tower

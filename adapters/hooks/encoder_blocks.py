@@ -14,7 +14,8 @@ from tokenreduce.adapters.hooks.encoder_merging import EncoderMerging, MergingPa
 from tokenreduce.adapters.hooks.exporting import refuse_strict_export
 from tokenreduce.adapters.hooks.row_arguments import RowArguments
 from tokenreduce.adapters.hooks.tower_listener import TowerListener, attention_statistic
-from tokenreduce.adapters.hooks.tower_state import UNSEEN, TowerState, as_given, in_batch, rows_of
+from tokenreduce.adapters.hooks.tower_state import UNSEEN, TowerState
+from tokenreduce.adapters.hooks.unit_rows import as_given, in_batch, rows_of
 from tokenreduce.block_signals import AttentionMap, BlockInput
 from tokenreduce.kernels.rows import take_rows
 from tokenreduce.reduction import Reduction
@@ -46,7 +47,7 @@ class BlockHooks:
         now.inside = None if again else self.index
         self.in_turn(now)
         x = self.merging.arrange(now, self.index, x, self.arguments.borders(args[1:], kwargs))
-        state.entered.append(state.assign)
+        state.entered.append((state.assign, state.made))
         state.came.append(state.numbers)
         now.heard = {}
         if BlockInput(self.index) in (need for _, step, _ in now.steps.get(self.index, []) for need in step.needs):
@@ -56,7 +57,7 @@ class BlockHooks:
             return None
         come_whole = self.index == 0 and state.arrived is not None
         if come_whole or x.shape[1] != state.units.count(state.size.shape[1]):  # the block before gave full width
-            x = rows_of(x, state.rows)
+            x = rows_of(x, state.rows) if now.rows is None else now.rows
         now.bias = self.bias_of(now)
         borders = None if now.windows is None else now.windows.borders
         rest, kwargs = self.arguments.following(args[1:], kwargs, state, self.merging.prefix, borders)
@@ -158,7 +159,7 @@ class BlockHooks:
         x, _ = merging.reduce(now, self.index, x, "after")
         last = self.index == len(merging.blocks) - 1
         if now.state.moved and ((last and merging.expand) or now.widen):
-            x = rows_of(x, now.state.went())
+            now.rows, x = None if now.state.made is None else x, now.state.whole(x)
         if last and merging.done is not None:
             merging.done(now.state)
         x = as_given(x, given)

@@ -30,7 +30,7 @@ class MergingPass:
 
     Attributes:
         groups: where the views are not alike; ``kind``, of their rows; None where the tower packs.
-        widen: whether all blocks give full width.
+        widen: whether all blocks give full width; ``rows``, what the one before was left with, where no row of that is theirs.
         heard: signals of the block under way, with a row per unit; ``pending``, the reductions carried out between its
             attention and MLP, each with the rows it was carried out on; ``bias`` (B, n), what is added to the logits of its
             rows; ``stream``, what the reductions made of the residual stream, ``branch``, what the MLP adds to that.
@@ -45,6 +45,7 @@ class MergingPass:
     groups: list[Group]
     kind: Tensor | None
     widen: bool
+    rows: Tensor | None = None
     heard: dict[Signal, Tensor] = field(default_factory=dict)
     notes: dict[int, Mapping[str, Tensor]] = field(default_factory=dict)
     pending: list[tuple[Reduction, Tensor]] = field(default_factory=list)

@@ -60,6 +60,11 @@ def ask_segments(tokens: VisualTokens, groups: Sequence[Group], numbers: list[in
         if position < len(steps):
             shown = part(tokens, index, first, group, steps[position])
             plan = steps[position].method.checked(shown)
+            if plan.restore is not None:
+                raise ValueError(
+                    f"method={steps[position].method.name!r} makes every patch again, which a tower that packs its pictures does "
+                    "not hand on; allowed there: plans without Reduction.restore, as ModelFacts.restores tells"
+                )
             group.notes[steps[position].number] = {**shown.notes, **plan.notes}
         plans.append((group, index, plan))
     if all(plan is None or plan.does_nothing(index.shape[1]) for _, index, plan in plans):

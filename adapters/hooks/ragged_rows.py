@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tokenreduce.adapters.hooks.tower_state import rows_of
+from tokenreduce.adapters.hooks.unit_rows import rows_of
 from tokenreduce.encoder_steps import EncoderStep
 from tokenreduce.layout import Layout
 from tokenreduce.mixing import Mix
@@ -141,7 +141,7 @@ def ask(tokens: VisualTokens, groups: Sequence[Group], kind: Tensor, position: i
         return None
     width = max(group.width if plan is None else plan.num_kept for group, _, plan in plans)
     source, assign = order[:, :1].repeat(1, width), order.new_full((batch, n), DROPPED)  # absent ones sit anywhere
-    weight, merges, mixes, counts = tokens.size.clone(), False, [], None
+    weight, merges, mixes, counts, restore = tokens.size.clone(), False, [], None, None
     for group, index, plan in plans:
         own = torch.arange(group.width, device=order.device).expand_as(index)
         kept, joined = (own, own) if plan is None else (plan.source, plan.assign)
@@ -157,9 +157,18 @@ def ask(tokens: VisualTokens, groups: Sequence[Group], kind: Tensor, position: i
         if plan is not None and plan.counts is not None:
             counts = torch.ones_like(source, dtype=torch.float32) if counts is None else counts
             counts[group.rows, : group.width] = plan.counts.float()
+        if plan is not None and plan.restore is not None:
+            restore = weight.new_zeros(batch, n, width) if restore is None else restore
+            restore[group.rows[:, None], index, : group.width] = plan.restore.float()
     mix = Mix.stacked(mixes, batch)
     return Reduction(
-        source=source, assign=assign, merges=merges, weight=weight if merges else None, mix=mix, counts=counts
+        source=source,
+        assign=assign,
+        merges=merges,
+        weight=weight if merges else None,
+        mix=mix,
+        counts=counts,
+        restore=restore,
     )
 
 

@@ -90,7 +90,9 @@ class Encoded(NamedTuple):
                 first[key, i] = before
                 before += picture.rows
         begins = [first[id(pick.passed), pick.index] for pick in picks]
-        states = [passed.call.state for passed in passes.values() if passed.call.state is not None]
+        states = [
+            state for passed in passes.values() if (state := passed.call.state) is not None and state.made is None
+        ]
         chosen = [pick.passed.call.selection for pick in picks]
         unseen = [None if own is None else own.pictures[pick.index] for own, pick in zip(chosen, picks)]
         inside = [inside_of(pick) for pick in picks if not pick.passed.call.rows]

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokenreduce.adapters.hooks.unit_rows import UnitRows
+from tokenreduce.adapters.hooks.rows_restored import made_of, restored
+from tokenreduce.adapters.hooks.unit_rows import UnitRows, as_given, in_batch, rows_of
 from tokenreduce.kernels.group_mean import group_mean
-from tokenreduce.kernels.rows import take_rows
 from tokenreduce.layout import Layout
 from tokenreduce.provenance import StageTrace
 from tokenreduce.reduction import Reduction
@@ -36,7 +36,8 @@ class TowerState:
         numbers: units there are of each image; ``size`` is as wide as the most, and rows beyond an image's own are absent.
         arrived: ``numbers`` before some were left out in front of the first block; None: none were.
         units: how rows make units.
-        entered: per block, ``assign`` when the block was entered; ``came``, ``numbers`` at that time.
+        made: (B, N0, N) float, how each unit of the unmerged tower is made again of the current ones; None: a copy of one.
+        entered: per block, ``assign`` and ``made`` when the block was entered; ``came``, ``numbers`` at that time.
         history: what happened; ``left``, ``numbers`` after each time.
         moved: whether rows are others than those of the unmerged tower, or in another order.
     """
@@ -49,7 +50,8 @@ class TowerState:
     own: list[list[int]] | None = None
     arrived: list[int] | None = None
     units: UnitRows = field(default_factory=UnitRows)
-    entered: list[Tensor] = field(default_factory=list)
+    made: Tensor | None = None
+    entered: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
     came: list[list[int]] = field(default_factory=list)
     history: list[StageTrace] = field(default_factory=list)
     left: list[list[int]] = field(default_factory=list)
@@ -118,6 +120,7 @@ class TowerState:
             self.own_counts = empty.scatter_add(1, joined, own * there)
         self.size = empty.scatter_add(1, joined, self.size * there)
         before = self.assign
+        self.made = made_of(self.made, before, reduction)
         self.assign = reduction.assign.gather(1, before.clamp_min(0) if self.gone else before)
         if self.gone:
             self.assign = self.assign.masked_fill(before < 0, -1)
@@ -148,7 +151,12 @@ class TowerState:
 
     def went(self, block: int | None = None) -> Tensor:
         """(B, n0) long, row that each row of the unmerged tower is in where ``block`` is entered; None: at the end."""
-        return self.units.of_rows(self.assign if block is None else self.entered[block])
+        return self.units.of_rows(self.assign if block is None else self.entered[block][0])
+
+    def whole(self, rows: Tensor, block: int | None = None) -> Tensor:
+        """``rows`` (B, n, D) as ``block`` was entered, or as they are in the end, at full width (B, n0, D)."""
+        made = self.made if block is None else self.entered[block][1]
+        return rows_of(rows, self.went(block)) if made is None else restored(made, self.units, rows)
 
     def select(self, entering: Tensor, prefix: int, *, in_place: bool) -> None:
         """Leave patches out in front of the first block: all but those ``entering``, (B, n) bool, and the ``prefix`` rows.
@@ -194,18 +202,18 @@ class TowerState:
 
         Args:
             averaged: every row of the unmerged tower is given the mean of all that its final row stands for, so that states
-                of several blocks tell of the same groups.
+                of several blocks tell of the same groups; not where rows are made again, and every patch stands for itself.
         """
-        maps = [*self.entered, self.assign]
-        wide = []
+        depth, wide = len(self.entered), []
         for i, state in enumerate(states):
-            at = min(i, len(maps) - 1)
+            at = i if i < depth else None
             if state is not None:
                 rows = in_batch(state)
-                ordered = self.units.order is None or not 0 < at < len(maps) - 1
+                ordered = self.units.order is None or not at
                 if rows.shape[1] != self.units.count(self.assign.shape[1]) or not ordered:
-                    rows = rows_of(rows, self.units.of_rows(maps[at]))
-                if averaged and maps[at] is not self.assign:
+                    rows = self.whole(rows, at)
+                others = at is not None and self.entered[at][0] is not self.assign
+                if averaged and self.made is None and others:
                     rows = self.averaged(rows)
                 state = as_given(rows, state)
             wide.append(state)
@@ -231,18 +239,3 @@ class TowerState:
 def spans(numbers: list[int], segments: range) -> tuple[int, int]:
     """The first unit of ``segments``, of so many each, and the one behind them."""
     return sum(numbers[: segments.start]), sum(numbers[: segments.stop])
-
-
-def in_batch(x: Tensor) -> Tensor:
-    """``x`` (B, N, D); a packed sequence (N, D) is a batch of one."""
-    return x if x.ndim == 3 else x[None]
-
-
-def as_given(x: Tensor, given: Tensor) -> Tensor:
-    """``x`` (B, N, D) as a packed sequence (N, D), where ``given`` was one."""
-    return x if given.ndim == 3 else x[0]
-
-
-def rows_of(x: Tensor, index: Tensor) -> Tensor:
-    """Rows ``index`` (B, K) of ``x`` (B, N, D); -1, a token that is gone, gives the first row."""
-    return take_rows(x, index.clamp_min(0))

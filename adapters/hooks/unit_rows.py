@@ -7,6 +7,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from tokenreduce.kernels.rows import take_rows
+
 
 class UnitRows:
     """How rows (B, P + U p, C) of a tower make P + U units: P prefix rows, each a unit of its own, and U units of p patches.
@@ -98,3 +100,18 @@ def by_squares(height: int, width: int, side: int, prefix: int, device: torch.de
     rows = torch.arange(height * width, device=device).view(height // side, side, width // side, side)
     order = rows.transpose(1, 2).flatten() + prefix
     return torch.cat([torch.arange(prefix, device=device), order])
+
+
+def in_batch(x: Tensor) -> Tensor:
+    """``x`` (B, N, D); a packed sequence (N, D) is a batch of one."""
+    return x if x.ndim == 3 else x[None]
+
+
+def as_given(x: Tensor, given: Tensor) -> Tensor:
+    """``x`` (B, N, D) as a packed sequence (N, D), where ``given`` was one."""
+    return x if given.ndim == 3 else x[0]
+
+
+def rows_of(x: Tensor, index: Tensor) -> Tensor:
+    """Rows ``index`` (B, K) of ``x`` (B, N, D); -1, a token that is gone, gives the first row."""
+    return take_rows(x, index.clamp_min(0))

@@ -24,7 +24,7 @@ from tokenreduce.adapters.hooks.tower_entrance import TowerEntrance
 from tokenreduce.adapters.hooks.tower_listener import TowerListener, attention_statistic
 from tokenreduce.adapters.hooks.tower_passes import TowerPass
 from tokenreduce.adapters.hooks.tower_rows import TowerRows
-from tokenreduce.adapters.hooks.tower_state import in_batch, rows_of
+from tokenreduce.adapters.hooks.unit_rows import in_batch, rows_of
 from tokenreduce.adapters.upstream.model import OF_BLOCKS
 from tokenreduce.kernels.fingerprint import fingerprint
 from tokenreduce.layout import Layout
@@ -225,7 +225,7 @@ class VisionTower:
             leaving, rows = isinstance(signal, RowsOfBlock), in_batch(rows)
             whole = state.units.count(state.assign.shape[1])
             if not leaving or rows.shape[1] != whole:  # the last block gives them whole
-                rows = rows_of(rows, state.went(None if leaving else block))
+                rows = state.whole(rows, None if leaving else block)
         rows = rows if call.rows else rows.flatten(0, -2)
         if call.entered is not None and len(rows) == len(call.entered.rows):
             rows = call.entered.spread(rows)
