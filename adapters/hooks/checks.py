@@ -40,6 +40,15 @@ def check_cache(reduced: DecoderPass) -> None:
             )
 
 
+def refuse_paged_cache(arguments: dict[str, Any]) -> None:
+    """Continuous batching takes ids alone, no pictures, and lays prompts out in pages of a cache that is not shortened."""
+    raise ValueError(
+        "continuous batching (generate_batch) of a wrapped model: it takes prompts of text alone, and its paged cache holds all "
+        "tokens of them; use model.generate, of batches or in a thread for each request (examples/serve_transformers.py), vLLM "
+        "(docs/serving.md), or tr.unwrap the model first"
+    )
+
+
 def refuse_attentions(decoder: Any, kwargs: dict[str, Any]) -> None:
     """Attention maps of a shortened sequence do not have the caller's columns."""
     asked = kwargs.get("output_attentions")

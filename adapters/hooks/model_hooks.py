@@ -13,14 +13,15 @@ from torch import Tensor, nn
 
 from tokenreduce.adapters.families.base import Family
 from tokenreduce.adapters.hooks.call_scope import CallScopes, ScopedMethod
+from tokenreduce.adapters.hooks.checks import refuse_paged_cache
 from tokenreduce.adapters.hooks.encoding_cost import EncodingCost, total
 from tokenreduce.adapters.hooks.last_done import LastDone
-from tokenreduce.adapters.hooks.method_calls import all_or_none
+from tokenreduce.adapters.hooks.method_calls import MethodCall, all_or_none
 from tokenreduce.adapters.hooks.picture_pass import PicturePass
 from tokenreduce.adapters.hooks.prompt_pictures import Call, PromptPictures
 from tokenreduce.adapters.hooks.tower_passes import Encoded
 from tokenreduce.adapters.hooks.vision_tower import VisionTower
-from tokenreduce.adapters.upstream.model import encoded_ahead, pixels_of
+from tokenreduce.adapters.upstream.model import PAGED, encoded_ahead, pixels_of
 from tokenreduce.adapters.visual_inputs import Placed
 from tokenreduce.groups import group_images
 from tokenreduce.per_thread import PerThread, nothing
@@ -72,6 +73,7 @@ class ModelHooks:
             for owner, name in ((model, "generate"), (model, "forward"), (core, "forward")):
                 if hasattr(owner, name) and not isinstance(owner.__dict__.get(name), ScopedMethod):
                     handles.append(ScopedMethod(owner, name, self.scopes))
+            handles += [MethodCall(model, name, refuse_paged_cache) for name in PAGED if hasattr(model, name)]
             handles.append(core.register_forward_pre_hook(self.note_call, with_kwargs=True))
             handles.append(core.register_forward_hook(self.forget_call, always_call=True))
             self.hook(handles)

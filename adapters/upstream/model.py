@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+#: methods by which continuous batching begins (5.17-5.24)
+PAGED = ("generate_batch", "init_continuous_batching")
 ENCODING_METHODS = ("get_image_features", "get_video_features")
 OF_BLOCKS = (
     "deepstack_features"  # what towers of Qwen3-VL's line give beside their last rows, a tensor per block (5.17-5.24)
