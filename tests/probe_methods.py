@@ -215,6 +215,41 @@ class MergePairs(Method, register=False):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MergeAlike(Method, register=False):
+    """Inside an encoder: neighbouring patches whose keys point the same way become one, as many as there are."""
+
+    name = "merge_alike"
+    title = "encoder probe by content"
+    stages = ("encoder",)
+    blocks: tuple[int, ...] = (0, 2)
+    when: str = "middle"
+    proportional: bool = True
+    output_order: str = "raster"
+
+    def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
+        return tuple(
+            Step("encoder", b, needs=(Keys(b),), amount=1, when=self.when, proportional=self.proportional)
+            for b in self.blocks
+        )
+
+    def is_identity(self, n: int) -> bool:
+        return False
+
+    def reduce(self, tokens: VisualTokens) -> Reduction:
+        keys, p = tokens.signal(Keys(tokens.layer)), tokens.prefix
+        joins = torch.zeros(keys.shape[:2], dtype=torch.bool)
+        joins[:, p + 1 :: 2] = torch.cosine_similarity(keys[:, p + 1 :: 2], keys[:, p:-1:2], dim=-1) > 0
+        anchors = Reduction.where(~joins)
+        return Reduction.merge(
+            (~joins).cumsum(dim=1) - 1,
+            anchors.source,
+            weight=tokens.size,
+            valid=anchors.valid,
+            positions=self.positions,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReadsSome(Method, register=False):
     """While decoding reads the entries of a picture that new tokens attend to most, the latest ones counting twice."""
 

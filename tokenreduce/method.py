@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
@@ -26,21 +27,17 @@ class ModelFacts:
         pixel_unit: what a unit is made of, where the stage ``pixels`` is offered and this is known.
         tower_depth: number of vision blocks; 0 where the tower has none, or none that can be listened to.
         tower_width: channels of its rows; 0: not known.
-        feature_block: 0-based block whose output is used: fed to the projector, or the last one of an encoder alone; -1
-            where there is none.
+        feature_block: 0-based block whose output is used: fed to the projector, or the last of an encoder alone; -1: none.
         has_cls: whether the tower has a [CLS] token, its first row.
         tower_prefix: rows of the tower before the first patch ([CLS], distillation, registers).
         has_distillation: whether row 1 is a distillation token.
         patches_per_token: patches of the tower that are joined in one token of an image.
-        interpolated: in words, what pictures have tokens that are interpolated behind the projector, and so no row of
-            their own in front of it; empty for none.
-        tower_grid: (height, width) of the grid of patches, or of the units of them that become one token, where it is known,
-            else None.
+        interpolated: in words, what pictures have tokens interpolated behind the projector, not rows in front of it; or empty.
+        tower_grid: (height, width) of its patches, or of the units of them that become one token; None: not known.
         full_blocks: vision blocks in which every patch attends to the whole image; None: all of them.
         decoder_depth: number of decoder layers (0 for an encoder alone).
         decoder_heads: heads of queries in a decoder layer; 0: not known.
-        shared_from: first decoder layer whose keys later layers attend to, too, after which no token may leave; None: there
-            is none.
+        shared_from: first decoder layer whose keys later ones attend to, too, after which no token may leave; None: none.
         tokens_per_image: visual tokens of one image when that is fixed, else None.
         restores: whether rows that a step inside the tower makes again (``Reduction.restore``) reach what stands behind it.
     """
@@ -240,6 +237,10 @@ class Method:
         return reduction.check(
             tokens, values=look and (fresh or not type(self).__module__.startswith(f"{__package__}."))
         )
+
+    def checked_together(self, groups: Sequence[VisualTokens]) -> list[Reduction]:
+        """``checked`` for each of ``groups``, all images of a pass of a tower; overridden where they are seen together."""
+        return [self.checked(tokens) for tokens in groups]
 
 
 def registered() -> dict[str, type[Method]]:

@@ -35,8 +35,7 @@ class Reduction:
         features: (B, K, D) features of the rows, only where they are neither their source nor such a mean; inside an encoder
             never, where rows may be units of several patches: ``mix`` says how they come about.
         mix: what some rows of a selection gain of other tokens. A token that a row is a sum of is assigned to that row.
-        counts: (B, K) float, inside an encoder: how many times a proportional step counts each row from now on; None: as often
-            as what it stands for counted before.
+        counts: (B, K) float, inside an encoder: how often proportional steps count each row from now on; None: as its tokens.
         restore: (B, N, K) float, inside an encoder: how each input token is made again of what the rows have become behind the
             last block, so that a language model reads all of them; None: it is a copy of its row.
         positions: ``keep`` the position id of the source, or ``renumber`` the shortened sequence 0, 1, 2, ...
@@ -110,7 +109,8 @@ class Reduction:
         given["notes"] = {name: x[pick] for name, x in self.notes.items()}
         given["mix"] = None if self.mix is None else self.mix.images(pick)
         if k is not None:
-            given |= {name: given[name][:, :k] for name in ("source", "features") if name in given} | {"valid": None}
+            cut = {"source": 1, "features": 1, "counts": 1, "restore": 2}
+            given |= {n: given[n].narrow(dim, 0, k) for n, dim in cut.items() if n in given} | {"valid": None}
         return replace(self, **given)
 
     def reordered(self, source: Tensor) -> Reduction:

@@ -12,12 +12,12 @@ from tokenreduce.adapters.families.base import Family
 from tokenreduce.adapters.hooks import deepstack
 from tokenreduce.adapters.hooks.call_scope import CallScopes
 from tokenreduce.adapters.hooks.decoder_pass import DecoderPass
+from tokenreduce.adapters.hooks.joined_passes import joined_passes
 from tokenreduce.adapters.hooks.merged_tokens import in_patches, merged_group, merged_in_segments
 from tokenreduce.adapters.hooks.picture_pass import PicturePass
 from tokenreduce.adapters.hooks.prompt_text import PromptText
 from tokenreduce.adapters.hooks.sequence_packing import carried, write
 from tokenreduce.adapters.hooks.tower_passes import Encoded
-from tokenreduce.adapters.hooks.tower_state import TowerState
 from tokenreduce.adapters.hooks.unit_selection import without_unseen
 from tokenreduce.adapters.hooks.visual_token_positions import as_tiles, as_videos, place
 from tokenreduce.adapters.upstream.cache import DynamicCache, cache_argument, given_cache
@@ -66,7 +66,7 @@ def drop_merged(reduced: DecoderPass, family: Family, encoded: Encoded, embeds: 
         reduced.packings.repack(0, reduced.groups, groups)
         reduced.groups = groups
         return True
-    state = TowerState.joined(encoded.states)
+    state = joined_passes(encoded.states)
     history = in_patches(state.history, family.tower_prefix)
     for group in reduced.groups:
         rows = [[r for i in reduced.behind[m] for r in encoded.rows[i]] for m in group.members]

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from tokenreduce.adapters.attention_functions import masked
 from tokenreduce.adapters.encoders.blocks import Block
-from tokenreduce.adapters.hooks.encoder_merging import EncoderMerging, MergingPass, carried
+from tokenreduce.adapters.hooks.encoder_merging import EncoderMerging, carried
 from tokenreduce.adapters.hooks.exporting import refuse_strict_export
+from tokenreduce.adapters.hooks.merging_pass import MergingPass
 from tokenreduce.adapters.hooks.row_arguments import RowArguments
 from tokenreduce.adapters.hooks.tower_listener import TowerListener, attention_statistic
 from tokenreduce.adapters.hooks.tower_state import UNSEEN, TowerState

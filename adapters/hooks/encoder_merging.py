@@ -2,59 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from tokenreduce.adapters.encoders.blocks import Block
 from tokenreduce.adapters.encoders.patch_grid import Arrived, PatchGrid
 from tokenreduce.adapters.hooks.arriving_views import each_an_image, whole_images
+from tokenreduce.adapters.hooks.merging_pass import MergingPass
 from tokenreduce.adapters.hooks.packed_units import Segment, Windows, ask_segments, grouped_segments
-from tokenreduce.adapters.hooks.ragged_rows import Group, View, ask, grouped, kind_after, kinds, numbers
+from tokenreduce.adapters.hooks.ragged_rows import (
+    PROTECTED,
+    TOKEN,
+    Group,
+    Plan,
+    View,
+    as_one,
+    ask,
+    grouped,
+    kind_after,
+    kinds,
+    numbers,
+)
 from tokenreduce.adapters.hooks.tower_state import TowerState
 from tokenreduce.adapters.hooks.unit_rows import UnitRows, by_squares
-from tokenreduce.encoder_steps import EncoderStep
 from tokenreduce.kernels.rows import take_rows
 from tokenreduce.layout import Layout
 from tokenreduce.per_thread import PerThread, nothing
 from tokenreduce.pipeline import ActivePipeline, Pipeline
 from tokenreduce.reduction import Reduction
-from tokenreduce.signals import Signal
 from tokenreduce.tokens import VisualTokens
-
-
-@dataclass
-class MergingPass:
-    """One pass of a tower: what is done in which block, and the rows as they are.
-
-    Attributes:
-        groups: where the views are not alike; ``kind``, of their rows; None where the tower packs.
-        widen: whether all blocks give full width; ``rows``, what the one before was left with, where no row of that is theirs.
-        heard: signals of the block under way, with a row per unit; ``pending``, the reductions carried out between its
-            attention and MLP, each with the rows it was carried out on; ``bias`` (B, n), what is added to the logits of its
-            rows; ``stream``, what the reductions made of the residual stream, ``branch``, what the MLP adds to that.
-        notes: what methods noted, by their number; of views that are not alike, ``groups`` know.
-        inside: the block under way; None: none is.
-        windows: of that block, where the tower packs; ``given``, per block, the borders it would have without merging.
-    """
-
-    pipeline: Pipeline
-    state: TowerState
-    steps: dict[int, list[EncoderStep]]
-    groups: list[Group]
-    kind: Tensor | None
-    widen: bool
-    rows: Tensor | None = None
-    heard: dict[Signal, Tensor] = field(default_factory=dict)
-    notes: dict[int, Mapping[str, Tensor]] = field(default_factory=dict)
-    pending: list[tuple[Reduction, Tensor]] = field(default_factory=list)
-    bias: Tensor | None = None
-    stream: Tensor | None = None
-    branch: Tensor | None = None
-    inside: int | None = None
-    windows: Windows | None = None
-    given: list[Tensor] = field(default_factory=list)
 
 
 class EncoderMerging:
@@ -215,15 +194,12 @@ class EncoderMerging:
                 elif now.kind is not None:
                     joined = ask(tokens, now.groups, now.kind, position)
                 else:
-                    joined = method.checked(tokens)
+                    (joined,) = method.checked_together([tokens])
                     now.notes[number] = {**tokens.notes, **joined.notes}
+                    if joined.valid is not None:
+                        joined = self.by_count(now, tokens, joined)
                 if joined is None:
                     continue
-                if joined.valid is not None:
-                    raise ValueError(
-                        f"method={method.name!r} keeps a different number of tokens per image in encoder block {index}; "
-                        "a dense tower needs equal counts: run images one by one, or use a fixed budget"
-                    )
                 if joined.does_nothing(tokens.num_tokens):
                     continue
                 if now.kind is not None:
@@ -233,6 +209,29 @@ class EncoderMerging:
                 done.append((joined, x))
                 x = carried(joined, state.units, x)
         return x, done
+
+    def by_count(self, now: MergingPass, tokens: VisualTokens, joined: Reduction) -> Reduction | None:
+        """``joined``, by which images that were alike until now are left with numbers of rows of their own.
+
+        Errors: ``ValueError`` where rows are handed on as they are left, which only equal numbers can be.
+        """
+        batch, n = tokens.features.shape[:2]
+        rows = torch.arange(batch, device=tokens.features.device)
+        place = torch.arange(now.state.assign.shape[1], device=rows.device).expand_as(now.state.assign)
+        index = place[:, :1] + torch.arange(n, device=rows.device)
+        group = Group([*range(batch)], rows, tokens.layout, n, self.prefix, now.steps, place, now.notes)
+        plans = Plan(group, index, joined).by_count()
+        if len(plans) == 1:
+            return plans[0].reduction
+        if not self.expand:
+            left = sorted(plan.reduction.num_kept - self.prefix for plan in plans if plan.reduction is not None)
+            raise ValueError(
+                f"output_length='reduced', but the images of this batch are left with {left[0]} to {left[-1]} patches; allowed: "
+                "output_length='full', images one by one, or a method that leaves equally many of each"
+            )
+        now.kind = torch.where(index < self.prefix, PROTECTED, TOKEN)
+        now.state.alike = False
+        return as_one(tokens, now.groups, plans, place[:, :1])
 
 
 def carried_signal(reduction: Reduction, value: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tokenreduce.adapters.hooks.ragged_rows import Group
+from tokenreduce.adapters.hooks.ragged_rows import Group, Plan, Question, answers
 from tokenreduce.adapters.hooks.row_arguments import borders_of_units
 from tokenreduce.adapters.hooks.tower_state import TowerState
 from tokenreduce.encoder_steps import EncoderStep
@@ -46,29 +46,33 @@ def grouped_segments(segments: Sequence[Segment], pipeline: Pipeline, device: to
     return found
 
 
-def ask_segments(tokens: VisualTokens, groups: Sequence[Group], numbers: list[int], position: int) -> Reduction | None:
+def ask_segments(tokens: VisualTokens, groups: list[Group], numbers: list[int], position: int) -> Reduction | None:
     """The plans of all groups for the step at ``position`` of this block, as one of the whole sequence (1, U); None: nobody has
-    one. ``numbers``: units of each segment, which come out in the same order."""
+    one. ``numbers``: units of each segment, which come out in the same order. A group whose segments are left with different
+    numbers of units becomes several, in ``groups``."""
     device = tokens.features.device
     starts = torch.tensor([0, *accumulate(numbers)], device=device)
     came = {member: group.layout.num_tokens for group in groups for member in group.members}
     first = torch.tensor([0, *accumulate(came[i] for i in range(len(came)))], device=device)
-    plans = []
+    plans, questions = [], []
     for group in groups:
         steps = group.steps.get(tokens.layer or 0, [])
-        index, plan = starts[group.rows, None] + torch.arange(group.width, device=device), None
+        index = starts[group.rows, None] + torch.arange(group.width, device=device)
         if position < len(steps):
             shown = part(tokens, index, first, group, steps[position])
-            plan = steps[position].method.checked(shown)
-            if plan.restore is not None:
-                raise ValueError(
-                    f"method={steps[position].method.name!r} makes every patch again, which a tower that packs its pictures does "
-                    "not hand on; allowed there: plans without Reduction.restore, as ModelFacts.restores tells"
-                )
-            group.notes[steps[position].number] = {**shown.notes, **plan.notes}
-        plans.append((group, index, plan))
+            questions.append(Question(group, index, steps[position], shown))
+        else:
+            plans.append(Plan(group, index, None))
+    plans += answers(questions)
+    for question in questions:
+        if any(plan is not None and plan.restore is not None for _, _, plan in plans):
+            raise ValueError(
+                f"method={question.step.method.name!r} makes every patch again, which a tower that packs its pictures does not "
+                "hand on; allowed there: plans without Reduction.restore, as ModelFacts.restores tells"
+            )
     if all(plan is None or plan.does_nothing(index.shape[1]) for _, index, plan in plans):
         return None
+    groups[:] = [plan.group for plan in plans]
     for group, _, plan in plans:
         group.width = group.width if plan is None else plan.num_kept
     widths = {member: group.width for group, _, _ in plans for member in group.members}
@@ -77,7 +81,6 @@ def ask_segments(tokens: VisualTokens, groups: Sequence[Group], numbers: list[in
     assign, weight = torch.empty_like(tokens.source), tokens.size.clone()
     mixes: list[Mix] = []
     counts = None
-    valid = [plan for _, _, plan in plans if plan is not None and plan.valid is not None]
     for group, index, plan in plans:
         own = torch.arange(index.shape[1], device=device).expand_as(index)
         kept, joined = (own, own) if plan is None else (plan.source, plan.assign)
@@ -93,14 +96,12 @@ def ask_segments(tokens: VisualTokens, groups: Sequence[Group], numbers: list[in
             counts[0, first + torch.arange(group.width, device=device)] = plan.counts.float()
     merges = any(plan is not None and plan.merges for _, _, plan in plans)
     covers = all(plan is None or plan.covers for _, _, plan in plans)
-    uneven = valid[0].valid if valid else None  # refused by whoever asks
     return Reduction(
         source=source,
         assign=assign,
         merges=merges,
         weight=weight if merges else None,
         covers=covers,
-        valid=uneven,
         mix=Mix.side_by_side(mixes),
         counts=counts,
     )

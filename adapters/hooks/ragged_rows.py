@@ -69,6 +69,59 @@ class Group:
     place: Tensor | None = None
     notes: dict[int, Mapping[str, Tensor]] = field(default_factory=dict)
 
+    def only(self, which: list[int]) -> Group:
+        """The views ``which`` of these, counted within the group."""
+        at = torch.tensor(which, device=self.rows.device)
+        return replace(
+            self,
+            members=[self.members[i] for i in which],
+            rows=self.rows[at],
+            place=None if self.place is None else self.place[at],
+            notes={number: {name: x[at] for name, x in own.items()} for number, own in self.notes.items()},
+        )
+
+
+class Plan(NamedTuple):
+    """What is done to a group, whose rows are ``among`` (B, n) all of the pass; None: nothing."""
+
+    group: Group
+    among: Tensor
+    reduction: Reduction | None
+
+    def by_count(self) -> list[Plan]:
+        """The same, a group for each number of rows that are left; waits for the device where images may differ in it."""
+        reduction = self.reduction
+        if reduction is None or reduction.valid is None:
+            return [self]
+        counts, found = reduction.valid.sum(dim=1).tolist(), []
+        for count in sorted(set(counts)):
+            which = [i for i, own in enumerate(counts) if own == count]
+            at = torch.tensor(which, device=self.among.device)
+            group = self.group if len(which) == len(counts) else self.group.only(which)
+            found.append(Plan(group, self.among[at], reduction.rows(at, count)))
+        return found
+
+
+class Question(NamedTuple):
+    """What a group is shown at a step."""
+
+    group: Group
+    among: Tensor
+    step: EncoderStep
+    tokens: VisualTokens
+
+
+def answers(questions: Sequence[Question]) -> list[Plan]:
+    """What methods say of the groups of a pass, those of one method together; what they note is noted."""
+    found: list[Plan] = []
+    for method in {id(question.step.method): question.step.method for question in questions}.values():
+        asked = [question for question in questions if question.step.method is method]
+        plans = method.checked_together([question.tokens for question in asked])
+        for (group, index, step, tokens), plan in zip(asked, plans, strict=True):
+            group.notes[step.number] = {**tokens.notes, **plan.notes}
+            found += Plan(group, index, plan).by_count()
+    return found
+
 
 def grouped(
     views: Sequence[View], layouts: Sequence[Layout], n: int, prefix: int, pipeline: Pipeline, device: torch.device
@@ -104,46 +157,54 @@ def kinds(views: Sequence[View], n: int, prefix: int, device: torch.device) -> T
     return kind.to(device)
 
 
-def ask(tokens: VisualTokens, groups: Sequence[Group], kind: Tensor, position: int) -> Reduction | None:
+def ask(tokens: VisualTokens, groups: list[Group], kind: Tensor, position: int) -> Reduction | None:
     """The plans of all groups for the step at ``position`` of this block, as one; None: nobody has one.
 
-    Rows come out as protected ones, tokens, and absent ones last, in every view.
+    Rows come out as protected ones, tokens, and absent ones last, in every view. A group whose views are left with different
+    numbers of rows becomes several, in ``groups``.
     """
-    batch, n = tokens.features.shape[:2]
-    order, plans = kind.sort(dim=1, stable=True).indices, []
+    order, questions, plans = kind.sort(dim=1, stable=True).indices, [], []
     for group in groups:
         steps = group.steps.get(tokens.layer or 0, [])
         index = order[group.rows, : group.width]
-        step = steps[position] if position < len(steps) else None
-        plan = None
-        if step is not None:
-            if group.place is None:  # the first to be asked
-                count = torch.arange(group.width, device=index.device).expand_as(index)
-                group.place = torch.zeros_like(order[group.rows]).scatter(1, index, count)
-            method, planned, number = step
-            part = VisualTokens(
-                features=rows_of(tokens.features[group.rows], index),
-                layout=group.layout,
-                stage="encoder",
-                layer=tokens.layer,
-                source=group.place.gather(1, tokens.source[group.rows].gather(1, index)),
-                size=tokens.size[group.rows].gather(1, index),
-                signals={s: rows_of(x[group.rows], index) for s, x in tokens.signals.items() if s in planned.needs},
-                notes=group.notes.get(number, {}),
-                prefix=group.protected,
-                cell=tokens.source[group.rows].gather(1, index) - tokens.prefix,
-                amount=planned.amount,
-            )
-            plan = method.checked(part)
-            group.notes[number] = {**part.notes, **plan.notes}
-        plans.append((group, index, plan))
+        if position >= len(steps):
+            plans.append(Plan(group, index, None))
+            continue
+        if group.place is None:  # the first to be asked
+            count = torch.arange(group.width, device=index.device).expand_as(index)
+            group.place = torch.zeros_like(order[group.rows]).scatter(1, index, count)
+        step = steps[position]
+        part = VisualTokens(
+            features=rows_of(tokens.features[group.rows], index),
+            layout=group.layout,
+            stage="encoder",
+            layer=tokens.layer,
+            source=group.place.gather(1, tokens.source[group.rows].gather(1, index)),
+            size=tokens.size[group.rows].gather(1, index),
+            signals={s: rows_of(x[group.rows], index) for s, x in tokens.signals.items() if s in step.step.needs},
+            notes=group.notes.get(step.number, {}),
+            prefix=group.protected,
+            cell=tokens.source[group.rows].gather(1, index) - tokens.prefix,
+            amount=step.step.amount,
+        )
+        questions.append(Question(group, index, step, part))
+    return as_one(tokens, groups, plans + answers(questions), order[:, :1])
+
+
+def as_one(tokens: VisualTokens, groups: list[Group], plans: list[Plan], anywhere: Tensor) -> Reduction | None:
+    """``plans``, of all views of a pass, as one, and their groups in ``groups``; None: there is nothing to be done.
+
+    ``anywhere`` (B, 1): where rows sit that are absent.
+    """
+    batch, n = tokens.features.shape[:2]
     if all(plan is None or plan.does_nothing(index.shape[1]) for _, index, plan in plans):
         return None
+    groups[:] = [plan.group for plan in plans]
     width = max(group.width if plan is None else plan.num_kept for group, _, plan in plans)
-    source, assign = order[:, :1].repeat(1, width), order.new_full((batch, n), DROPPED)  # absent ones sit anywhere
+    source, assign = anywhere.repeat(1, width), anywhere.new_full((batch, n), DROPPED)
     weight, merges, mixes, counts, restore = tokens.size.clone(), False, [], None, None
     for group, index, plan in plans:
-        own = torch.arange(group.width, device=order.device).expand_as(index)
+        own = torch.arange(group.width, device=anywhere.device).expand_as(index)
         kept, joined = (own, own) if plan is None else (plan.source, plan.assign)
         group.width = kept.shape[1]
         source[group.rows, : group.width] = index.gather(1, kept)

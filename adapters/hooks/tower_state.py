@@ -69,34 +69,6 @@ class TowerState:
         ones = torch.ones(len(x), n, device=x.device)
         return cls(ones, assign=rows, source=rows, layouts=layouts, numbers=[n] * len(x), units=units)
 
-    @classmethod
-    def joined(cls, states: list[TowerState]) -> TowerState:
-        """The images of several passes as one."""
-        if len({state.size.shape[1] for state in states}) > 1:
-            raise ValueError(
-                "images of one prompt were merged to different numbers of tokens in separate passes of the tower; encode them "
-                "in one call, or use a method of stage 'projector' or 'llm'"
-            )
-
-        def cat(tensors: list[Tensor]) -> Tensor:
-            return torch.cat(tensors)
-
-        history = []
-        for passages in zip(*(state.history for state in states)):
-            source = cat([p.source for p in passages])
-            history.append(replace(passages[0], assign=cat([p.assign for p in passages]), seats=source, source=source))
-        return cls(
-            size=cat([state.size for state in states]),
-            assign=cat([state.assign for state in states]),
-            source=cat([state.source for state in states]),
-            layouts=[layout for state in states for layout in state.layouts],
-            numbers=[number for state in states for number in state.numbers],
-            history=history,
-            left=[[n for own in passages for n in own] for passages in zip(*(state.left for state in states))],
-            touched=True,
-            alike=all(state.alike for state in states),
-        )
-
     def history_of(self, images: list[int]) -> list[StageTrace]:
         """What happened to ``images``, of equally many rows, counted in their own rows."""
         device = self.assign.device

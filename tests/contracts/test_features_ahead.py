@@ -123,8 +123,10 @@ def test_a_budget_of_its_own_while_encoding(model):
             assert tr.report(model).tokens_kept == [[count]]
             assert (count == 5) == torch.equal(logits, expected)
         both = embeddings(model, prompt(model, [2]), torch.cat([five, eight]))
-        with pytest.raises(ValueError, match="merged to different numbers of tokens in separate passes"):
-            model(**both)
+        model(**both)
+        assert tr.report(model).tokens_kept == [[5, 8]]
+        kept = [len(image.standing_for().unique()) for image in tr.trace(model).images]
+        assert kept == [5, 8]
 
 
 def test_part_of_a_picture_is_refused(model):
