@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tokenreduce.alternatives import instead_of
 from tokenreduce.method import Method
 from tokenreduce.pipeline import Pipeline
+from tokenreduce.request_budgets import for_call
 
 if TYPE_CHECKING:
     from torch import nn
@@ -66,6 +67,7 @@ class Attachment:
             self.hooks = EncoderHooks(self.family, pipeline, output_length)
         else:
             self.hooks = hooks_for(self.family)(self.family, pipeline, output_length, images_as_video)
+        self.hooks.active.asked = for_call
         self.handles = self.hooks.attach()
         for module in self.marked:
             module.__dict__[MARK] = True

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any, Protocol
 
@@ -219,9 +220,13 @@ def acts(method: Method, group: ImageGroup) -> bool:
 
 
 class ActivePipeline:
-    """The pipeline of a wrapped model, and the one that a thread runs instead for a while."""
+    """The pipeline of a wrapped model, and the one that a thread runs instead for a while.
+
+    ``asked``: what makes a pipeline of the words in a call that are about the reduction.
+    """
 
     instead = PerThread[Pipeline | None](nothing)
+    asked: Callable[[Pipeline, Mapping[str, Any]], Pipeline]
 
     def __init__(self, own: Pipeline) -> None:
         self.own = own
@@ -229,3 +234,12 @@ class ActivePipeline:
     @property
     def now(self) -> Pipeline:
         return self.instead or self.own
+
+    @contextmanager
+    def exchanged(self, pipeline: Pipeline) -> Iterator[None]:
+        """Let this thread run ``pipeline`` for the length of a ``with`` block."""
+        outer, self.instead = self.instead, pipeline
+        try:
+            yield
+        finally:
+            self.instead = outer

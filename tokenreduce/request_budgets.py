@@ -1,14 +1,16 @@
-"""Another budget for a while: one for all that runs meanwhile, or one for each sample of a call."""
+"""Another budget, or another method, for a while: one for all that runs meanwhile, or one budget for each sample of a call."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, cast
 
 from tokenreduce.groups import ImageGroup
+from tokenreduce.method import Method
 from tokenreduce.pipeline import Pipeline, Source
 from tokenreduce.reduction import Reduction
+from tokenreduce.registry import make
 from tokenreduce.tokens import Stage
 
 Keep = float | int | str | None
@@ -25,6 +27,51 @@ class CallSource(Source, Protocol):
     def samples(self) -> int: ...
 
 
+def for_call(now: Pipeline, asked: Mapping[str, Any]) -> Pipeline:
+    """What a call runs that was given ``tr_keep``, ``tr_method`` or both in ``asked``.
+
+    Errors: those of ``with_method`` and ``with_budget``.
+    """
+    if asked.get("tr_method") is not None:
+        now = with_method(now, asked["tr_method"], kept="tr_keep" in asked)
+    return with_budget(now, asked["tr_keep"]) if "tr_keep" in asked else now
+
+
+def with_method(before: Pipeline, method: str | Method | type[Method], kept: bool = False) -> Pipeline:
+    """``method`` in the place of what ``before`` runs, with its budget where a name or a class says none.
+
+    ``kept``: the budget follows.
+
+    Errors: those of ``wrap``; ``ValueError`` where it acts at other places than the hooks were put on for, or reads what
+        they do not hear.
+    """
+    own: dict[str, Any] = {}
+    if not isinstance(method, Method) and not kept:
+        if len(before.methods) != 1:
+            raise ValueError(
+                f"tr_method={method!r} in the place of {len(before.methods)} methods has no budget; say tr_keep=, or give an "
+                "instance"
+            )
+        own["keep"] = before.methods[0].keep
+    made = make(method, **own)
+    changed = Pipeline([made], before.facts)
+    names = " + ".join(m.name for m in before.methods)
+    advice = f"unwrap, and wrap with {made.name!r}, or wrap with the one of them that reads more"
+    unheard = changed.listens - before.listens
+    if unheard:
+        raise ValueError(
+            f"tr_method={made.name!r} reads {', '.join(sorted(map(str, unheard)))}, which the model wrapped with {names} is not "
+            f"listened to for; allowed: a method that reads no more than {names}. Else {advice}"
+        )
+    if _places(changed) != _places(before):
+        raise ValueError(
+            f"tr_method={made.name!r} acts at {_told(changed)}, the model is wrapped with {names}, which acts at "
+            f"{_told(before)}; allowed: a method that acts at the same places. Else {advice}"
+        )
+    changed.stopwatch = before.stopwatch
+    return changed
+
+
 def with_budget(before: Pipeline, keep: Keep | Sequence[Keep]) -> Pipeline:
     """``before`` with ``keep`` in every method, or with ``keep[b]`` for sample b; None keeps everything.
 
@@ -35,14 +82,27 @@ def with_budget(before: Pipeline, keep: Keep | Sequence[Keep]) -> Pipeline:
         return SampleBudgets(before, tuple(keep))
     value: dict[str, Any] = {"keep": 1.0 if keep is None else keep}
     changed = Pipeline([dataclasses.replace(m, **value) for m in before.methods], before.facts)
-    places = [[(step.layer, step.needs) for _, step in p.steps if step.stage == "decode"] for p in (before, changed)]
-    same = changed.listens == before.listens and places[0] == places[1]
-    same = same and all(changed.layers(s) == before.layers(s) for s in ("llm", "cache"))
-    inside = [(bool(p.layers("encoder")), p.enters) for p in (before, changed)]
-    if not same or inside[0] != inside[1]:
+    if changed.listens != before.listens or _places(changed) != _places(before):
         raise ValueError(f"keep={keep} would move a method to other layers; unwrap and wrap again with it")
     changed.stopwatch = before.stopwatch
     return changed
+
+
+def _places(pipeline: Pipeline) -> dict[str, Any]:
+    """Where hooks are needed for ``pipeline``; inside a tower they are on every block, wherever it merges."""
+    decodes = pipeline.decodes
+    return {
+        "decode": None if decodes is None else (decodes[1].layer, decodes[1].needs),
+        "encoder": bool(pipeline.layers("encoder")),
+        "pixels": pipeline.enters,
+        "projector": bool(pipeline.at("projector")),
+        **{stage: pipeline.layers(stage) for stage in ("llm", "cache")},
+    }
+
+
+def _told(pipeline: Pipeline) -> str:
+    at = dict.fromkeys((step.stage, step.layer) for _, step in pipeline.steps)
+    return ", ".join(f"stage {stage!r}" + ("" if layer is None else f" layer {layer}") for stage, layer in at)
 
 
 class SampleBudgets(Pipeline):

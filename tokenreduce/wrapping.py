@@ -113,15 +113,11 @@ def budget(model: nn.Module, keep: Keep | Sequence[Keep]) -> Iterator[None]:
     """Another budget for the length of a ``with`` block, without wrapping again.
 
     Applies to every method of the model, in the thread that says so; scopes nest. A list has a budget for each sample of the
-    calls inside; None is off: that request is not reduced.
+    calls inside; None is off: that request is not reduced. A call can say the same: ``model.generate(**inputs, tr_keep=64)``.
     Errors are those of ``wrap``; an invalid budget leaves the old one in place.
 
     Example: ``with tr.budget(model, keep=64): model.generate(**inputs)``, or ``keep=[0.25, None, 64]`` for a batch of three
     """
     active = attachment_of(model).hooks.active
-    outer = active.instead
-    active.instead = with_budget(active.now, keep)
-    try:
+    with active.exchanged(with_budget(active.now, keep)):
         yield
-    finally:
-        active.instead = outer

@@ -1,7 +1,4 @@
-"""What belongs to one use of a wrapped model: a call of ``generate`` or of ``forward``, in one thread.
-
-Whatever is encoded and decided within it is forgotten at its end, also when it fails.
-"""
+"""What belongs to one use of a wrapped model: a call of ``generate`` or ``forward``, in one thread; forgotten at its end."""
 
 from __future__ import annotations
 
@@ -22,6 +19,7 @@ from tokenreduce.adapters.visual_inputs import TowerCall
 from tokenreduce.per_thread import PerThread, nothing
 
 if TYPE_CHECKING:
+    from tokenreduce.pipeline import ActivePipeline
     from tokenreduce.reduction import Reduction
 
 
@@ -221,15 +219,17 @@ class ScopedMethod(Shadow):
     A shadow rather than a hook, since trainers call ``model.forward`` past the hooks of ``model``.
     """
 
-    def __init__(self, owner: Any, name: str, scopes: CallScopes) -> None:
+    def __init__(self, owner: Any, name: str, scopes: CallScopes, pipeline: ActivePipeline) -> None:
         super().__init__(owner, name)
         self.scopes = scopes
+        self.pipeline = pipeline
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self.active:
             return self.original(*args, **kwargs)
         refuse_export()
         told, asked = kwargs.pop("prompt_length", None), kwargs.pop("question", None)
+        reduced: dict[str, Any] = {key: kwargs.pop(key) for key in ("tr_keep", "tr_method") if key in kwargs}
         if self.name == "generate":
             scope = Scope(generates=True, shape=prompt_shape(args, kwargs))
         else:
@@ -237,6 +237,8 @@ class ScopedMethod(Shadow):
         scope.input_ids = prompt_ids(args, kwargs)
         with ExitStack() as said:
             said.enter_context(self.scopes.open(scope))
+            if reduced:
+                said.enter_context(self.pipeline.exchanged(self.pipeline.asked(self.pipeline.now, reduced)))
             if told is not None:
                 columns = told.tolist() if isinstance(told, torch.Tensor) else told
                 said.enter_context(self.scopes.prompt_length(columns))

@@ -72,7 +72,7 @@ class ModelHooks:
         with all_or_none() as handles:
             for owner, name in ((model, "generate"), (model, "forward"), (core, "forward")):
                 if hasattr(owner, name) and not isinstance(owner.__dict__.get(name), ScopedMethod):
-                    handles.append(ScopedMethod(owner, name, self.scopes))
+                    handles.append(ScopedMethod(owner, name, self.scopes, self.active))
             handles += [MethodCall(model, name, refuse_paged_cache) for name in PAGED if hasattr(model, name)]
             handles.append(core.register_forward_pre_hook(self.note_call, with_kwargs=True))
             handles.append(core.register_forward_hook(self.forget_call, always_call=True))

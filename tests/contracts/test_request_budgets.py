@@ -105,6 +105,82 @@ def test_requests_at_the_same_time_do_not_see_each_other(model, inputs):
     assert kept == {"a": [[4], [16], [3, 3]], "b": [[2], [2], [2, 2]]}
 
 
+def test_the_budget_travels_with_the_call(model, inputs):
+    def kept(call):
+        call()
+        return tr.report(model).tokens_kept
+
+    def answer(**more):
+        return lambda: model.generate(**inputs, max_new_tokens=2, do_sample=False, **more)
+
+    with tr.wrapped(model, "hiprune", keep=0.5):
+        assert kept(answer(tr_keep=KEEPS)) == [[4], [16], [3, 3]]
+        assert kept(lambda: last(model, {**inputs, "tr_keep": 2})) == [[2], [2], [2, 2]]
+        assert kept(answer(tr_keep=None)) == [[16], [16], [16, 16]]
+        with tr.budget(model, keep=1):
+            assert kept(answer(tr_keep=2)) == [[2], [2], [2, 2]]
+            assert kept(answer()) == [[1], [1], [1, 1]]
+        with pytest.raises(ValueError, match=r"keep=1\.5"):
+            answer(tr_keep=1.5)()
+        assert kept(answer()) == [[8], [8], [8, 8]]
+
+
+def test_calls_at_the_same_time_have_their_own_budgets(model, inputs):
+    met, kept = threading.Barrier(2), {}
+
+    def request(name, keep):
+        for _ in range(3):
+            met.wait(timeout=60)
+            last(model, {**inputs, "tr_keep": keep})
+            kept.setdefault(name, []).append(tr.report(model).tokens_kept)
+
+    with tr.wrapped(model, "fastv", keep=0.5):
+        threads = [threading.Thread(target=request, args=given) for given in (("a", KEEPS), ("b", 2))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert kept == {"a": [[[4], [16], [3, 3]]] * 3, "b": [[[2], [2], [2, 2]]] * 3}
+
+
+def test_methods_that_read_the_same_are_exchanged_in_a_call(model, inputs):
+    expected = {}
+    for method, keep in (("uniform", 0.5), ("fastervlm", 3)):
+        with tr.wrapped(model, method, keep=keep):
+            expected[method] = last(model, inputs)
+    with tr.wrapped(model, "visionzip", keep=0.5):
+        own = last(model, inputs)
+        assert torch.equal(last(model, {**inputs, "tr_method": "uniform"}), expected["uniform"])
+        assert tr.report(model).methods == ("uniform",)
+        assert torch.equal(last(model, {**inputs, "tr_method": "fastervlm", "tr_keep": 3}), expected["fastervlm"])
+        assert torch.equal(last(model, {**inputs, "tr_method": tr.FasterVLM(keep=3)}), expected["fastervlm"])
+        assert torch.equal(last(model, inputs), own)
+
+
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        ("random", r"'random' reads ImageFingerprint\(\).*wrapped with hiprune.*unwrap, and wrap with 'random'"),
+        ("tome", "'tome' acts at stage 'encoder' layer 0.*hiprune, which acts at stage 'projector'"),
+        ("hiprun", "Did you mean 'hiprune'"),
+    ],
+)
+def test_methods_that_need_other_hooks_are_not_exchanged(model, inputs, method, told):
+    with tr.wrapped(model, "hiprune", keep=0.5):
+        with pytest.raises(ValueError, match=told):
+            last(model, {**inputs, "tr_method": method})
+        last(model, inputs)
+        assert tr.report(model).tokens_kept == [[8], [8], [8, 8]]
+
+
+def test_one_method_in_the_place_of_two_needs_a_budget(model, inputs):
+    with tr.wrapped(model, tr.FasterVLM(keep=0.5), tr.Uniform(keep=0.5)):
+        with pytest.raises(ValueError, match=r"in the place of 2 methods has no budget; say tr_keep="):
+            last(model, {**inputs, "tr_method": "fastervlm"})
+        last(model, {**inputs, "tr_method": "fastervlm", "tr_keep": 3})
+        assert tr.report(model).tokens_kept == [[3], [3], [3, 3]]
+
+
 def test_what_cannot_be_meant_is_told(model, inputs):
     with tr.wrapped(model, "hiprune", keep=0.5):
         with tr.budget(model, keep=[0.5, 0.25]), pytest.raises(ValueError, match=r"2 budgets for a call of 3 sample"):
