@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tokenreduce.files import cache_folder
+
 from .demo.scene_questions import questions
 from .demo.video import video_questions
 
@@ -23,8 +25,7 @@ SETS = {
 def folder() -> Path:
     """Where the files are: the environment variable TOKENREDUCE_DATA, or the user's cache."""
     chosen = os.environ.get("TOKENREDUCE_DATA")
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(chosen) if chosen else Path(cache) / "tokenreduce"
+    return Path(chosen) if chosen else cache_folder()
 
 
 def documents(name: str) -> Iterator[tuple[tuple[Any, ...], str, str, str]]:

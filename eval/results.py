@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenreduce.adapters.upstream.attention import implementation
 from tokenreduce.files import replacing
+from tokenreduce.timing import processor_name
 
 if TYPE_CHECKING:
     import torch
@@ -74,19 +75,12 @@ def surroundings(device: torch.device) -> dict[str, Any]:
     import torch
     import transformers
 
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [
-            line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        cpu = names[0] if names else cpu
     return {
         "python": sys.version.split()[0],
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "platform": platform.platform(terse=True),
-        "cpu": cpu,
+        "cpu": processor_name(),
         "cores": os.cpu_count(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "threads": torch.get_num_threads(),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tokenreduce.draw import compare, draw, explore
     from tokenreduce.explanation import explain
     from tokenreduce.layout import Layout
+    from tokenreduce.measurements import clear_measured
     from tokenreduce.method import Method, ModelFacts, Step
     from tokenreduce.methods.aim import AIM
     from tokenreduce.methods.cdpruner import CDPruner
@@ -72,6 +73,7 @@ _HOME = {
     "Trace": "traces",
     "budget": "wrapping",
     "budget_for": "targets",
+    "clear_measured": "measurements",
     "check_method": "eval.method_check",
     "doctor": "eval.doctor",
     "explain": "explanation",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from tokenreduce.attachment import attached, is_wrapped, report
+from tokenreduce.measurements import conditions, known, measured_file, note
 from tokenreduce.registry import make
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from tokenreduce.cost import Report
     from tokenreduce.method import Method
 
+log = logging.getLogger(__name__)
 REPEATS = 3  # timed rounds per budget tried
 WISHES = {
     "speedup": (1.0, math.inf, "at least 1", "2.0"),
@@ -88,7 +91,8 @@ def budget_for(
         speedup: how many times as fast the first token is to come, at least 1: by the FLOPs of tower, projector and prefill.
         flops: share of the decoder's prefill FLOPs allowed, in (0, 1]; of a vision tower by itself, of its own.
         prefill_ms: milliseconds allowed for the decoder's prefill: the unreduced one is timed here, and shrinks as its FLOPs do.
-        measured: time the budgets on this device instead of counting, with all that FLOPs leave out, and noise.
+        measured: time the budgets on this device instead of counting, with all that FLOPs leave out, and noise. Times are
+            kept in the user's cache, by model, device, dtype, shapes and method; ``tr.clear_measured()`` forgets them.
         images_as_video: as in ``tr.wrap``.
 
     Errors: ``TypeError`` / ``ValueError`` for anything but one wish in its range, for one that the smallest budget does not
@@ -98,9 +102,7 @@ def budget_for(
     """
     target = Target(speedup, flops, prefill_ms, measured)
     if "keep" in parameters:
-        raise TypeError(
-            f"keep={parameters['keep']!r} beside {target}: the budget is what is looked for; leave keep out"
-        )
+        raise TypeError(f"keep={parameters['keep']!r} beside {target}: that is what is looked for; leave keep out")
     if is_wrapped(model):
         raise ValueError(
             "model is wrapped; call tr.unwrap(model) first, then tr.budget_for, then tr.wrap with its answer"
@@ -216,14 +218,28 @@ class _Asked:
         return allowed / share
 
     def clocked(self, target: Target, k: int) -> float:
+        name = "speedup" if target.prefill_ms is None else "prefill_ms"
+        question = {"what": name, "kept": k, "tokens_in": self.whole.tokens_in, **self.conditions}
+        found = known(question)
+        if found is None:
+            note(question, found := self.timed(name, k))
+        else:
+            log.info("%s of %d tokens is known: %.4g, from %s", name, k, found, measured_file())
+        return target.prefill_ms / found if target.prefill_ms is not None else found / (target.speedup or 1)
+
+    def timed(self, name: str, k: int) -> float:
+        """``prefill_ms`` with ``k`` tokens, or the ``speedup`` of the whole pass."""
         from tokenreduce.timing import time_prefill
 
         arms = {"whole": nullcontext, "less": lambda: self.arm(k, self.most)}
-        laps = time_prefill(self.model, self.inputs, arms, REPEATS, by_stage=target.prefill_ms is not None)
-        if target.prefill_ms is not None:
-            return target.prefill_ms / (statistics.median(lap.seconds["prefill"] for lap in laps["less"]) * 1e3)
-        ratios = [a.total_s / b.total_s for a, b in zip(laps["whole"], laps["less"], strict=True)]
-        return statistics.median(ratios) / (target.speedup or 1)
+        laps = time_prefill(self.model, self.inputs, arms, REPEATS, by_stage=name == "prefill_ms")
+        if name == "prefill_ms":
+            return statistics.median(lap.seconds["prefill"] for lap in laps["less"]) * 1e3
+        return statistics.median(a.total_s / b.total_s for a, b in zip(laps["whole"], laps["less"], strict=True))
+
+    @cached_property
+    def conditions(self) -> dict[str, Any]:
+        return {**conditions(self.model, self.inputs, self.method), "images_as_video": self.images_as_video}
 
     @cached_property
     def prefill_ms(self) -> float:

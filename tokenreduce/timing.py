@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import platform
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenreduce.stopwatch import now
@@ -104,6 +106,14 @@ def moment(device: torch.device) -> float:
 
         torch.cuda.synchronize(device)
     return now()
+
+
+def processor_name() -> str:
+    """What the CPU calls itself."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 class _Stages:

@@ -52,7 +52,7 @@ class Calibration:
         kept, gain = row.relative, row.described.gain(row.score, self.unreduced.score)
         low, high = (kept if end is None else end for end in (row.relative_low, row.relative_high))
         flops, tokens = (1.0 if share is None else share for share in (row.flops_share, row.token_share))
-        return Point(method, keep, kept, low, high, flops, tokens, gain)
+        return Point(method, keep, kept, low, high, flops, tokens, gain, row.ttft_ms)
 
     def _check(self, shares: bool) -> None:
         score, task = self.plain["result"]["score"], self.cell.task
@@ -62,8 +62,8 @@ class Calibration:
             )
         if shares and (score < 0 or (score == 0 and self.unreduced.higher_is_better)):
             raise RuntimeError(
-                f"the unreduced model scores {score:g} on {task}, of which no share can be kept; --flops finds the best score "
-                "within a cost instead, another task or a larger --limit may have a score above 0"
+                f"the unreduced model scores {score:g} on {task}, of which no share can be kept; --flops and --ms find the best "
+                "score within a cost instead, another task or a larger --limit may have a score above 0"
             )
 
     def _evaluated(self, recipe: Recipe) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 
@@ -12,6 +13,7 @@ class Point:
     ``kept``: of the unreduced model's quality, as the report's column "of unreduced" has it, with its interval; None where a
     ratio says nothing, as of no errors to some. ``flops``, ``tokens``: shares of the decoder's prefill and of the visual
     tokens. ``gain``: how much better the score is than the unreduced one, in the task's unit; it sorts as ``kept`` does.
+    ``ttft_ms``: the median time to the first token on this machine; None where it was not measured.
     """
 
     method: str
@@ -22,24 +24,31 @@ class Point:
     flops: float
     tokens: float
     gain: float
+    ttft_ms: float | None = None
 
 
 @dataclass(frozen=True)
 class Wish:
-    """``target``: share of the unreduced score to keep, at the least cost; or ``flops``: share of the prefill FLOPs allowed,
-    for the highest score.
+    """``target``: share of the unreduced score to keep, at the least cost; or, for the highest score, ``flops``: share of the
+    prefill FLOPs allowed, or ``ms``: milliseconds to the first token allowed, as measured.
 
-    Errors: ``ValueError`` unless exactly one is given, in (0, 1].
+    Errors: ``ValueError`` unless exactly one is given, in (0, 1], ``ms`` above 0.
     """
 
     target: float | None = None
     flops: float | None = None
+    ms: float | None = None
 
     def __post_init__(self) -> None:
-        if (self.target is None) == (self.flops is None):
+        if sum(wish is not None for wish in (self.target, self.flops, self.ms)) != 1:
             raise ValueError(
-                "give either target, the share of the accuracy to keep, or flops, the share of FLOPs allowed"
+                "give one of target, the share of the accuracy to keep, flops, the share of FLOPs allowed, and ms, the "
+                "milliseconds to the first token allowed"
             )
+        if self.ms is not None:
+            if not 0 < self.ms < math.inf:
+                raise ValueError(f"ms={self.ms!r}; allowed: milliseconds above 0, such as ms=80")
+            return
         name, share, example = ("flops", self.flops, 0.4) if self.target is None else ("target", self.target, 0.98)
         if not 0 < float(share or 0) <= 1:
             raise ValueError(f"{name}={share!r} is outside (0, 1]; for example {name}={example}")
@@ -47,11 +56,17 @@ class Wish:
     def __str__(self) -> str:
         if self.target is not None:
             return f"keep {self.target:.0%} of the score"
+        if self.ms is not None:
+            return f"bring the first token within {self.ms:g} ms"
         return f"stay within {self.flops:.0%} of the FLOPs"
 
     def met_by(self, point: Point) -> bool:
         if self.target is not None:
             return point.gain >= 0 if point.kept is None else point.kept >= self.target
+        if self.ms is not None:
+            if point.ttft_ms is None:
+                raise ValueError("the time to the first token was not measured; allowed: a wish for target or flops")
+            return point.ttft_ms <= self.ms
         assert self.flops is not None
         return point.flops <= self.flops
 

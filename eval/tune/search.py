@@ -50,6 +50,8 @@ class _Line:
             return False
         if not self.points:
             return True
+        if wish.ms is not None:
+            return True  # FLOPs bound no time
         allowed = wish.flops if wish.flops is not None else best.flops if best is not None else 1.0
         return self.least_flops <= allowed + ROUNDING  # of equal cost, the more accurate is better
 
@@ -66,6 +68,7 @@ def search(
     *,
     target: float | None = None,
     flops: float | None = None,
+    ms: float | None = None,
     evaluations: int = 30,
 ) -> Choice:
     """Bisects the budgets of every method, best prospects first, until nothing better can be left or evaluations run out.
@@ -75,10 +78,11 @@ def search(
         evaluate: a method at a budget; called at most ``evaluations`` times.
         target: share of the unreduced score to keep, in (0, 1]; the cheapest point that does is picked.
         flops: share of the prefill FLOPs allowed, in (0, 1]; the most accurate point within it is picked.
+        ms: milliseconds to the first token allowed, by the clock: likewise.
 
     Errors: ``ValueError`` unless exactly one wish is given, in its range.
     """
-    wish = Wish(target, flops)
+    wish = Wish(target, flops, ms)
     if evaluations < len(methods):
         raise ValueError(
             f"evaluations={evaluations} is less than one for each of {len(methods)} methods; name fewer, or allow more"

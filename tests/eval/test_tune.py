@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import math
 from pathlib import Path
 
@@ -52,6 +53,29 @@ def test_flops_finds_the_most_accurate_point_within_them(flops):
     found = search(list(CURVES), truth, flops=flops)
     assert found.best == best_of_all(Wish(flops=flops))
     assert all(p.flops <= flops for p in found.ranked)
+
+
+@pytest.mark.parametrize("ms", [20, 30, 60, 90])
+def test_milliseconds_find_the_most_accurate_point_in_time_whatever_its_flops(ms):
+    def timed(method, keep):
+        point = truth(method, keep)
+        slow = 40 if method == "better" else 0  # what FLOPs do not tell
+        return dataclasses.replace(point, ttft_ms=10 + slow + 90 * point.flops)
+
+    found = search(list(CURVES), timed, ms=ms)
+    assert found.best == best_of_all(Wish(ms=ms), timed)
+    assert all(p.ttft_ms <= ms for p in found.ranked)
+    said = "\n".join(reasons(found, 64))
+    assert f"the first token after {found.best.ttft_ms:.3g} ms; the most accurate found" in said
+    assert f"to bring the first token within {ms} ms" in said
+
+
+def test_milliseconds_out_of_reach_are_answered_with_the_nearest():
+    found = search(["good"], lambda m, k: dataclasses.replace(truth(m, k), ttft_ms=20 + 90 * k), ms=5)
+    assert found.best is None
+    assert "the first token after 24.5 ms" in "\n".join(reasons(found, 64))
+    with pytest.raises(ValueError, match="was not measured"):
+        search(["good"], truth, ms=5)
 
 
 shares = st.floats(0.01, 1.0)
@@ -203,8 +227,9 @@ def test_methods_that_the_model_refuses_are_left_out_and_named():
 
 @pytest.mark.parametrize(
     ("wish", "told"),
-    [({}, "either target"), ({"target": 0.9, "flops": 0.4}, "either target"), ({"target": 1.2}, r"target=1.2"),
-     ({"flops": 0.0}, r"flops=0.0"), ({"target": 0.9, "evaluations": 1}, "evaluations=1 is less than one for each of 2")],
+    [({}, "give one of target"), ({"target": 0.9, "flops": 0.4}, "give one of target"), ({"target": 1.2}, r"target=1.2"),
+     ({"flops": 0.0}, r"flops=0.0"), ({"flops": 0.4, "ms": 5}, "give one of target"), ({"ms": 0}, r"ms=0.*above 0"),
+     ({"target": 0.9, "evaluations": 1}, "evaluations=1 is less than one for each of 2")],
 )  # fmt: skip
 def test_bad_wishes_teach(wish, told):
     with pytest.raises(ValueError, match=told):
@@ -256,7 +281,7 @@ def test_command_on_the_demo_model(tmp_path):
     [
         (["--speedup", "2", "--flops", "0.5"], "give one of them"),
         (["--speedup", "0.5"], "from 1 on"),
-        (["--speedup", "2", "--target", "0.9"], "either target"),
+        (["--speedup", "2", "--target", "0.9"], "give one of target"),
     ],
 )
 def test_a_speed_up_is_a_share_of_flops_said_in_another_way(flags, message, tmp_path):

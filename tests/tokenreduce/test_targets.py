@@ -20,6 +20,11 @@ def inputs(model):
     return prompt(model, [1, 2], pad="left")
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
 def costs(model, inputs, method, keep):
     with tr.wrapped(model, method, keep=keep), torch.no_grad():
         model(**inputs)

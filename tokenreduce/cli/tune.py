@@ -26,6 +26,9 @@ def tune(
     speedup: Annotated[
         float | None, typer.Option(help="How many times fewer prefill FLOPs, such as 2: the same as --flops 0.5.")
     ] = None,
+    ms: Annotated[
+        float | None, typer.Option(help="Milliseconds to the first token allowed, as measured here, such as 80.")
+    ] = None,
     method: Annotated[
         list[str] | None, typer.Option(help="Candidate, or ./mine.py:Mine; several times. [default: all]")
     ] = None,
@@ -44,7 +47,7 @@ def tune(
     include_path: Annotated[list[Path] | None, typer.Option(help="Folder with tasks of your own.")] = None,
     debug: Debug = False,
 ) -> None:
-    """Find a method and a budget: the cheapest that keeps so much accuracy, or the most accurate within so many FLOPs.
+    """Find a method and a budget: the cheapest that keeps so much accuracy, or the most accurate for its cost.
 
     Bisects the budgets of every method on a small calibration set, best prospects first, and says what it would pick and why.
     `random` takes part as a control.
@@ -71,7 +74,7 @@ def tune(
 
     require()
     flops = _flops(flops, speedup)
-    Wish(target, flops)  # raises before anything runs
+    Wish(target, flops, ms)  # raises before anything runs
     load(imports or ())
     console = Console(soft_wrap=True, highlight=False)
     chosen = [named(name)[0] for name in method or []]
@@ -88,13 +91,13 @@ def tune(
     def told(name: str, keep: float) -> Point:
         point = calibration.point(name, keep)
         console.print(
-            f"{name} keep={keep}: {_kept(point)}, {point.flops:.0%} of the FLOPs",
+            f"{name} keep={keep}: {_kept(point)}, {_cost(point)}",
             markup=False,
         )
         return point
 
     with Calibration(grid.cells[0], Store(out), Processes(1, out / "logs")).ready(target is not None) as calibration:
-        found = search(candidates, told, target=target, flops=flops, evaluations=evaluations)
+        found = search(candidates, told, target=target, flops=flops, ms=ms, evaluations=evaluations)
     write_json(out / "choice.json", dataclasses.asdict(found))
     for line in reasons(found, limit):
         console.print(line, markup=False)
@@ -123,8 +126,8 @@ def reasons(found: Choice, questions: int) -> list[str]:
     if best is None:
         said.append(f"Nothing that was tried would {wish}; take the {UNREDUCED} model.")
         if found.points:
-            near = min(found.points, key=lambda p: -p.gain if wish.target is not None else p.flops)
-            said.append(f"Nearest: {near.method} keep={near.keep} with {_kept(near)} at {near.flops:.0%} of the FLOPs.")
+            near = min(found.points, key=lambda p: -p.gain if wish.target is not None else p.ttft_ms or p.flops)
+            said.append(f"Nearest: {near.method} keep={near.keep} with {_kept(near)} at {_cost(near)}.")
         return said
     call = f"tr.wrap(model, {best.method!r}, keep={best.keep})"
     if best.method == Downscale.name:
@@ -132,7 +135,7 @@ def reasons(found: Choice, questions: int) -> list[str]:
     said.append(f"Pick: {best.method} keep={best.keep}, that is {call}")
     said.append(
         f"Why: {_kept(best)} on {questions} questions with {best.tokens:.0%} of the visual tokens and "
-        f"{best.flops:.0%} of the prefill FLOPs; "
+        f"{_cost(best)}; "
         + ("the cheapest found" if wish.target is not None else "the most accurate found") + f" to {wish}."
     )  # fmt: skip
     below = [p for p in found.points if p.method == best.method and p.keep < best.keep]
@@ -140,13 +143,13 @@ def reasons(found: Choice, questions: int) -> list[str]:
         next_one = max(below, key=lambda p: p.keep)
         said.append(f"Its next smaller budget tried, {next_one.keep}, has {_kept(next_one)}.")
     for other in found.ranked[1:3]:
-        said.append(f"Then: {other.method} keep={other.keep} with {_kept(other)} at {other.flops:.0%} of the FLOPs.")
+        said.append(f"Then: {other.method} keep={other.keep} with {_kept(other)} at {_cost(other)}.")
     control = [p for p in found.points if p.method == "random"]
     if best.method == "random":
         said.append("No method beats dropping at random here: the questions may not need the picture.")
     elif control:
         near = min(control, key=lambda p: abs(p.flops - best.flops))
-        said.append(f"Dropping at random has {_kept(near)} at {near.flops:.0%} of the FLOPs.")
+        said.append(f"Dropping at random has {_kept(near)} at {_cost(near)}.")
     if wish.target is not None and best.kept_low is not None and best.kept_low < wish.target:
         said.append(
             f"The interval reaches below the target: {questions} questions cannot tell for certain; a larger --limit can."
@@ -156,6 +159,11 @@ def reasons(found: Choice, questions: int) -> list[str]:
     for name, why in found.refused.items():
         said.append(f"Left out {name}: {why}")
     return said
+
+
+def _cost(point: Point) -> str:
+    first = "" if point.ttft_ms is None else f", the first token after {point.ttft_ms:.3g} ms"
+    return f"{point.flops:.0%} of the prefill FLOPs{first}"
 
 
 def _kept(point: Point) -> str:
