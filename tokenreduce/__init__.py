@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tokenreduce.methods.cdpruner import CDPruner
     from tokenreduce.methods.dart import DART
     from tokenreduce.methods.evit import EViT
+    from tokenreduce.methods.expediting import Expediting
     from tokenreduce.methods.fastervlm import FasterVLM
     from tokenreduce.methods.fastv import FastV
     from tokenreduce.methods.gtp import GTP

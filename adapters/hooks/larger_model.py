@@ -9,13 +9,17 @@ from torch import nn
 
 
 def refuse_tower_of_a_larger_model(tower: nn.Module) -> None:
-    """Raise where ``tower``, as it is given to be wrapped, is part of a model of transformers."""
+    """Raise where ``tower``, as it is given to be wrapped, is part of a model of transformers.
+
+    A head for dense prediction is no such model: it sits on its ``backbone``, which is wrapped in its place.
+    """
     if holder_of(tower) is None:
         return
     gc.collect()  # what nobody holds any more holds nothing
     module: nn.Module | None = tower
     while module is not None:
-        if hasattr(module, "get_decoder") and hasattr(module, "get_input_embeddings") and module is not tower:
+        of_transformers = hasattr(module, "get_decoder") and hasattr(module, "get_input_embeddings")
+        if of_transformers and module is not tower and getattr(module, "backbone", None) is not tower:
             raise ValueError(
                 f"this {type(tower).__name__} is the vision tower of a {type(module).__name__}, which would change with it; wrap "
                 "that model itself, or a copy of its tower (copy.deepcopy)"

@@ -18,6 +18,7 @@ TOWERS = {
     **{f"pitome {preset}": ({"rho": 1.0}, {"preset": preset}, {}) for preset in ("keys", "llava", "deit")},
     "evit": ({"keep_rate": 1.0}, {"keep_fused": False}, {}),
     "gtp": ({"num_prop": 0}, {}, {}),
+    "expediting": ({"grid": (8, 8)}, {}, {}),
 }
 
 
@@ -44,7 +45,7 @@ def test_a_wrapped_vit(case) -> None:
 
 @pytest.mark.parametrize("order", ["raster", "reference"])
 @pytest.mark.parametrize("tower", ["clip", "siglip"])
-@pytest.mark.parametrize("method", ["tome", "pitome", "evit", "gtp"])
+@pytest.mark.parametrize("method", ["tome", "pitome", "evit", "gtp", "expediting"])
 def test_a_wrapped_llava(method, tower, order) -> None:
     model = models.llava(tower, grid=6)
     inputs = models.prompt(model, [1, 2], pad="left")

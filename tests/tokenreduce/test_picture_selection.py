@@ -24,8 +24,8 @@ SIZES = [
 BUDGETS = [0.25, 7, 1.0, 1, 500]
 REFUSED = {
     "stage": (
-        "aim", "dart", "evit", "fastv", "flashvid", "gtp", "holitom", "mustdrop", "pitome", "pixelprune", "promptdistill",
-        "pyramiddrop", "rlt", "sparsevlm", "tome",
+        "aim", "dart", "evit", "expediting", "fastv", "flashvid", "gtp", "holitom", "mustdrop", "pitome", "pixelprune",
+        "promptdistill", "pyramiddrop", "rlt", "sparsevlm", "tome",
     ),
     "text": ("cdpruner",),
     "what each picture needs": ("storm",),
