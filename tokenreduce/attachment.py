@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from tokenreduce.alternatives import instead_of
+from tokenreduce.best_known import decided
 from tokenreduce.method import Method
 from tokenreduce.pipeline import Pipeline
 from tokenreduce.request_budgets import for_call
@@ -46,6 +47,7 @@ class Attachment:
         self.facts = self.family.offers()
         if images_as_video:  # counts then refer to a video of any length
             self.facts = dataclasses.replace(self.facts, tokens_per_image=None)
+        methods, self.choice = decided(methods, self.facts, images_as_video)  # what auto is, and why
         try:
             pipeline = Pipeline(methods, self.facts)
         except ValueError as error:
@@ -99,9 +101,11 @@ def is_wrapped(model: nn.Module) -> bool:
 
 def trace(model: nn.Module) -> Trace:
     """Where the visual tokens of the last prompt went. Errors: ``ValueError`` before the first prompt."""
-    found = attachment_of(model).hooks.done.trace
+    attachment = attachment_of(model)
+    found = attachment.hooks.done.trace
     if found is None:
         raise ValueError("no trace yet: run the wrapped model on a prompt first, e.g. model.generate(**inputs)")
+    found.choice = attachment.choice
     return found
 
 
@@ -111,7 +115,7 @@ def report(model: nn.Module) -> Report:
     found = attachment.hooks.done.report
     if found is None:
         raise ValueError("no report yet: run the wrapped model on a prompt first, e.g. model.generate(**inputs)")
-    return dataclasses.replace(found, target=attachment.target) if attachment.target else found
+    return dataclasses.replace(found, target=attachment.target, choice=attachment.choice)
 
 
 def attachment_of(model: Any) -> Attachment:

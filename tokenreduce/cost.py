@@ -81,6 +81,7 @@ class Report:
         uncounted: parts of the model that are in no number here, in words.
         seconds, seconds_unreduced: per stage, where they were measured (``tokenreduce.timing``).
         target: what was asked for in place of a budget, as text; empty where a budget was given.
+        choice: which method ``auto`` was, and why; empty without it.
         stopwatch: time of the method until the prompt was done; ``step_stopwatch``, in the decode steps since.
     """
 
@@ -100,6 +101,7 @@ class Report:
     seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
     seconds_unreduced: Mapping[str, float] = field(default_factory=dict, compare=False)
     target: str = ""
+    choice: str = ""
     stopwatch: Stopwatch = field(default_factory=Stopwatch, repr=False, compare=False)
     step_stopwatch: Stopwatch = field(default_factory=Stopwatch, repr=False, compare=False)
     steps_read: StepsRead = field(default_factory=StepsRead, compare=False)
@@ -144,7 +146,16 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers, for JSON."""
         names = ("methods", "substitutes", "tokens_in", "tokens_kept", "equivalent_tokens", "flops", "flops_unreduced")
-        costs = ("kv_bytes", "kv_bytes_unreduced", "signal_flops", "uncounted", "method_ms", "step_ms", "target")
+        costs = (
+            "kv_bytes",
+            "kv_bytes_unreduced",
+            "signal_flops",
+            "uncounted",
+            "method_ms",
+            "step_ms",
+            "target",
+            "choice",
+        )
         found = {name: getattr(self, name) for name in (*names, *costs)}
         if self.steps_read.held:
             found["steps_read"] = asdict(self.steps_read)
@@ -159,6 +170,7 @@ class Report:
         alone = self.step is None  # a vision encoder by itself: no prompt, no cache
         rows = {
             "methods": " + ".join(self.methods) or "-",
+            **({"auto is": self.choice} if self.choice else {}),
             **({"asked for": f"{self.target}; {self.speedup:.2f} times fewer FLOPs in all"} if self.target else {}),
             **({"in place of the paper's": "; ".join(self.substitutes)} if self.substitutes else {}),
             "patches kept"

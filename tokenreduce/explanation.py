@@ -8,8 +8,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from tokenreduce.downscale import Downscale
 from tokenreduce.method import Method
-from tokenreduce.registry import make
+from tokenreduce.registry import AUTO, make
 from tokenreduce.tables import Table
 
 STAGES = {
@@ -22,6 +23,7 @@ STAGES = {
 }
 KEEP = "a fraction in (0, 1], or a count per image, an int >= 1"
 NO_VALUE = "?"  # what no parameter takes: the error then says what is allowed
+ELSEWHERE = {AUTO: "where the method does that it becomes", Downscale.name: "on the picture, before the processor"}
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def explain(method: str | Method | type[Method]) -> Explanation:
         name=cls.name,
         title=cls.title,
         idea=_flat(re.split(r"\n\n|\nAttributes:", text)[0]),
-        acts=", ".join(STAGES[stage] for stage in cls.stages) or "on the picture, before the processor",
+        acts=", ".join(STAGES[stage] for stage in cls.stages) or ELSEWHERE[cls.name],
         looks_at=cls.looks_at,
         media=", ".join(cls.media),
         parameters=Table(_row(cls, field) for field in dataclasses.fields(cls)),

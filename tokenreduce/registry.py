@@ -10,9 +10,11 @@ from typing import Any
 
 import tokenreduce.methods  # noqa: F401  (defining a method registers it)
 from tokenreduce import own_methods
+from tokenreduce.auto import Auto
 from tokenreduce.downscale import Downscale
 from tokenreduce.method import Method, registered
 
+AUTO = Auto.name  # stands for a method of a table, and is none to compare
 #: where a method of one's own stands, with a budget behind it or without: ./mine.py:Mine, package.mine:Mine:0.25
 _PLACE = re.compile(r"(?P<source>[^:]+):(?P<cls>(?!auto\b)[A-Za-z_]\w*)(?::(?P<keep>.*))?")
 
@@ -58,14 +60,16 @@ def make(method: str | Method | type[Method], **parameters: Any) -> Method:
     """
     if isinstance(method, str) and _PLACE.fullmatch(method) and method.partition(":")[0].lower() not in catalogue():
         method = own_methods.found(method)
+    if isinstance(method, str) and method.lower() == AUTO:
+        method = Auto
     if isinstance(method, str):
         known = catalogue()
         if method.lower() not in known:
             near = difflib.get_close_matches(method.lower(), known, n=1, cutoff=0.5)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ValueError(
-                f"method={method!r} is unknown; known: {', '.join(known)}; or one of your own by its place, as in "
-                f"'./mine.py:Mine'.{hint}"
+                f"method={method!r} is unknown; known: {', '.join(known)}; auto, the best known for a model; or one of your own "
+                f"by its place, as in './mine.py:Mine'.{hint}"
             )
         method = known[method.lower()]
     cls = method if isinstance(method, type) else type(method)

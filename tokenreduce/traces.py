@@ -30,9 +30,11 @@ class Trace:
         images: one ``ImageTrace`` per image, in the order of the call.
         visual: (B, L) bool, the columns of visual tokens in what was passed now; ``offset`` columns were cached before.
         layers: the decoder layers at which tokens may be dropped.
+        choice: which method ``auto`` was, and why; empty without it.
         pictures, processor: what ``show`` was last given; a notebook shows the trace over them.
     """
 
+    choice: str = ""
     pictures: tuple[Any, ...] = ()
     processor: Any = None
 

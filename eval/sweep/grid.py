@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenreduce import own_methods
-from tokenreduce.registry import named
+from tokenreduce.registry import AUTO, named
 
 from ..harness import TASKS
 from ..recipe import Recipe, budget
@@ -152,6 +152,8 @@ def _spanned(entry: Any, shared: Sequence[Any], model: str) -> Iterator[tuple[Re
     names, given = per_model.parted(own.pop("method"))
     own |= per_model.parameters(given, model)
     as_video = own.pop("images_as_video", False)
+    if AUTO in (named(name)[0] for name in names.split("+")):
+        raise ValueError("methods: 'auto' stands for what a sweep finds; allowed: methods by their own names")
     budgets = _budgets(own.pop("keep", None)) or list(shared)
     if all(named(name)[1] for name in names.split("+")):
         budgets = [None]

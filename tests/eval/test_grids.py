@@ -43,6 +43,7 @@ def test_default_methods_are_those_that_reduce_pictures():
         ({"keep": [1.5]}, r"outside \(0, 1\]"),
         ({"keep": ["half"]}, "not a budget"),
         ({"methods": ["hiprun"]}, "Did you mean 'hiprune'"),
+        ({"methods": ["auto"]}, "'auto' stands for what a sweep finds"),
         ({"methods": [{"name": "hiprune"}]}, "a mapping with the key method"),
         ({"methods": [{"method": {"hiprune": "demo"}}]}, "a name, or .*under the name or the type of a model"),
         ({"methods": [{"method": {"hiprune": {"qwen": {}}}}]}, r"'qwen', which is no model .*demo \(llava, demo\)"),
