@@ -64,6 +64,7 @@ ALLOWED = {
         "flops",
         "groups",
         "per_thread",
+        "picture_selection",
         "pipeline",
         "provenance",
         "stopwatch",
@@ -75,7 +76,8 @@ FOREIGN = {
     "kernels": {"torch", "triton"},
     "tokenreduce/methods": {"torch"},
     "adapters": {"torch", "transformers", "timm", "open_clip"},
-    "adapters/upstream": {"torch", "transformers", "timm", "open_clip", "lmms_eval"},
+    "adapters/upstream": {"torch", "transformers", "timm", "open_clip", "lmms_eval", "vllm"},
+    "adapters/serving/vllm": {"torch", "transformers", "vllm"},
 }
 
 
@@ -98,7 +100,7 @@ def test_rooms_import_only_what_they_may(room):
             head, _, rest = name.partition(".")
             if head == "tokenreduce":
                 assert rest.partition(".")[0] in ALLOWED[room] | {""}, f"{path.name} imports {name}"
-            elif head in ("torch", "triton", "transformers", "timm", "open_clip", "lmms_eval"):
+            elif head in ("torch", "triton", "transformers", "timm", "open_clip", "lmms_eval", "vllm"):
                 own = FOREIGN.get(str(path.parent.relative_to(ROOT)), FOREIGN[room])
                 assert head in own, f"{path.name} imports {name}"
 

@@ -17,6 +17,7 @@ from tokenreduce.projection import Projector
 from tokenreduce.reduction import Reduction
 from tokenreduce.registry import make
 from tokenreduce.signals import Signal, block_of
+from tokenreduce.step_checks import check_method
 from tokenreduce.tokens import STAGES
 
 #: what a method is asked about first, which knows it by the places where it acts
@@ -98,11 +99,11 @@ class Selection:
                 f"method={made.name!r} looks into the vision tower; say which blocks there are, as facts=tr.ModelFacts(...), and "
                 "pass signals={...} with a value of each of its `needs`; methods that look at features alone need neither"
             )
-        self._with(None)
+        self.at(None)
 
     def count(self, sizes: Sizes, budget: Keep = None) -> int:
         """How many tokens are left of a picture of ``sizes``: of nothing else, so that it is known before pixels are seen."""
-        method, layout = self._with(budget), layout_of(sizes)
+        method, layout = self.at(budget), layout_of(sizes)
         n = layout.num_tokens
         if not n or layout.medium not in method.media or method.is_identity(n):
             return n
@@ -155,8 +156,10 @@ class Selection:
             None if beside is None else group.companions[0],  # type: ignore[index]
         )
 
-    def _with(self, budget: Keep) -> Method:
+    def at(self, budget: Keep) -> Method:
+        """The method with another budget; None: its own. Errors are those of ``tr.wrap``."""
         method = self.method if budget is None else dataclasses.replace(self.method, keep=budget)
+        check_method(method, self.facts)
         if method.keep is None or method.budget.adapts:
             raise ValueError(
                 f"method={method.name!r}, keep={method.keep!r} keeps what each picture needs; allowed where a prompt is laid out "
@@ -178,7 +181,7 @@ class Selection:
             raise ValueError(
                 f"features of shape {tuple(features.shape)}; allowed: ({layout.num_tokens}, D), a row for each token of {sizes}"
             )
-        pipeline = Pipeline([self._with(budget)], self.facts)
+        pipeline = Pipeline([self.at(budget)], self.facts)
         (group,) = group_images([Image(0, torch.arange(len(features)), layout)], features.device)
         group.features = features[None]
         group.companions = None if beside is None else beside[None]

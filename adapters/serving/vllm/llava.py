@@ -1,0 +1,31 @@
+"""LLaVA-1.5 in vLLM: as many tokens for every image; what is left is counted anew."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from vllm.model_executor.models.llava import LlavaForConditionalGeneration
+
+from tokenreduce.adapters.serving.vllm.model import ReducingModel
+from tokenreduce.adapters.serving.vllm.processing import reducing
+from tokenreduce.adapters.serving.vllm.settings import Settings
+from tokenreduce.adapters.visual_inputs import Picture, TowerCall
+
+
+def picture_of(settings: Settings, modality: str, made: Mapping[str, Any]) -> Picture:
+    return settings.family.only_picture()
+
+
+@reducing(picture_of)
+class Llava(ReducingModel, LlavaForConditionalGeneration):
+    def listened(self) -> tuple[list[nn.Module], list[nn.Module], nn.Module, Any]:
+        blocks = [layer.self_attn for layer in self.vision_tower.vision_model.encoder.layers]
+        projector = self.multi_modal_projector
+        return [b.attn for b in blocks], [b.qkv_proj for b in blocks], projector, projector
+
+    def passed(self, modality: str, given: Mapping[str, Any]) -> tuple[TowerCall, Tensor, list[Picture]]:
+        pixels = given["pixel_values"]
+        call = TowerCall(0, len(pixels), {}, tuple(pixels.shape))
+        return call, pixels, self.settings.family.pictures(call)

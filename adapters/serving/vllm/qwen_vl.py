@@ -1,0 +1,96 @@
+"""Qwen2-VL and Qwen2.5-VL in vLLM: pictures of any size and videos; survivors keep their ids of three axes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
+from vllm.model_executor.models.qwen2_vl import Qwen2VLForConditionalGeneration
+
+from tokenreduce.adapters.serving.vllm.model import ReducingModel
+from tokenreduce.adapters.serving.vllm.positions import grid_ids, laid_out, settled, with_ids
+from tokenreduce.adapters.serving.vllm.processing import reducing
+from tokenreduce.adapters.serving.vllm.settings import Settings
+from tokenreduce.adapters.upstream.vllm import places_from_model
+from tokenreduce.adapters.visual_inputs import Picture, TowerCall
+
+PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
+
+
+def pictures_of(settings: Settings, modality: str, grids: Tensor) -> tuple[TowerCall, list[Picture]]:
+    """Of grids (M, 3) of patches."""
+    call = TowerCall(0, 0, {"grid_thw": grids})
+    found = settings.family.pictures(call)
+    return call, [replace(p, layout=replace(p.layout, medium=modality)) for p in found]
+
+
+def picture_of(settings: Settings, modality: str, made: Mapping[str, Any]) -> Picture:
+    return pictures_of(settings, modality, made[f"{modality}_grid_thw"][None])[1][0]
+
+
+class QwenVL(ReducingModel):
+    supports_multimodal_pruning = True
+    visual: Any
+    config: Any
+    iter_mm_grid_thw: Any
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        places_from_model(vllm_config)
+
+    def listened(self) -> tuple[list[nn.Module], list[nn.Module], nn.Module, Any]:
+        blocks = [block.attn for block in self.visual.blocks]
+        mlp = self.visual.merger.mlp
+        return [b.attn for b in blocks], [b.qkv for b in blocks], mlp[0], lambda rows: projected(mlp, rows)
+
+    def passed(self, modality: str, given: Mapping[str, Any]) -> tuple[TowerCall, Tensor, list[Picture]]:
+        pixels = given[PIXELS[modality]]
+        call, pictures = pictures_of(self.settings, modality, given[f"{modality}_grid_thw"])
+        return replace(call, shape=tuple(pixels.shape)), pixels, pictures
+
+    def placed(
+        self, rows: Tensor, place: Tensor, picture: Picture, modality: str, given: Mapping[str, Any], i: int
+    ) -> Tensor:
+        seconds = given.get("second_per_grid_ts") if modality == "video" else None
+        step = 1.0 if seconds is None else float(seconds[i]) * self.config.vision_config.tokens_per_second
+        layout = picture.layout
+        ids = grid_ids(layout.frames, layout.height, layout.width, step).to(place.device, non_blocking=True)
+        return with_ids(rows, ids[:, place])
+
+    def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
+        lengths = {feature.mm_position.offset: feature.mm_position.length for feature in mm_features}
+        grids = self.iter_mm_grid_thw(mm_features)
+        pictures = ((offset, lengths[offset], grid_ids(*grid)) for offset, *grid in grids)
+        positions = laid_out(len(input_tokens), pictures)
+        return positions, int(positions.max()) + 1 - len(input_tokens)
+
+    def recompute_mrope_positions(
+        self, input_ids: Any, multimodal_embeddings: Any, mrope_positions: Tensor, num_computed_tokens: int
+    ) -> tuple[list[Tensor], Tensor, int]:
+        """``settled``, for the runner."""
+        ids = torch.as_tensor(input_ids, device=mrope_positions.device)
+        media = (ids == self.config.image_token_id) | (ids == self.config.video_token_id)
+        rows, positions = settled(mrope_positions, media, num_computed_tokens, multimodal_embeddings)
+        return rows, positions, int(torch.maximum(positions, mrope_positions).max()) + 1 - len(ids)
+
+
+def projected(layers: Any, rows: Tensor) -> Tensor:
+    """``rows`` through modules of vLLM's, which answer with a pair where they are linear."""
+    for layer in layers:
+        out = layer(rows)
+        rows = out[0] if isinstance(out, tuple) else out
+    return rows
+
+
+@reducing(picture_of)
+class Qwen2VL(QwenVL, Qwen2VLForConditionalGeneration):
+    pass
+
+
+@reducing(picture_of)
+class Qwen2_5VL(QwenVL, Qwen2_5_VLForConditionalGeneration):
+    pass

@@ -1,0 +1,99 @@
+"""Qwen2-VL and Qwen2.5-VL in vLLM, reduced: images and videos, survivors at their places, also where a prompt runs in chunks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+from servable_models import IMAGE, VIDEO, film, picture, save_qwen
+
+import tokenreduce as tr
+
+pytest.importorskip("vllm", reason="vllm is not installed: make test-serving")
+from vllm_servers import asked, engine
+
+KEEPS = [0.25, 1.0, 6]
+PROMPTS = [
+    (f"w1 w2 {IMAGE} w3 w4 w5", [picture(1, 196, 168)], []),
+    (f"w1 {IMAGE} w7 {IMAGE} w3", [picture(2, 196, 168), picture(3, 112, 224)], []),
+    (f"w9 {VIDEO} w3 w4", [], [film(4, 6, 112, 84)]),
+    (f"w9 {IMAGE} w2 {VIDEO} w3 w4", [picture(5, 140, 140)], [film(6, 4, 112, 84)]),
+    (f"w9 {IMAGE} w2 w11", [picture(6, 140, 140)], []),
+]
+EVERY = list(range(len(PROMPTS)))
+
+
+def described(video) -> dict:
+    frames = len(video)
+    return {
+        "fps": 2.0,
+        "duration": frames / 2,
+        "total_num_frames": frames,
+        "frames_indices": list(range(frames)),
+        "video_backend": "opencv",
+    }
+
+
+def in_transformers(folder, method, keep) -> tuple[list[list[int]], list[int]]:
+    model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    processor = transformers.AutoProcessor.from_pretrained(folder)
+    answers, lengths = [], []
+    with tr.wrapped(model, method, keep=keep):
+        for text, images, videos in PROMPTS:
+            seen = {"images": images} if images else {}
+            if videos:
+                metadata = [transformers.video_utils.VideoMetadata(**described(v)) for v in videos]
+                seen |= {"videos": videos, "video_metadata": metadata, "do_sample_frames": False}
+            inputs = processor(text=[text], return_tensors="pt", **seen)
+            with torch.no_grad():
+                out = model.generate(**inputs, max_new_tokens=8, do_sample=False, pad_token_id=0)
+            n, report = inputs["input_ids"].shape[1], tr.report(model)
+            answers.append(out[0, n:].tolist())
+            lengths.append(n - sum(report.tokens_in[0]) + sum(report.tokens_kept[0]))
+    return answers, lengths
+
+
+@pytest.fixture(scope="module", params=[("qwen2_5_vl", "hiprune", 512), ("qwen2_vl", "pool", 24)], ids=str)
+def served(request, tmp_path_factory):
+    """The last number: how many tokens run at a time; 24 cut a prompt, and most pictures, into chunks."""
+    kind, method, chunk = request.param
+    folder = save_qwen(kind, tmp_path_factory.mktemp(kind))
+    want = {keep: in_transformers(folder, method, keep) for keep in KEEPS}
+    prompts = []
+    for text, images, videos in PROMPTS:
+        data = {"image": images[0] if len(images) == 1 else images} if images else {}
+        if videos:
+            known = [(v, {**described(v), "do_sample_frames": False}) for v in videos]
+            data["video"] = known if kind == "qwen2_5_vl" else [v for v, _ in known]
+        prompts.append({"prompt": text, "multi_modal_data": data})
+    llm = engine(
+        folder, method, limit_mm_per_prompt={"image": 2, "video": 1}, max_num_batched_tokens=chunk, max_num_seqs=8
+    )
+
+    def equal(which: list[int], keeps: list) -> None:
+        answers, lengths = asked(llm, [prompts[i] for i in which], keeps, 8)
+        given = [want[0.25 if keep is None else keep] for keep in keeps]
+        assert lengths == [w[1][i] for w, i in zip(given, which)]
+        assert answers == [w[0][i][: len(a)] for w, i, a in zip(given, which, answers)]
+
+    yield llm, equal
+    llm.llm_engine.engine_core.shutdown()
+
+
+def test_unreduced_both_libraries_agree(served):
+    served[1](EVERY, [1.0] * len(EVERY))
+
+
+def test_answers_and_counts_are_those_of_transformers(served):
+    llm, equal = served
+    for i in EVERY:
+        equal([i], [None])
+    equal(EVERY, [None] * len(EVERY))  # from the prefix cache
+    llm.reset_prefix_cache()
+    equal(EVERY, [None] * len(EVERY))  # from the encoder's
+
+
+def test_budgets_of_one_picture_do_not_mix(served):
+    llm, equal = served
+    llm.reset_prefix_cache()
+    equal(EVERY * 3, [None] * 5 + [1.0] * 5 + [6] * 5)
