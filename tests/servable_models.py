@@ -34,10 +34,10 @@ def tokenizer() -> Any:
 
 
 def save_qwen(kind: str, folder: Path) -> Path:
-    """A random model of the type ``qwen2_vl`` or ``qwen2_5_vl`` in ``folder``."""
+    """A random model of the type ``qwen2_vl``, ``qwen2_5_vl`` or ``qwen3_vl`` in ``folder``."""
     import transformers as t
 
-    names = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL"}
+    names = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}
     name = names[kind]
     words = {
         "model_type": f"{kind}_text",
@@ -57,6 +57,11 @@ def save_qwen(kind: str, folder: Path) -> Path:
     patch = {"patch_size": 14, "temporal_patch_size": 2, "spatial_merge_size": 2, "in_channels": 3, "depth": 4}
     if kind == "qwen2_vl":
         tower = {**patch, "embed_dim": 64, "hidden_size": 64, "mlp_ratio": 2, "num_heads": 2}
+    elif kind == "qwen3_vl":
+        words |= {"head_dim": 32}
+        words["rope_parameters"] |= {"mrope_interleaved": True}
+        tower = {**patch, "patch_size": 16, "hidden_size": 64, "intermediate_size": 96, "num_heads": 2}
+        tower |= {"out_hidden_size": 64, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 2]}
     else:
         windows = {"window_size": 56, "fullatt_block_indexes": [1, 3], "tokens_per_second": 2}
         tower = {**patch, "hidden_size": 64, "intermediate_size": 96, "num_heads": 2, "out_hidden_size": 64, **windows}
@@ -69,10 +74,9 @@ def save_qwen(kind: str, folder: Path) -> Path:
             if weight.ndim > 1:
                 weight.normal_(0, 0.12 if "visual" in key else 0.25)
     model.save_pretrained(folder)
-    sizes = {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 256}
-    processor = getattr(t, f"{name}Processor")(
-        t.Qwen2VLImageProcessor(size=sizes), tokenizer(), t.Qwen2VLVideoProcessor(size=sizes)
-    )
+    sizes = {"size": {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 256}, "patch_size": tower["patch_size"]}
+    videos = t.Qwen3VLVideoProcessor if kind == "qwen3_vl" else t.Qwen2VLVideoProcessor
+    processor = getattr(t, f"{name}Processor")(t.Qwen2VLImageProcessor(**sizes), tokenizer(), videos(**sizes))
     processor.save_pretrained(folder)
     return folder
 

@@ -10,6 +10,7 @@ SERVED = {
     "LlavaForConditionalGeneration": "llava:Llava",
     "Qwen2VLForConditionalGeneration": "qwen_vl:Qwen2VL",
     "Qwen2_5_VLForConditionalGeneration": "qwen_vl:Qwen2_5VL",
+    "Qwen3VLForConditionalGeneration": "qwen_vl:Qwen3VL",
 }
 KEY = "tokenreduce"  #: in the model's configuration, where ``--hf-overrides`` puts it
 

@@ -1,8 +1,8 @@
-"""Qwen2-VL and Qwen2.5-VL in vLLM: pictures of any size and videos; survivors keep their ids of three axes."""
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL in vLLM: pictures of any size, videos; survivors keep their ids of three axes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 from vllm.model_executor.models.qwen2_vl import Qwen2VLForConditionalGeneration
+from vllm.model_executor.models.qwen3_vl import Qwen3VLForConditionalGeneration
 
 from tokenreduce.adapters.serving.vllm.model import ReducingModel
 from tokenreduce.adapters.serving.vllm.positions import grid_ids, laid_out, settled, with_ids
@@ -43,9 +44,12 @@ class QwenVL(ReducingModel):
         places_from_model(vllm_config)
 
     def listened(self) -> tuple[list[nn.Module], list[nn.Module], nn.Module, Any]:
-        blocks = [block.attn for block in self.visual.blocks]
-        mlp = self.visual.merger.mlp
-        return [b.attn for b in blocks], [b.qkv for b in blocks], mlp[0], lambda rows: projected(mlp, rows)
+        blocks, layers = [block.attn for block in self.visual.blocks], self.merging()
+        return [b.attn for b in blocks], [b.qkv for b in blocks], layers[0], lambda rows: projected(layers, rows)
+
+    def merging(self) -> list[Any]:
+        """The layers through which a unit's rows become a token, one after the other."""
+        return list(self.visual.merger.mlp)
 
     def passed(self, modality: str, given: Mapping[str, Any]) -> tuple[TowerCall, Tensor, list[Picture]]:
         pixels = given[PIXELS[modality]]
@@ -94,3 +98,26 @@ class Qwen2VL(QwenVL, Qwen2VLForConditionalGeneration):
 @reducing(picture_of)
 class Qwen2_5VL(QwenVL, Qwen2_5_VLForConditionalGeneration):
     pass
+
+
+def image_of(settings: Settings, modality: str, made: Mapping[str, Any]) -> Picture:
+    if modality == "video":
+        raise ValueError(
+            "videos of Qwen3-VL are not served reduced: time stamps stand between frames, and how many tokens each frame is "
+            """left with is not known when a prompt is laid out; start with --limit-mm-per-prompt '{"video": 0}', or serve """
+            "them with Qwen2.5-VL"
+        )
+    return picture_of(settings, modality, made)
+
+
+@reducing(image_of)
+class Qwen3VL(QwenVL, Qwen3VLForConditionalGeneration):
+    def merging(self) -> list[Any]:
+        merger = self.visual.merger
+        return [merger.linear_fc1, merger.act_fn, merger.linear_fc2]
+
+    def iter_mm_grid_thw(self, mm_features: list[Any]) -> Iterator[tuple[int, int, int, int, float]]:
+        side = self.config.vision_config.spatial_merge_size
+        for feature in sorted(mm_features, key=lambda f: f.mm_position.offset):
+            _, height, width = feature.data["image_grid_thw"].data.tolist()
+            yield feature.mm_position.offset, 1, height // side, width // side, 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from tokenreduce.adapters.visual_inputs import Picture
 from tokenreduce.picture_selection import Selection
 from tokenreduce.signals import AttentionReceived, ClsAttention, ImageFingerprint, Keys, ProjectorInput
 
+LOG = logging.getLogger("vllm.tokenreduce")  # where vLLM's own words go
 Keep = float | int | None
 REQUEST = "tr_keep"  #: in ``mm_processor_kwargs`` of a request
 SIGNALS = (ClsAttention, AttentionReceived, Keys, ProjectorInput, ImageFingerprint)
@@ -44,6 +46,8 @@ class Settings:
         given = {"positions": own, **asked}
         name = given.pop("method")
         self.selection = Selection(name, facts=self.family.offers(), **given)
+        for clause in self.selection.method.substitutes(self.family.offers()):
+            LOG.warning("%s runs on this %s model with %s", name, config.model_type, clause)
         policy = self.selection.method.policy
         if policy != own:
             raise ValueError(

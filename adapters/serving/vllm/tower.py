@@ -46,7 +46,9 @@ class TowerSignals:
         self.family = family
         self.needs = needs
         self.heard: dict[Signal, list[Tensor]] = {}
-        self.project = Projector(project)
+        self.projecting = False
+        self._way, self._entered = project, entered
+        self.project = Projector(self._projected)
         for need in needs:
             block = block_of(need)
             if isinstance(need, (ClsAttention, AttentionReceived)) and block is not None:
@@ -73,8 +75,17 @@ class TowerSignals:
             keys = keys.unflatten(-1, (heads, -1)).mean(dim=-2)
         self._note(need, keys.flatten(0, -2) if self.family.packs else keys)
 
+    def _projected(self, rows: Tensor) -> Tensor:
+        """A method's own ``rows`` through the projector, of which nothing is noted."""
+        self.projecting = True
+        try:
+            return self._way(rows.to(next(self._entered.parameters()).dtype))
+        finally:
+            self.projecting = False
+
     def _enters(self, need: Signal, module: nn.Module, args: tuple[Any, ...]) -> None:
-        self._note(need, args[0].flatten(0, -2) if self.family.packs else args[0])
+        if not self.projecting:
+            self._note(need, args[0].flatten(0, -2) if self.family.packs else args[0])
 
     def _note(self, need: Signal, value: Tensor) -> None:
         self.heard.setdefault(need, []).append(value)
