@@ -75,6 +75,17 @@ def test_text_is_served_beside_pictures(served):
     assert lengths[1] == length[0]
 
 
+def test_a_request_that_is_taken_back_leaves_nothing(served):
+    from vllm import SamplingParams
+
+    llm, prompts, equal = served
+    llm.reset_prefix_cache()
+    llm.llm_engine.add_request("gone", prompts[0], SamplingParams(max_tokens=200, ignore_eos=True))
+    llm.llm_engine.step()
+    llm.llm_engine.abort_request(["gone"])
+    equal([0, 1, 0], [8, None, None])
+
+
 def test_what_a_request_cannot_have_is_refused_and_others_go_on(served):
     llm, prompts, equal = served
     for keep in (0, 1.5, 145, "auto"):

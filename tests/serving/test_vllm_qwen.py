@@ -104,3 +104,10 @@ def test_budgets_of_one_picture_do_not_mix(served):
     llm, equal, every = served
     llm.reset_prefix_cache()
     equal(every * 3, [None] * len(every) + [1.0] * len(every) + [6] * len(every))
+
+
+def test_videos_of_qwen3_vl_are_refused_by_name():
+    from tokenreduce.adapters.serving.vllm.qwen_vl import image_of
+
+    with pytest.raises(ValueError, match=r"videos of Qwen3-VL.*time stamps"):
+        image_of(None, "video", {})
