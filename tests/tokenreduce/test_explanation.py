@@ -102,7 +102,7 @@ def test_a_method_that_does_not_fit_is_answered_with_those_that_do(tower):
     assert "Methods that fit" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["random", "uniform"])
+@pytest.mark.parametrize("name", ["random", "uniform", "pool"])
 def test_a_tower_by_itself_has_controls_and_a_report_in_its_own_words(name, tower):
     with tr.wrapped(tower, name, keep=0.25), torch.no_grad():
         tower(torch.rand(2, 3, 64, 64))

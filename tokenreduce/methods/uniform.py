@@ -33,11 +33,11 @@ class Uniform(Control):
 
 
 def regions(tokens: VisualTokens, k: int) -> tuple[Tensor, Tensor]:
-    """(B, N) region of each token and (B, k) central token of each region.
+    """(B, N) region of each token behind the prefix, and (B, k) central token of each region.
 
     A video is tiled as its frames stacked on top of one another; tokens that no longer form a grid, as one row.
     """
-    batch, n = tokens.features.shape[:2]
+    batch, n = len(tokens.features), tokens.num_tokens - tokens.prefix
     layout = tokens.layout if tokens.layout.is_grid and n == tokens.layout.num_tokens else Layout(1, n)
     region, centre = grid_partition(layout.frames * layout.height, layout.width, k)
     device = tokens.features.device
