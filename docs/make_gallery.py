@@ -23,7 +23,7 @@ from tokenreduce.draw import animate, draw, sheet, step_names, strip
 from tokenreduce.eval import demo
 from tokenreduce.eval.demo.measure import servable
 from tokenreduce.eval.demo.video import video_prompt, video_questions
-from tokenreduce.loading import model_inputs, quiet
+from tokenreduce.loading import model_inputs, picture_batch, quiet
 from tokenreduce.registry import registry
 
 HERE = Path(__file__).resolve().parent
@@ -92,7 +92,7 @@ def one_by_one(model, processor, scene) -> None:
     folder = HERE / "images/methods"
     folder.mkdir(parents=True, exist_ok=True)
     for row in tr.methods():
-        if row["paper"] == "baseline" or "image" not in row["media"] or row["name"] in BEFORE_THE_TOWER:
+        if row["paper"] == "baseline" or "image" not in row["media"] or row["name"] in (*BEFORE_THE_TOWER, "dymu"):
             continue
         keeps = [keep for keep in PAGE_KEEPS if not servable(model, [row["name"]], [keep])]
         drawn = [
@@ -102,6 +102,19 @@ def one_by_one(model, processor, scene) -> None:
         ]  # fmt: skip
         made = sheet(drawn, [f"keep={keep}" for keep in keeps], len(drawn), tile=WIDE)
         save_page(row["name"], made)
+
+
+def by_content(model, processor, scene) -> None:
+    """What DyMU leaves of three scenes at one calibration, as a picture for its page."""
+    trained = [question.image for question in {q.index: q for q in demo.questions("train", 64)}.values()]
+    found = tr.calibrate(model, [picture_batch(processor, trained, model)], keep=0.25)
+    scenes = sorted({q.index: q for q in demo.questions("test", 20)}.values(), key=lambda q: len(q.scene.things))
+    drawn, said = [], []
+    for own in (scenes[0], scenes[len(scenes) // 2], scenes[-1]):
+        trace = traced(model, processor, own.image, "dymu", question=own.question, calibration=found)
+        drawn.append(draw(trace, own.image, processor, caption=False, side=420))
+        said.append(f"{len(trace.kept[0])} of {trace.images[0].layout.num_tokens} tokens")
+    save_page("dymu", sheet(drawn, said, len(drawn), tile=WIDE))
 
 
 def stages(model, processor, cat: Image.Image, scene) -> list[str]:
@@ -222,6 +235,7 @@ def main() -> None:
         "notebook, `tr.explore(model, processor, images, question)` is a panel with method, budget, stage and picture.\n",
     ]
     one_by_one(model, processor, scene)
+    by_content(model, processor, scene)
     videos_one_by_one(model, processor)
     before_the_tower(save_page)
     (HERE / "gallery.md").write_text("\n".join(lines))

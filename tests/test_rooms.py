@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NOUNS = {
     "block_signals",
     "budgets",
+    "calibration",
     "joint_space",
     "mixing",
     "projection",
@@ -48,6 +49,7 @@ ALLOWED = {
         "text_attention",
         "text_raters",
         "text_relevance",
+        "threshold_merging",
         "token_rectangles",
         "tower_saliency",
         "validation",

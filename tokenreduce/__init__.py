@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tokenreduce.adapters.upstream.joint_space import text_tower
     from tokenreduce.attachment import is_wrapped, report, trace
     from tokenreduce.budgets import Budget
+    from tokenreduce.calibration import Calibration
     from tokenreduce.cost import Report
     from tokenreduce.draw import compare, draw, explore
     from tokenreduce.explanation import explain
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from tokenreduce.methods.aim import AIM
     from tokenreduce.methods.cdpruner import CDPruner
     from tokenreduce.methods.dart import DART
+    from tokenreduce.methods.dymu import DyMU
     from tokenreduce.methods.evit import EViT
     from tokenreduce.methods.expediting import Expediting
     from tokenreduce.methods.fastervlm import FasterVLM
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from tokenreduce.tables import Table, families, refused
     from tokenreduce.targets import budget_for
     from tokenreduce.tested import versions
+    from tokenreduce.threshold_search import calibrate
     from tokenreduce.tokens import VisualTokens
     from tokenreduce.traces import Trace, load_trace
     from tokenreduce.wrapping import budget, unwrap, wrap, wrapped
@@ -74,6 +77,8 @@ _HOME = {
     "Trace": "traces",
     "budget": "wrapping",
     "budget_for": "targets",
+    "Calibration": "calibration",
+    "calibrate": "threshold_search",
     "clear_measured": "measurements",
     "check_method": "eval.method_check",
     "doctor": "eval.doctor",

@@ -39,6 +39,17 @@ def model_inputs(
     return {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in made.items()}
 
 
+def picture_batch(processor: Any, pictures: Sequence[Image.Image], model: Any) -> dict[str, Any]:
+    """What ``model`` is called with for a batch of ``pictures``, a prompt of its own for each; an encoder takes no prompts."""
+    more: dict[str, Any] = {}
+    if hasattr(processor, "tokenizer"):
+        text = prompt_text(processor, ["image"], "Describe the picture.")
+        more = {"text": [text] * len(pictures), "padding": True}
+    made = processor(images=[[one] for one in pictures] if more else list(pictures), return_tensors="pt", **more)
+    made = made.to(model.device)
+    return {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in made.items()}
+
+
 def prompt_text(processor: Any, kinds: Sequence[str], prompt: str) -> str:
     """A turn that asks ``prompt`` about media of ``kinds``, ``image`` or ``video``, in order."""
     if getattr(processor, "chat_template", None):

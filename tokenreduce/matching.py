@@ -68,9 +68,14 @@ def match(metric: Tensor, r: int, prefix: int = 0, window: Tensor | None = None)
     batch, n, _ = metric.shape
     assert 1 <= r <= (n - prefix) // 2, "r fits"
     rows = torch.arange(n, device=metric.device).expand(batch, -1)
-    a, b = ((rows[:, first::2], metric[:, first::2]) for first in (prefix + (prefix == 1), prefix + (prefix != 1)))
+    a, b = ((rows[:, half], metric[:, half]) for half in halves(prefix))
     pairs = _best_pairs(*a, *b, r, window)
     return pairs._replace(alone=pairs.alone.sort(dim=1).values) if prefix else pairs
+
+
+def halves(prefix: int) -> tuple[slice, slice]:
+    """The rows of A and of B, by the parity of their place, behind ``prefix`` rows; a single one shifts it, see ``match``."""
+    return slice(prefix + (prefix == 1), None, 2), slice(prefix + (prefix != 1), None, 2)
 
 
 def best_pairs(metric: Tensor, a: Tensor, b: Tensor, r: int, window: Tensor | None = None) -> Pairs:

@@ -26,7 +26,7 @@ class ModelFacts:
         stages: stages this model can serve.
         pixel_unit: what a unit is made of, where the stage ``pixels`` is offered and this is known.
         tower_depth: number of vision blocks; 0 where the tower has none, or none that can be listened to.
-        tower_width: channels of its rows; 0: not known.
+        tower_width: channels of its rows; 0: not known. ``tower_type``, its ``model_type``, or its class.
         feature_block: 0-based block whose output is used: fed to the projector, or the last of an encoder alone; -1: none.
         has_cls: whether the tower has a [CLS] token, its first row.
         tower_prefix: rows of the tower before the first patch ([CLS], distillation, registers).
@@ -48,6 +48,7 @@ class ModelFacts:
     feature_block: int
     has_cls: bool
     tower_width: int = 0
+    tower_type: str = ""
     tower_prefix: int = 0
     pixel_unit: PixelUnit | None = None
     has_distillation: bool = False

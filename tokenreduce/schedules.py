@@ -74,6 +74,30 @@ def spread(total: int, depth: int, inflection: float = 0.0) -> list[int]:
     )
 
 
+STAIRCASES = ("constant", "linear", "reverse_linear")
+
+
+def staircase(total: int, depth: int, kind: str) -> list[int]:
+    """``total`` merges over ``depth`` blocks in whole steps, as DyMU's release makes them.
+
+    ``constant``: evenly, the first blocks one more. ``linear``: falling from ``2 total // depth``, rounded down, until
+    ``total`` is reached; where it is not, the first blocks one more each, from which the release does not return.
+    ``reverse_linear``: the same backwards.
+
+    >>> staircase(10, 4, "constant"), staircase(10, 4, "linear"), staircase(10, 4, "reverse_linear")
+    ([3, 3, 2, 2], [5, 3, 2, 0], [0, 2, 3, 5])
+    """
+    if kind == "constant":
+        each, more = divmod(total, depth)
+        return [each + (block < more) for block in range(depth)]
+    first, counts = 2 * total // depth, [0] * depth
+    for block in range(depth):
+        counts[block] = min(int(first - block * first / depth), total - sum(counts))
+    each, more = divmod(total - sum(counts), depth)
+    counts = [count + each + (block < more) for block, count in enumerate(counts)]
+    return counts if kind == "linear" else counts[::-1]
+
+
 def fit(wanted: list[int], n: int, k: int) -> list[int]:
     """``wanted`` merges per block made possible: from ``n`` patches to exactly ``k``, no block merging more than half.
 

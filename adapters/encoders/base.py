@@ -64,4 +64,10 @@ class EncoderFamily:
     def offers(self) -> ModelFacts:
         """``facts`` of this very model."""
         facts, unit = self.facts(), self.patch_grid.unit
-        return replace(facts, stages=(*(("pixels",) if unit else ()), *facts.stages), pixel_unit=unit)
+        return replace(
+            facts,
+            stages=(*(("pixels",) if unit else ()), *facts.stages),
+            pixel_unit=unit,
+            tower_width=max((p.numel() for p in self.blocks[0].norm2.parameters()), default=0) if self.blocks else 0,
+            tower_type=getattr(getattr(self.tower, "config", None), "model_type", "") or type(self.tower).__name__,
+        )

@@ -146,5 +146,5 @@ def difference(wanted: np.ndarray, got: np.ndarray, unordered: bool = False) -> 
         wrong = a != b
     if not wrong.any():
         return None
-    at = tuple(int(i[0]) for i in wrong.nonzero())
+    at = tuple(int(i[0]) for i in np.atleast_1d(wrong).nonzero())
     return f"{int(wrong.sum())} of {wrong.size} values differ, first at {at}: expected {a[at]}, got {b[at]}"

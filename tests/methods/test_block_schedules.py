@@ -19,6 +19,7 @@ TOWERS = {
     "evit": ({"keep_rate": 1.0}, {"keep_fused": False}, {}),
     "gtp": ({"num_prop": 0}, {}, {}),
     "expediting": ({"grid": (8, 8)}, {}, {}),
+    "dymu": ({"calibration": [1.0, 1.0, 1.0]}, {}, {}),
 }
 
 
@@ -45,7 +46,7 @@ def test_a_wrapped_vit(case) -> None:
 
 @pytest.mark.parametrize("order", ["raster", "reference"])
 @pytest.mark.parametrize("tower", ["clip", "siglip"])
-@pytest.mark.parametrize("method", ["tome", "pitome", "evit", "gtp", "expediting"])
+@pytest.mark.parametrize("method", ["tome", "pitome", "evit", "gtp", "expediting", "dymu"])
 def test_a_wrapped_llava(method, tower, order) -> None:
     model = models.llava(tower, grid=6)
     inputs = models.prompt(model, [1, 2], pad="left")

@@ -24,7 +24,7 @@ SIZES = [
 BUDGETS = [0.25, 7, 1.0, 1, 500]
 REFUSED = {
     "stage": (
-        "aim", "dart", "evit", "expediting", "fastv", "flashvid", "gtp", "holitom", "mustdrop", "pitome", "pixelprune",
+        "aim", "dart", "dymu", "evit", "expediting", "fastv", "flashvid", "gtp", "holitom", "mustdrop", "pitome", "pixelprune",
         "promptdistill", "pyramiddrop", "rlt", "sparsevlm", "tome",
     ),
     "text": ("cdpruner",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tokenreduce.cli import (
     bench,
+    calibrate,
     catalogue,
     check_method,
     demo,
@@ -27,6 +28,7 @@ COMMANDS = (
     "reproduce",
     "tune",
     "bench",
+    "calibrate",
     "methods",
     "models",
     "doctor",
@@ -38,6 +40,7 @@ app.registered_commands.sort(key=lambda command: COMMANDS.index(command.callback
 __all__ = [
     "app",
     "bench",
+    "calibrate",
     "catalogue",
     "check_method",
     "demo",

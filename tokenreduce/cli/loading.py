@@ -26,6 +26,21 @@ def load(name: str, dtype: str, device: str, attention: str) -> tuple[Any, Any]:
     return model.eval().to(place), processor
 
 
+def load_any(name: str, dtype: str, device: str, attention: str) -> tuple[Any, Any]:
+    """``load``, and where ``name`` is an encoder by itself, that and what prepares its pictures."""
+    from transformers import AutoConfig, AutoImageProcessor, AutoModel
+
+    import tokenreduce as tr
+
+    encoders = {row["model_type"] for row in tr.families() if row["kind"] == "encoder"}
+    if name == "demo" or pretrained(AutoConfig, name).model_type not in encoders:
+        return load(name, dtype, device, attention)
+    place = pick_device(device)
+    kind = "float32" if dtype == "auto" and place.type == "cpu" else dtype
+    model = pretrained(AutoModel, name, dtype=kind, attn_implementation=attention)
+    return model.eval().to(place), pretrained(AutoImageProcessor, name)
+
+
 def empty_model(name: str) -> Any:
     """The model without its weights, on the device "meta": ``name`` is as in ``load``, or a ``config.model_type``."""
     import torch
