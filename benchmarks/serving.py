@@ -176,7 +176,12 @@ def main() -> None:
     flag = {"tokenreduce": {"method": given.method, "keep": 0.5}}
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--host", "127.0.0.1"]
     command += ["--port", str(PORT), "--dtype", given.dtype, "--hf-overrides", json.dumps(flag)]
-    command += ["--no-enable-prefix-caching", "--max-model-len", "512" if given.model is None else "8192"]
+    command += [
+        "--trust-request-mm-kwargs",
+        "--no-enable-prefix-caching",
+        "--max-model-len",
+        "512" if given.model is None else "8192",
+    ]
     cuda = torch.cuda.is_available()
     command += [] if cuda else ["--enforce-eager"]
     here = {"VLLM_LOGGING_LEVEL": "WARNING"} | ({} if cuda else {"VLLM_CPU_KVCACHE_SPACE": "1"})

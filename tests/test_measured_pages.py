@@ -17,3 +17,9 @@ def test_streaming():
 def test_before_and_inside_the_tower():
     made = script("benchmarks/tower_page.py")
     assert made.PAGE.read_text() == made.page(*made.measured()), "run python benchmarks/tower_page.py"
+
+
+def test_serving():
+    made = script("benchmarks/serving.py")
+    text = made.PAGE.read_text()
+    assert text == made.page(text, json.loads(made.DATA.read_text())), "run python benchmarks/serving.py --page"

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Sequence
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 #: of a CPU: no compilation, a small cache, no network
@@ -34,3 +41,35 @@ def asked(llm: Any, prompts: Sequence[dict], keeps: Sequence[Any], tokens: int) 
     # tokens behind the end of an answer are cut off where it is compared
     out = llm.generate(given, SamplingParams(temperature=0, max_tokens=tokens), use_tqdm=False)
     return [list(x.outputs[0].token_ids) for x in out], [len(x.prompt_token_ids) for x in out]
+
+
+@contextmanager
+def over_http(folder: Any, method: str, port: int) -> Iterator[str]:
+    """The address of an OpenAI-compatible server on this machine, with the same flag; it is stopped at the end."""
+    flag = json.dumps({"tokenreduce": {"method": method, "keep": 0.25}})
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--dtype", "float32"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--hf-overrides", flag, "--trust-request-mm-kwargs"]
+    command += ["--enforce-eager", "--max-model-len", "512", "--served-model-name", "served"]
+    server = subprocess.Popen(command, env={**os.environ, **ENVIRONMENT})
+    try:
+        for _ in range(300):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
+                break
+            except OSError:
+                assert server.poll() is None, "the server ended before it was up"
+                time.sleep(1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+def posted(url: str, body: dict) -> tuple[int, dict]:
+    """Status and answer of a request."""
+    given = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(given, timeout=120) as reply:
+            return reply.status, json.loads(reply.read())
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
