@@ -30,3 +30,11 @@ def test_every_method_has_a_page_that_names_its_paper():
         page = (ROOT / "docs/methods" / f"{name if cls.paper else 'baselines'}.md").read_text()
         assert (cls.paper.removeprefix("arXiv ") if cls.paper else f"`{name}`") in page, name
         assert not cls.paper or "](../images/" in page, f"{name}: no picture, see docs/make_gallery.py"
+
+
+def test_the_first_page_is_short_until_something_is_unfolded():
+    text = (ROOT / "README.md").read_text()
+    assert text.count("<details>") == text.count("</details>") > 0
+    unfolded = re.sub(r"<details>.*?</details>", "", text, flags=re.DOTALL)
+    assert len(unfolded.splitlines()) <= 130
+    assert "| --- |" not in unfolded
