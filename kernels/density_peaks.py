@@ -68,7 +68,7 @@ def density_peaks(x: Tensor, clusters: int, neighbours: int, *, chunk: int | Non
         delta, nearest = fast.nearest_denser(x, density), lambda peaks: fast.nearest(x, take_rows(x, peaks))
     else:
         x = x.detach().double()
-        x = (x - x.mean(dim=1, keepdim=True)) / channels**0.5
+        x = x.sub(x.mean(dim=1, keepdim=True)).div_(channels**0.5)
         table = Table(x, n if chunk is None and n <= SMALL else chunk)
         density, farthest = _density(table, k)
         delta, nearest = _nearest_denser(table, density), table.nearest
@@ -107,7 +107,7 @@ class Table:
     def _distance(self, rows: slice, to: Tensor, to_square: Tensor) -> Tensor:
         scale = self.square[:, rows, None] + to_square[:, None]
         square = torch.baddbmm(scale, self.x[:, rows], to.mT, alpha=-2)
-        return square.where(square > RESOLUTION * scale, 0.0).float().sqrt_()
+        return square.where(square > scale.mul_(RESOLUTION), 0.0).float().sqrt_()
 
 
 def _density(table: Table, k: int) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ EPSILON = 1e-8  # as in torch's cosine similarity
 def temporal_similarity(x: Tensor) -> Tensor:
     """Cosine of the tokens at the same place of adjacent frames.
 
-    Computed in float32, as many frames at a time as stay in the cache; a zero vector has cosine 0 with everything. Not
+    Computed in float32, as many tokens at a time as stay in the cache; a zero vector has cosine 0 with everything. Not
     differentiable.
 
     Args:
@@ -30,9 +30,13 @@ def temporal_similarity(x: Tensor) -> Tensor:
     fast = dispatch.kernel("temporal_similarity", x)
     if fast is not None:
         return fast.temporal_similarity(x)
-    found = []
-    for block in row_blocks(len(x) - 1, x[0].numel(), least=4):
-        frames = x[block.start : block.stop + 1].float()
-        length = torch.linalg.vector_norm(frames, dim=-1).clamp_min(EPSILON)
-        found.append((frames[:-1] * frames[1:]).sum(dim=-1) / (length[:-1] * length[1:]))
-    return torch.cat(found)
+    frames, n, channels = x.shape
+    rows = x.flatten(0, 1)
+    product, length = rows.new_empty(len(rows), dtype=torch.float32), rows.new_empty(len(rows), dtype=torch.float32)
+    for block in row_blocks(len(rows), channels):
+        own = rows[block].float()
+        torch.linalg.vector_norm(own, dim=-1, out=length[block])
+        following = rows[block.start + n : block.stop + n].float()
+        product[block.start : block.start + len(following)] = (own[: len(following)] * following).sum(dim=-1)
+    length = length.clamp_min_(EPSILON).view(frames, n)
+    return product.view(frames, n)[:-1] / (length[:-1] * length[1:])
