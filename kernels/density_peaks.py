@@ -67,9 +67,7 @@ def density_peaks(x: Tensor, clusters: int, neighbours: int, *, chunk: int | Non
         density, farthest = fast.density(x, k)
         delta, nearest = fast.nearest_denser(x, density), lambda peaks: fast.nearest(x, take_rows(x, peaks))
     else:
-        x = x.detach().double()
-        x = x.sub(x.mean(dim=1, keepdim=True)).div_(channels**0.5)
-        table = Table(x, n if chunk is None and n <= SMALL else chunk)
+        table = Table(_centred(x), n if chunk is None and n <= SMALL else chunk)
         density, farthest = _density(table, k)
         delta, nearest = _nearest_denser(table, density), table.nearest
     score = density + torch.minimum(delta, farthest[:, None]).log()
@@ -78,6 +76,16 @@ def density_peaks(x: Tensor, clusters: int, neighbours: int, *, chunk: int | Non
     assign = nearest(centre)
     own = torch.arange(clusters, device=x.device).expand_as(centre)
     return Peaks(centre, score, assign.scatter(1, centre, own))
+
+
+def distances(x: Tensor) -> Tensor:
+    """(B, N, N) float32, |x_i - x_j| / sqrt(C) between the vectors ``x`` (B, N, C), as above, in one table."""
+    return next(distance for _, distance in Table(_centred(x), x.shape[1]).blocks())
+
+
+def _centred(x: Tensor) -> Tensor:
+    x = x.detach().double()
+    return x.sub(x.mean(dim=1, keepdim=True)).div_(x.shape[2] ** 0.5)
 
 
 class Table:

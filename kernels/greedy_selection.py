@@ -2,7 +2,8 @@
 
 Both rules repeat two steps: take the token of highest gain, lower the gains of the others by the cosines with it. On a CPU
 one product per token taken would wait for memory, and the table of all pairs is mostly never looked at: the reference makes
-rows of it in blocks, of the tokens that are likely to be taken next (``cosine_rows``).
+rows of it in blocks, of the tokens that are likely to be taken next (``cosine_rows``). Of images of few tokens, such as the
+frames of a video, max-min makes all, and takes a token of each at once.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ from torch import Tensor
 
 from tokenreduce.kernels import dispatch
 from tokenreduce.kernels.cosine_rows import BLOCK, CosineRows
+from tokenreduce.kernels.rows import EPSILON, row_blocks
 from tokenreduce.kernels.shapes import fits
 
 #: of the largest gain: what is left of a gain below this is rounding in float32
 RESOLUTION = 1e-6
+#: tokens of an image up to which images of a batch are chosen from together, and numbers of their tables at once
+FEW, TOGETHER = 256, 2**22
 
 
 @dispatch.operation
@@ -49,6 +53,13 @@ def max_min_selection(x: Tensor, k: int, *, weight: Tensor | None = None, first:
     fast = dispatch.kernel("greedy_selection", x, limit=_limit(x))
     if fast is not None:
         return fast.max_min_selection(x, k, weight, first)
+    if batch > 1 and n <= FEW:
+        return torch.cat(
+            [
+                _together(x[own], None if weight is None else weight[own], None if first is None else first[own], k)
+                for own in row_blocks(batch, n * n, max(1, TOGETHER // n**2))
+            ]
+        )
     weights = [None] * batch if weight is None else weight
     firsts = [None] * batch if first is None else first.tolist()
     return torch.stack([_max_min(*one, k) for one in zip(x, weights, firsts)])
@@ -106,6 +117,25 @@ def _max_min(x: Tensor, weight: Tensor | None, first: int | None, k: int) -> Ten
         gain = away if weight is None else torch.where(away < 0, away, away * weight)
         taken.append(int(gain.argmax()))
     return torch.tensor(taken, device=x.device)
+
+
+def _together(x: Tensor, weight: Tensor | None, first: Tensor | None, k: int) -> Tensor:
+    """(B, k) for images of few tokens, (B, N, C), all of whose cosines are made."""
+    x = x.detach().float()
+    inverse = torch.linalg.vector_norm(x, dim=2).clamp_min_(EPSILON).reciprocal_()
+    distance = _distance((x @ x.mT).mul_(inverse[:, :, None] * inverse[:, None]))  # the same both ways
+    if first is None:
+        itself = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
+        alone = distance.masked_fill(itself, torch.inf).amin(dim=2)
+        first = (alone if weight is None else alone * weight).argmax(dim=1)
+    taken, away = [first], distance.new_full(x.shape[:2], torch.inf)
+    image = torch.arange(len(x), device=x.device)
+    while len(taken) < k:
+        torch.minimum(away, distance[image, taken[-1]], out=away)
+        away.scatter_(1, taken[-1][:, None], -torch.inf)
+        gain = away if weight is None else torch.where(away < 0, away, away * weight)
+        taken.append(gain.argmax(dim=1))
+    return torch.stack(taken, dim=1)
 
 
 def _distance(cosine: Tensor) -> Tensor:

@@ -61,14 +61,12 @@ class Absorbed(NamedTuple):
     salient: (T, N) bool; centre: (T, N) bool.
     rows: (T * N, D) float32, what centres become; zeros elsewhere.
     joins: (T, N) long, the flat centre that a token is nearest to among those of the next anchor, -1: none.
-    score: (T, N) float32, log of density times distance; -inf where salient.
     """
 
     salient: Tensor
     centre: Tensor
     rows: Tensor
     joins: Tensor
-    score: Tensor
 
 
 def absorbed(
@@ -84,9 +82,11 @@ def absorbed(
     rank = saliency.float().sort(dim=1, descending=True, stable=True).indices.argsort(dim=1)
     salient = rank < given.salient[:, None]
     score = torch.full((frames, n), -torch.inf, device=device)
-    k = torch.full((frames,), neighbours, device=device)
-    for block in row_blocks(frames, n * n, least=1):
-        score[block] = peak_scores(x[block], ~salient[block], k[block])[0]
+    anchor = given.centres > 0
+    gives = anchor.nonzero().flatten()
+    for block in row_blocks(len(gives), n * n, least=1):
+        own = gives[block]
+        score[own] = peak_scores(x[own], ~salient[own], torch.full_like(own, neighbours))[0]
     order = score.sort(dim=1, descending=True, stable=True).indices
     centre = (order.argsort(dim=1) < given.centres[:, None]) & ~salient
     most = max(1, int(given.centres.max()))
@@ -95,7 +95,6 @@ def absorbed(
     candidates = unit.gather(1, at[..., None].expand(-1, -1, x.shape[2]))
     total, members = torch.zeros(frames * n, x.shape[2], device=device), torch.zeros(frames * n, device=device)
     joins = torch.full((frames, n), -1, device=device)
-    anchor = given.centres > 0
     frame_of, anchor_of = ((segment[:, None] == segment) & anchor).nonzero().T
     following = next_of(anchor, segment)
     for block in row_blocks(len(frame_of), n * max(most, x.shape[2]), least=1):
@@ -112,7 +111,7 @@ def absorbed(
     mixed = weight[:, None] * flat + (1 - weight)[:, None] * total / members.clamp_min(1)[:, None]
     rows = torch.where((members > 0)[:, None], mixed, flat) * centre.flatten()[:, None]
     joins = torch.where(centre, torch.arange(frames * n, device=device).view(frames, n), joins)
-    return Absorbed(salient, centre, rows, joins, score)
+    return Absorbed(salient, centre, rows, joins)
 
 
 def next_of(anchor: Tensor, segment: Tensor) -> Tensor:

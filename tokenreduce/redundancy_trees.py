@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tokenreduce.kernels.density_peaks import distances
 from tokenreduce.kernels.rows import row_blocks, unit_rows
 from tokenreduce.video_segments import rank_within
 
@@ -114,8 +115,7 @@ def peak_scores(x: Tensor, valid: Tensor, neighbours: Tensor) -> tuple[Tensor, T
     """(F, M) float32, log of density times distance of the ``valid`` (F, M) rows of ``x`` (F, M, D), -inf of others; and their
     distances (F, M, M), inf where either is not there. ``neighbours`` (F,) nearest rows make a density, itself included.
     """
-    x = x.double() / x.shape[2] ** 0.5
-    distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").float()
+    distance = distances(x)
     both = valid[:, :, None] & valid[:, None]
     far = distance.masked_fill(~both, torch.inf)
     k = min(int(neighbours.max()), x.shape[1])

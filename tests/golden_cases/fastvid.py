@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokenreduce.anchor_merging import Shares, absorbed, anchors, shared_last, summed
 from tokenreduce.methods.fastvid import FastVID
+from tokenreduce.redundancy_trees import peak_scores
 from tokenreduce.video_segments import neighbour_cosines, shared_within
 
 
@@ -65,7 +66,8 @@ def run(inputs: Meta[Tensor], params: Meta[Any]) -> dict[str, Tensor]:
     }
     if variant == "onevision":
         found["salient"] = made.salient.nonzero()[:, 1].view(frames, -1)
-        found["density_score"] = made.score[~made.salient].exp().view(frames, -1)
+        score, _ = peak_scores(x, ~made.salient, torch.full((frames,), method.neighbours))
+        found["density_score"] = score[~made.salient].exp().view(frames, -1)
     return found
 
 
