@@ -90,27 +90,32 @@ def absorbed(
     order = score.sort(dim=1, descending=True, stable=True).indices
     centre = (order.argsort(dim=1) < given.centres[:, None]) & ~salient
     most = max(1, int(given.centres.max()))
-    at, there = order[:, :most], torch.arange(most, device=device) < given.centres[:, None]
-    unit = unit_rows(x)
-    candidates = unit.gather(1, at[..., None].expand(-1, -1, x.shape[2]))
+    at, there = order[gives, :most], torch.arange(most, device=device) < given.centres[gives, None]
+    flat, unit = x.flatten(0, 1), unit_rows(x)
+    candidates = unit[gives].gather(1, at[..., None].expand(-1, -1, x.shape[2]))
+    unit, seat = unit.flatten(0, 1), at + gives[:, None] * n
     total, members = torch.zeros(frames * n, x.shape[2], device=device), torch.zeros(frames * n, device=device)
-    joins = torch.full((frames, n), -1, device=device)
-    frame_of, anchor_of = ((segment[:, None] == segment) & anchor).nonzero().T
-    following = next_of(anchor, segment)
-    for block in row_blocks(len(frame_of), n * max(most, x.shape[2]), least=1):
-        f, a = frame_of[block], anchor_of[block]
-        alike = (unit[f] @ candidates[a].mT).masked_fill(~there[a][:, None], -torch.inf)
-        target = at[a].gather(1, alike.argmax(dim=2)) + a[:, None] * n
-        moves = ~salient[f] & ~((f == a)[:, None] & centre[f] & (sources == "sequential"))
-        total.index_add_(0, target[moves], x[f][moves])
-        members.index_add_(0, target[moves], torch.ones_like(target[moves], dtype=members.dtype))
-        own = a == following[f]
-        joins[f[own]] = torch.where(salient[f[own]], -1, target[own])
-    flat = x.flatten(0, 1)
+    joins = torch.full((frames * n,), -1, device=device)
+    following, rest = next_of(anchor, segment), (~salient).flatten().nonzero().flatten()
+    spans, among = (
+        torch.bincount(one, minlength=int(segment[-1]) + 1).tolist() for one in (segment[rest // n], segment[gives])
+    )
+    for own, a in zip(rest.split(spans), torch.arange(len(gives), device=device).split(among)):
+        centres, seats, gone = candidates[a].flatten(0, 1), seat[a], ~there[a]
+        for block in row_blocks(len(own), len(centres)) if len(a) else ():
+            row = own[block, None]
+            alike = (unit[own[block]] @ centres.mT).unflatten(1, seats.shape).masked_fill_(gone, -torch.inf)
+            target = seats.T.gather(0, alike.argmax(dim=2))
+            moves = ~((row // n == gives[a]) & centre.flatten()[row] & (sources == "sequential"))
+            moved = row.expand_as(target)[moves]
+            total.index_add_(0, target[moves], flat[moved])
+            members.index_add_(0, target[moves], torch.ones_like(moved, dtype=members.dtype))
+            here = gives[a] == following[row // n]
+            joins[row.expand_as(target)[here]] = target[here]
     weight = (1 / (members + 1)).clamp_min(beta)
     mixed = weight[:, None] * flat + (1 - weight)[:, None] * total / members.clamp_min(1)[:, None]
     rows = torch.where((members > 0)[:, None], mixed, flat) * centre.flatten()[:, None]
-    joins = torch.where(centre, torch.arange(frames * n, device=device).view(frames, n), joins)
+    joins = torch.where(centre, torch.arange(frames * n, device=device).view(frames, n), joins.view(frames, n))
     return Absorbed(salient, centre, rows, joins)
 
 

@@ -14,11 +14,11 @@ SIZES = [{"B": 1, "N": 196}, {"B": 1, "N": 576}, {"B": 4, "N": 576}, {"B": 1, "N
 CPU_LIMIT = 4 * 576
 
 
-def plain(x: Tensor) -> tuple[Tensor, Tensor]:
+def plain(x: Tensor, neighbours: int = NEIGHBOURS) -> tuple[Tensor, Tensor]:
     """Score (B, N) and distances (B, N, N) of the vectors ``x`` (B, N, C)."""
     y = x.float() / x.shape[-1] ** 0.5
     distance = torch.cdist(y, y, compute_mode="donot_use_mm_for_euclid_dist")
-    density = -distance.topk(min(NEIGHBOURS, x.shape[1]), largest=False).values.square().mean(dim=-1)
+    density = -distance.topk(min(neighbours, x.shape[1]), largest=False).values.square().mean(dim=-1)
     denser = density[:, None] > density[..., None]
     delta = torch.where(denser, distance, torch.inf).amin(dim=-1)
     delta = torch.minimum(delta, distance.amax(dim=(1, 2))[:, None])
