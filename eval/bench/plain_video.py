@@ -82,7 +82,7 @@ def holitom(x: Tensor, a: Tensor, k: int) -> list[int]:
     for (start, stop, held), share in zip(parts, shares):
         static, moving = held.nonzero().flatten(), (~held).nonzero().flatten()
         if share[0]:
-            mean = sum(x[t, static] for t in range(start, stop)) / (stop - start)
+            mean = torch.stack([x[t, static] for t in range(start, stop)]).mean(dim=0)
             score, distance = density_peaks.plain(mean[None])
             centres = score[0].sort(descending=True, stable=True).indices[: share[0]]
             nearest = distance[0][:, centres].argmin(dim=1)
@@ -205,15 +205,15 @@ def flashvid(x: Tensor, a: Tensor, k: int) -> list[int]:
         rest = torch.tensor([total - int(picked.sum())])
         group = torch.zeros(stop - start, dtype=torch.long)
         centres = shared_within(group, torch.tensor([len(own) for own in left]), rest)
-        for t, own, q in zip(range(start, stop), left, centres.tolist()):
+        for t, places, q in zip(range(start, stop), left, centres.tolist()):
             found += [t * n + int(p) for p in picked[t - start].nonzero().flatten()]
             if q:
-                score, distance = density_peaks.plain(rows[t - start, own][None], neighbours=min(q, 7))
+                score, distance = density_peaks.plain(rows[t - start, places][None], neighbours=min(q, 7))
                 peaks = score[0].sort(descending=True, stable=True).indices[:q]
                 nearest = distance[0][:, peaks].argmin(dim=1)
                 for row, peak in enumerate(peaks):
-                    _ = rows[t - start, own][nearest == row].mean(dim=0)
-                    found.append(t * n + own[int(peak)])
+                    _ = rows[t - start, places][nearest == row].mean(dim=0)
+                    found.append(t * n + places[int(peak)])
     return sorted(found)
 
 
