@@ -19,11 +19,11 @@ from statistics import median
 from typing import Any
 
 import torch
+from plain_video import PLAIN
 from rich.progress import Progress
 
 from tokenreduce.eval import demo
 from tokenreduce.eval.bench.ops.holitom import footage
-from tokenreduce.eval.bench.plain_video import PLAIN
 from tokenreduce.eval.bench.timing import LargestTensor, take_turns
 from tokenreduce.eval.demo.video import FRAMES, answer_videos, arms, video_questions
 from tokenreduce.eval.results import environment, surroundings, write_json

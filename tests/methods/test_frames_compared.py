@@ -7,12 +7,14 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from scripts import script
 from torch import Tensor
 from video_plans import SIZES, cosine, footage, kept, planned
 
 import tokenreduce as tr
-from tokenreduce.eval.bench.plain_video import PLAIN
 from tokenreduce.layout import Layout
+
+PLAIN = script("benchmarks/plain_video.py").PLAIN
 
 
 @pytest.mark.parametrize(("frames", "n"), SIZES)
@@ -20,7 +22,7 @@ from tokenreduce.layout import Layout
 def test_evs(frames: int, n: int, keep: float | int) -> None:
     x = footage(frames, n)
     k = keep if isinstance(keep, int) else round(keep * frames * n)
-    assert kept(planned(tr.EVS(keep=keep), x[None])[1]) == PLAIN["evs"](x, min(k, frames * n))
+    assert kept(planned(tr.EVS(keep=keep), x[None])[1]) == PLAIN["evs"](x, x[..., 0], min(k, frames * n))
 
 
 def plain_vidcom2(x: Tensor, share: float, k: int | None) -> list[int]:
@@ -66,7 +68,7 @@ def test_vidcom2(frames: int, n: int, keep: float) -> None:
 @pytest.mark.parametrize("keep", [0.25, 0.475, 0.8])
 def test_dycoke(frames: int, n: int, keep: float) -> None:
     x = footage(frames, n)
-    assert kept(planned(tr.DyCoke(keep=keep), x[None])[1]) == PLAIN["dycoke"](x, round(keep * frames * n))
+    assert kept(planned(tr.DyCoke(keep=keep), x[None])[1]) == PLAIN["dycoke"](x, x[..., 0], round(keep * frames * n))
 
 
 def test_dycoke_keeps_one_frame_in_four() -> None:
