@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +13,8 @@ from tokenreduce.adapters.serving.vllm import plugin
 from tokenreduce.adapters.serving.vllm.positions import grid_ids, laid_out, settled, with_ids
 from tokenreduce.adapters.serving.vllm.settings import Settings, parted, read, written
 from tokenreduce.eval import demo
+from tokenreduce.eval.tiny_models.qwen import Qwen2_5VL
+from tokenreduce.registry import registry
 
 
 def settings(**asked) -> Settings:
@@ -42,6 +46,21 @@ def test_budgets_are_of_the_same_kind_after_their_journey():
 def test_what_is_not_served_is_refused_with_the_reason(asked, reason):
     with pytest.raises((TypeError, ValueError), match=reason):
         settings(**asked)
+
+
+def test_the_page_names_the_methods_that_are_served():
+    page = (Path(__file__).parents[2] / "docs/serving.md").read_text()
+    named = set(re.findall(r"`(\w+)`", page[page.index("Methods: ") : page.index("and the baselines:")]))
+    found = set()
+    for name, cls in registry().items():
+        config = Qwen2_5VL().config()
+        config.tokenreduce = {"method": name, "keep": 0.25}
+        try:
+            Settings(config, keeps_positions=True)
+        except ValueError:
+            continue
+        found |= {name} if cls.paper else set()
+    assert named == found
 
 
 def test_a_request_says_its_budget_and_nothing_else():
