@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import long_videos
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, RESULTS = ROOT / "docs/performance.md", ROOT / "benchmarks/results/bench"
-
-OPENING = (ROOT / "benchmarks/performance_opening.md").read_text()
 
 SECTIONS = (ROOT / "benchmarks/performance_notes.md").read_text().split("## ")[1:]
 NOTES = {name: text.strip() for name, _, text in (section.partition("\n") for section in SECTIONS)}
@@ -26,14 +26,14 @@ def commands() -> dict[str, str]:
 
 
 def page() -> str:
-    parts = [OPENING]
+    parts = [(ROOT / "benchmarks/performance_opening.md").read_text()]
     found = current({name: json.loads((RESULTS / name).read_text()) for name in commands()})
     for what, heading in HEADINGS.items():
         parts.append(f"## {heading}\n\n{NOTES[what]}\n")
         for name, content in found.items():
             if content["what"] == what:
                 parts += [caption(name, content), TABLES[what](content["rows"]), ""]
-    parts += ["## What was aimed at", "", reached(list(found.values()))]
+    parts += [long_videos.section(), "## What was aimed at", "", reached(list(found.values()))]
     return "\n".join(parts) + "\n"
 
 
