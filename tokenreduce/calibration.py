@@ -58,7 +58,7 @@ class Tower:
         return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Calibration:
     """Thresholds of one tower.
 
@@ -86,6 +86,10 @@ class Calibration:
                 f"thresholds={list(self.thresholds)!r}; allowed: one number in [-1, 1] per block of the vision tower, 1 where "
                 "nothing is to merge"
             )
+
+    def __repr__(self) -> str:
+        of = "" if self.tower is None else f" of {self.tower.type}, keep={self.keep!r}"
+        return f"<{len(self.thresholds)} thresholds{of}>"
 
     @classmethod
     def of(cls, given: Calibration | str | PathLike[str] | Mapping[Any, Any] | Sequence[float]) -> Calibration:

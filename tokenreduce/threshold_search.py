@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +15,7 @@ from tokenreduce.attachment import attachment_of, is_wrapped
 from tokenreduce.calibration import Calibration, Tower
 from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.reduction import Reduction
-from tokenreduce.schedules import STAIRCASES, needs_encoder, staircase
+from tokenreduce.schedules import STAIRCASES, fit, needs_encoder, staircase
 from tokenreduce.signals import Keys
 from tokenreduce.threshold_merging import best_of_all, candidates
 from tokenreduce.tokens import VisualTokens
@@ -24,6 +24,8 @@ from tokenreduce.wrapping import wrapped
 
 if TYPE_CHECKING:
     from torch import nn
+
+CAME = "came"  # the tokens of a view that arrived at the first block
 
 
 @dataclass
@@ -78,16 +80,19 @@ class ThresholdSearch(Method, register=False):
         )
 
     def merges(self, n: int, depth: int, block: int) -> int:
-        """Merges in ``block`` of ``depth``, of a view of ``n`` tokens, on average."""
-        return staircase(n - self.budget.count(n), depth, self.schedule)[block]
+        """Merges in ``block`` of ``depth`` on average, of a view of ``n`` tokens: as scheduled, where a block can do as many."""
+        k = self.budget.count(n)
+        return fit(staircase(n - k, depth, self.schedule), n, k)[block]
 
     def checked_together(self, groups: Sequence[VisualTokens]) -> list[Reduction]:
         block, depth = groups[0].layer or 0, groups[0].amount
         pairs = [candidates(tokens.signal(Keys(block)), tokens.prefix, tokens.window) for tokens in groups]
-        scores, total = [], 0
+        scores, notes, total = [], [], 0
         for tokens, found in zip(groups, pairs):
             views, n = len(tokens.features), tokens.num_tokens - tokens.prefix
-            r = min(self.merges(tokens.layout.num_tokens, depth, block), n // 2)
+            came = int(tokens.notes[CAME][0]) if CAME in tokens.notes else n
+            r = min(self.merges(came, depth, block), n // 2)
+            notes.append({CAME: torch.full((views,), came, device=tokens.features.device)})
             score = tokens.features.new_full((views, 0), 0.0) if found is None else found.score
             if self.max_r is not None:
                 score = score.index_fill(1, torch.arange(self.max_r, score.shape[1], device=score.device), -torch.inf)
@@ -100,10 +105,10 @@ class ThresholdSearch(Method, register=False):
             merged = sum(int(count.sum()) for count in counts)
             self.found.left += sum((t.num_tokens - t.prefix) * len(t.features) for t in groups) - merged
         return [
-            (Reduction.identity(tokens) if found is None else found.merge(count, tokens.size, "batch")).check(
-                tokens, values=False
-            )
-            for tokens, found, count in zip(groups, pairs, counts)
+            replace(
+                Reduction.identity(tokens) if found is None else found.merge(count, tokens.size, "batch"), notes=note
+            ).check(tokens, values=False)
+            for tokens, found, count, note in zip(groups, pairs, counts, notes)
         ]
 
 
@@ -130,7 +135,8 @@ def calibrate(
         batches: what the model is called with, one after the other: inputs of a processor, or a tensor. Of a
             vision-language model, prompts with one picture each are what it will see later, too.
         keep: mean number of tokens, a fraction, or a count of each view that the tower runs (an image or one of its tiles).
-        schedule: how merges are spread over the blocks: ``constant``, ``linear`` falling, or ``reverse_linear``.
+        schedule: how merges are spread over the blocks: ``constant``, ``linear`` falling, or ``reverse_linear``; a block that
+            cannot merge as many leaves them to others.
         max_r: most tokens of one view that merge in a block.
 
     Returns:
