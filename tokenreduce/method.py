@@ -76,7 +76,8 @@ class Step:
         amount: what the plan worked out for this step, handed back as ``tokens.amount``: a number, such as how many tokens
             to merge in this block, or a few of them. At the encoder it may be None as long as ``tower_grid`` is: the plan
             is made again for the patches that arrive.
-        when: at the encoder, ``middle`` between attention and MLP of the block, or ``after`` the block.
+        when: at the encoder, ``before`` the block, ``middle`` between its attention and MLP, or ``after`` it.
+        joins: in front of it, so many neighbours of the batch, frames of a video, become one sequence, first their prefix rows.
         decode_ids: at the cache, position ids of tokens written after the prompt: ``continue`` the prompt's, or count the
             ``cache_length`` of each layer.
         through, survivors_of: at the cache, the caches of layers ``layer`` to ``through`` are cut to the tokens that layer
@@ -88,7 +89,8 @@ class Step:
     layer: int | None = None
     needs: tuple[Signal, ...] = ()
     amount: Any = None
-    when: Literal["middle", "after"] = "middle"
+    when: Literal["before", "middle", "after"] = "middle"
+    joins: int = 1
     proportional: bool = False
     decode_ids: Literal["continue", "cache_length"] = "continue"
     through: int | None = None

@@ -63,7 +63,7 @@ def check_step(name: str, step: Step, facts: ModelFacts) -> None:
     """Raise where a model of these ``facts`` cannot serve ``step`` of the method ``name``, or would too late."""
     if not isinstance(step, Step):
         raise TypeError(f"method={name!r}: plan gave a {type(step).__name__}; allowed: a tuple of Step(...)")
-    for word, allowed in (("when", ("middle", "after")), ("decode_ids", ("continue", "cache_length"))):
+    for word, allowed in (("when", ("before", "middle", "after")), ("decode_ids", ("continue", "cache_length"))):
         if getattr(step, word) not in allowed:
             raise ValueError(
                 f"method={name!r}: {word}={getattr(step, word)!r} in a Step; allowed: {', '.join(map(repr, allowed))}"
@@ -98,6 +98,7 @@ def check_step(name: str, step: Step, facts: ModelFacts) -> None:
             )
     if step.stage == "decode":
         _check_decode(name, step)
+    _check_before(name, step, facts)
     if (step.through is None) != (step.survivors_of is None):
         raise ValueError(f"method={name!r}: {step} has one of through and survivors_of; allowed: both, or neither")
     if step.through is not None and step.survivors_of is not None:
@@ -141,6 +142,25 @@ def check_step(name: str, step: Step, facts: ModelFacts) -> None:
                 f"method={name!r} needs {need} at {_place(step)}, which comes before it; allowed: signals of earlier layers. "
                 f"Act at Step({'decode' if step.stage == 'decode' else 'llm'!r}, layer={layer + 1}) or later"
             )
+
+
+def _check_before(name: str, step: Step, facts: ModelFacts) -> None:
+    if step.when == "before" and step.needs:
+        raise ValueError(
+            f"method={name!r} needs {step.needs[0]} at {_place(step)}, before the block; allowed there: what enters it, which is "
+            "tokens.features"
+        )
+    if step.joins == 1:
+        return
+    if step.when != "before" or step.joins < 1:
+        raise ValueError(
+            f"method={name!r}: joins={step.joins} with when={step.when!r}; allowed: when='before', and at least 1"
+        )
+    if "projector" in facts.stages:
+        raise ValueError(
+            f"method={name!r} goes on with several frames as one sequence, but the vision tower of a {facts.family} model "
+            "encodes each by itself and is not told which are of one video; use it on an encoder alone, or merge behind the tower"
+        )
 
 
 def _check_decode(name: str, step: Step) -> None:

@@ -93,13 +93,17 @@ class EncoderHooks:
         return output
 
     def _record(self, state: TowerState) -> None:
-        prefix = self.family.prefix
-        counts = state.counts(len(self.shapes))
-        whole = state.arrived or counts[0][0]
+        counts, whole = state.counts(len(self.shapes)), state.unmerged
+
+        def tokens(numbers: list[int]) -> list[int]:
+            """Patches of each image, or of each video where frames went on as one sequence."""
+            each = len(numbers) // len(state.numbers)
+            return [sum(numbers[i : i + each]) - state.prefix for i in range(0, len(numbers), each)]
+
         report = Report(
-            tokens_in=[[n - prefix] for n in whole],
-            tokens_kept=[[n - prefix] for n in state.numbers],
-            tokens_at_layer=[[n - prefix for n in before] for before, _ in counts],
+            tokens_in=[[n] for n in tokens(whole)],
+            tokens_kept=[[n] for n in tokens(state.numbers)],
+            tokens_at_layer=[tokens(before) for before, _ in counts],
             flops=sum(shape.flops(*passed) for shape, passed in zip(self.shapes, counts, strict=True)),
             flops_unreduced=sum(shape.flops(whole, whole) for shape in self.shapes),
             kv_bytes=0,
@@ -112,7 +116,7 @@ class EncoderHooks:
 
     def _trace(self, state: TowerState, chosen: list[StageTrace | None] | None) -> Trace:
         """The images of a pass with what happened to each."""
-        prefix, device = self.family.prefix, state.assign.device
+        prefix, device = state.prefix, state.assign.device
         alike: dict[Any, list[int]] = {}
         for b, layout in enumerate(state.layouts):
             # of equally many rows

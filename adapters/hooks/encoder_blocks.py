@@ -16,7 +16,7 @@ from tokenreduce.adapters.hooks.merging_pass import MergingPass
 from tokenreduce.adapters.hooks.row_arguments import RowArguments
 from tokenreduce.adapters.hooks.tower_listener import TowerListener, attention_statistic
 from tokenreduce.adapters.hooks.tower_state import UNSEEN, TowerState
-from tokenreduce.adapters.hooks.unit_rows import as_given, in_batch, rows_of
+from tokenreduce.adapters.hooks.unit_rows import as_given, in_batch, joined, rows_of
 from tokenreduce.block_signals import AttentionMap, BlockInput
 from tokenreduce.kernels.rows import take_rows
 from tokenreduce.reduction import Reduction
@@ -48,20 +48,27 @@ class BlockHooks:
         now.inside = None if again else self.index
         self.in_turn(now)
         x = self.merging.arrange(now, self.index, x, self.arguments.borders(args[1:], kwargs))
-        state.entered.append((state.assign, state.made))
-        state.came.append(state.numbers)
+        come_whole = self.index == 0 and state.arrived is not None
+        narrow = len(state.size), state.units.count(state.size.shape[1])
+        if state.moved and (come_whole or x.shape[:2] != narrow):  # the block before gave full width
+            whole = joined(x, state.frames, self.merging.prefix) if state.frames > 1 else x
+            x = rows_of(whole, state.rows) if now.rows is None else now.rows
         now.heard = {}
+        state.began = state.began or state.numbers
+        if any(step.when == "before" for _, step, _ in now.steps.get(self.index, [])):
+            x, _ = self.merging.reduce(now, self.index, x, "before")
+            if state.frames > 1:
+                self.arguments.refuse_joined(args[1:], kwargs)
+        state.entered.append(state.back)
+        state.came.append(state.numbers)
         if BlockInput(self.index) in (need for _, step, _ in now.steps.get(self.index, []) for need in step.needs):
             now.heard[BlockInput(self.index)] = state.units.mean(x)
         now.bias = None  # no row is absent, or counts for several, before the first merge
         if not state.moved:
             return None
-        come_whole = self.index == 0 and state.arrived is not None
-        if come_whole or x.shape[1] != state.units.count(state.size.shape[1]):  # the block before gave full width
-            x = rows_of(x, state.rows) if now.rows is None else now.rows
         now.bias = self.bias_of(now)
         borders = None if now.windows is None else now.windows.borders
-        rest, kwargs = self.arguments.following(args[1:], kwargs, state, self.merging.prefix, borders)
+        rest, kwargs = self.arguments.following(args[1:], kwargs, state, state.prefix, borders)
         x = as_given(x, given)
         return ((x, *rest), kwargs) if args else (args, {**kwargs, next(iter(kwargs)): x})
 
@@ -89,7 +96,7 @@ class BlockHooks:
             if isinstance(need, (ClsAttention, AttentionReceived, AttentionMap)):
                 with now.pipeline.stopwatch(query.device):
                     told = (query, key, mask, scale, cuts, there)
-                    value = attention_statistic(need, *told, packed=packed, prefix=self.merging.prefix)
+                    value = attention_statistic(need, *told, packed=packed, prefix=state.prefix)
                     if packed and isinstance(
                         need, AttentionReceived
                     ):  # sums over queries; the others of its picture pay a token nothing
@@ -158,6 +165,8 @@ class BlockHooks:
                 x = self.merged(now, x)
         now.pending, now.stream, now.branch, now.inside = [], None, None, None
         x, _ = merging.reduce(now, self.index, x, "after")
+        now.state.behind.append(now.state.numbers)
+        now.state.went_on.append(now.state.back)
         last = self.index == len(merging.blocks) - 1
         if now.state.moved and ((last and merging.expand) or now.widen):
             now.rows, x = None if now.state.made is None else x, now.state.whole(x)

@@ -11,6 +11,7 @@ from torch import Tensor
 from tokenreduce.adapters.encoders.blocks import Block
 from tokenreduce.adapters.encoders.patch_grid import Arrived, PatchGrid
 from tokenreduce.adapters.hooks.arriving_views import each_an_image, whole_images
+from tokenreduce.adapters.hooks.joined_frames import join
 from tokenreduce.adapters.hooks.merging_pass import MergingPass
 from tokenreduce.adapters.hooks.packed_units import Segment, Windows, ask_segments, grouped_segments
 from tokenreduce.adapters.hooks.ragged_rows import (
@@ -175,6 +176,7 @@ class EncoderMerging:
             if step.when != when:
                 continue
             with now.pipeline.stopwatch(x.device):
+                x = x if step.joins == 1 else join(state, x, step.joins)
                 tokens = VisualTokens(
                     features=state.units.mean(x),
                     layout=state.layouts[0],
@@ -184,9 +186,9 @@ class EncoderMerging:
                     size=state.size,
                     signals={need: now.heard[need] for need in step.needs},
                     notes=now.notes.get(number, {}),
-                    prefix=self.prefix,
+                    prefix=state.prefix,
                     window=None if now.windows is None else now.windows.of_units,
-                    cell=state.source - self.prefix,
+                    cell=state.source - state.prefix,
                     amount=step.amount,
                 )
                 if self.segments is not None:

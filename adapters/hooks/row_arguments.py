@@ -28,6 +28,16 @@ class RowArguments:
         given = {**dict(zip(self.names, args)), **kwargs}
         return next((value for name, value in given.items() if is_borders(name)), None)
 
+    def refuse_joined(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raise where frames go on as one sequence, and ``args`` (behind the rows) or ``kwargs`` tell of the rows of one."""
+        given = {**dict(zip(self.names, args)), **kwargs}
+        told = [name for name in (*TABLES, *MASKS) if given.get(name) is not None]
+        if told:
+            raise ValueError(
+                f"frames go on as one sequence, but a block of this tower is given {' and '.join(told)} with an entry for each "
+                "row of a frame; allowed: towers whose positions are in the rows, such as CLIP, SigLIP, DINOv2 and plain ViT"
+            )
+
     def following(
         self,
         args: tuple[Any, ...],

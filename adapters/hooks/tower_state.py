@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tokenreduce.adapters.hooks.rows_restored import made_of, restored
-from tokenreduce.adapters.hooks.unit_rows import UnitRows, as_given, in_batch, rows_of
+from tokenreduce.adapters.hooks.unit_rows import UnitRows, as_given, in_batch, parted_frames, rows_of
 from tokenreduce.kernels.group_mean import group_mean
 from tokenreduce.layout import Layout
 from tokenreduce.provenance import StageTrace
 from tokenreduce.reduction import Reduction
 
 UNSEEN = -1e4  # added to the logits of an absent row: none is left of it after the softmax, in any precision
+
+
+class WayBack(NamedTuple):
+    """How units of the unmerged tower come back from rows: ``assign``, ``made`` and ``frames`` of a ``TowerState``."""
+
+    assign: Tensor
+    made: Tensor | None
+    frames: int
 
 
 @dataclass
@@ -34,10 +41,13 @@ class TowerState:
         layouts: where the units of each image are.
         own: of each image, the rows of the unmerged tower that are its own, ascending; None: all. The others fill up a batch.
         numbers: units there are of each image; ``size`` is as wide as the most, and rows beyond an image's own are absent.
-        arrived: ``numbers`` before some were left out in front of the first block; None: none were.
+        arrived: ``numbers`` before some were left out in front of the first block; None: none were. ``began``, those in front of
+            whatever happens in that block.
         units: how rows make units.
         made: (B, N0, N) float, how each unit of the unmerged tower is made again of the current ones; None: a copy of one.
-        entered: per block, ``assign`` and ``made`` when the block was entered; ``came``, ``numbers`` at that time.
+        frames: images that are one sequence, and then one image of the others: their prefix rows come first.
+        entered: per block, the way back in front of its attention; ``went_on``, behind it; ``came`` and ``behind``, ``numbers``
+            there.
         history: what happened; ``left``, ``numbers`` after each time.
         moved: whether rows are others than those of the unmerged tower, or in another order.
     """
@@ -49,10 +59,14 @@ class TowerState:
     numbers: list[int]
     own: list[list[int]] | None = None
     arrived: list[int] | None = None
+    began: list[int] = field(default_factory=list)
     units: UnitRows = field(default_factory=UnitRows)
     made: Tensor | None = None
-    entered: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
+    frames: int = 1
+    entered: list[WayBack] = field(default_factory=list)
+    went_on: list[WayBack] = field(default_factory=list)
     came: list[list[int]] = field(default_factory=list)
+    behind: list[list[int]] = field(default_factory=list)
     history: list[StageTrace] = field(default_factory=list)
     left: list[list[int]] = field(default_factory=list)
     touched: bool = False
@@ -117,18 +131,33 @@ class TowerState:
         return self.size if self.own_counts is None else self.own_counts
 
     @property
+    def prefix(self) -> int:
+        """Rows in front of the patches of each sequence."""
+        return self.units.prefix * self.frames
+
+    @property
+    def full(self) -> tuple[int, int]:
+        """Batch and rows of the unmerged tower."""
+        return len(self.assign) * self.frames, self.units.count(self.assign.shape[1] // self.frames)
+
+    @property
     def rows(self) -> Tensor:
         """(B, n) long, row of the unmerged tower each current one sits at."""
         return self.units.standing(self.source)
 
     def went(self, block: int | None = None) -> Tensor:
         """(B, n0) long, row that each row of the unmerged tower is in where ``block`` is entered; None: at the end."""
-        return self.units.of_rows(self.assign if block is None else self.entered[block][0])
+        return self.units.of_rows(self.assign if block is None else self.entered[block].assign)
 
-    def whole(self, rows: Tensor, block: int | None = None) -> Tensor:
-        """``rows`` (B, n, D) as ``block`` was entered, or as they are in the end, at full width (B, n0, D)."""
-        made = self.made if block is None else self.entered[block][1]
-        return rows_of(rows, self.went(block)) if made is None else restored(made, self.units, rows)
+    @property
+    def back(self) -> WayBack:
+        return WayBack(self.assign, self.made, self.frames)
+
+    def whole(self, rows: Tensor, back: WayBack | None = None) -> Tensor:
+        """``rows`` (B, n, D), from where the way ``back`` leads, by default from the end, at full width (B, n0, D)."""
+        assign, made, frames = back or self.back
+        wide = rows_of(rows, self.units.of_rows(assign)) if made is None else restored(made, self.units, rows)
+        return wide if frames == 1 else parted_frames(wide, frames, self.units.prefix)
 
     def select(self, entering: Tensor, prefix: int, *, in_place: bool) -> None:
         """Leave patches out in front of the first block: all but those ``entering``, (B, n) bool, and the ``prefix`` rows.
@@ -153,10 +182,15 @@ class TowerState:
         self.touched = self.moved = True
         self.alike = min(self.numbers) == width
 
+    @property
+    def unmerged(self) -> list[int]:
+        """Rows of each image that blocks would work on if nothing merged or left."""
+        return self.arrived or [self.units.count(n) for n in self.began]
+
     def counts(self, depth: int) -> list[tuple[list[int], list[int]]]:
         """Rows of each image that attention and MLP of each block work on."""
-        came = [[self.units.count(n) for n in own] for own in (*self.came[:depth], self.numbers)]
-        return list(pairwise(came))
+        came, behind = ([[self.units.count(n) for n in own] for own in all_] for all_ in (self.came, self.behind))
+        return list(zip(came[:depth], behind, strict=False))
 
     def of_segments(self, span: range) -> list[StageTrace]:
         """What happened to the segments ``span``, one picture, of a packed sequence, counted in its own units."""
@@ -176,16 +210,15 @@ class TowerState:
             averaged: every row of the unmerged tower is given the mean of all that its final row stands for, so that states
                 of several blocks tell of the same groups; not where rows are made again, and every patch stands for itself.
         """
-        depth, wide = len(self.entered), []
+        ways, wide = [*self.entered[:1], *self.went_on], []
         for i, state in enumerate(states):
-            at = i if i < depth else None
+            back = ways[min(i, len(ways) - 1)]
             if state is not None:
                 rows = in_batch(state)
-                ordered = self.units.order is None or not at
-                if rows.shape[1] != self.units.count(self.assign.shape[1]) or not ordered:
-                    rows = self.whole(rows, at)
-                others = at is not None and self.entered[at][0] is not self.assign
-                if averaged and self.made is None and others:
+                ordered = self.units.order is None or not 0 < i < len(ways) - 1
+                if rows.shape[:2] != self.full or not ordered:
+                    rows = self.whole(rows, back)
+                if averaged and self.made is None and back.assign is not self.assign:
                     rows = self.averaged(rows)
                 state = as_given(rows, state)
             wide.append(state)

@@ -115,3 +115,15 @@ def as_given(x: Tensor, given: Tensor) -> Tensor:
 def rows_of(x: Tensor, index: Tensor) -> Tensor:
     """Rows ``index`` (B, K) of ``x`` (B, N, D); -1, a token that is gone, gives the first row."""
     return take_rows(x, index.clamp_min(0))
+
+
+def joined(x: Tensor, frames: int, prefix: int) -> Tensor:
+    """``frames`` neighbours of the batch ``x`` (B, n, ...) as one, (B / frames, n frames, ...): their ``prefix`` rows first."""
+    own = x.unflatten(0, (-1, frames))
+    return torch.cat([own[:, :, :prefix].flatten(1, 2), own[:, :, prefix:].flatten(1, 2)], dim=1)
+
+
+def parted_frames(x: Tensor, frames: int, prefix: int) -> Tensor:
+    """The batch that ``joined`` made into ``x``."""
+    front = x[:, : frames * prefix].unflatten(1, (frames, prefix))
+    return torch.cat([front, x[:, frames * prefix :].unflatten(1, (frames, -1))], dim=2).flatten(0, 1)

@@ -174,7 +174,7 @@ class VisionTower:
         if call.cost is not None:
             call.cost.merged = state.counts(len(self.encoders[call.tower].blocks))
             call.cost.given = self.encoders[call.tower].given
-            call.cost.arrived = state.arrived
+            call.cost.arrived = state.unmerged
         if output.get("hidden_states") is not None:
             output["hidden_states"] = state.full_width(output["hidden_states"], averaged=True)
         if not self.encoders[call.tower].expand:
@@ -225,7 +225,7 @@ class VisionTower:
             leaving, rows = isinstance(signal, RowsOfBlock), in_batch(rows)
             whole = state.units.count(state.assign.shape[1])
             if not leaving or rows.shape[1] != whole:  # the last block gives them whole
-                rows = state.whole(rows, None if leaving else block)
+                rows = state.whole(rows, None if leaving else state.entered[block])
         rows = rows if call.rows else rows.flatten(0, -2)
         if call.entered is not None and len(rows) == len(call.entered.rows):
             rows = call.entered.spread(rows)
