@@ -9,6 +9,7 @@ the geometry counts.
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -152,6 +153,17 @@ def filmed(model, processor, method) -> tuple[tr.Trace, list[Image.Image]]:
         return tr.trace(model), frames
 
 
+def filmed_alone(model, processor, method) -> tuple[tr.Trace, list[Image.Image]]:
+    """The same of the vision tower by itself, for a method that goes on with several frames as one sequence."""
+    found = next(v for v in video_questions(12) if v.kind == "color" and len(v.still.scene.things) >= 3)
+    frames = list(found.frames)
+    pixels = processor.image_processor(images=frames, return_tensors="pt")["pixel_values"]
+    tower = copy.deepcopy(model.model.vision_tower)
+    with tr.wrapped(tower, method), torch.no_grad():
+        tower(pixels)
+        return tr.trace(tower), frames
+
+
 def videos_one_by_one(model, processor, *names: str) -> None:
     """What each method for videos alone keeps of a short one, as a picture for its page; ``names``: of these methods."""
     for row in tr.methods():
@@ -163,7 +175,10 @@ def videos_one_by_one(model, processor, *names: str) -> None:
             or (names and row["name"] not in names)
         ):
             continue
-        trace, frames = filmed(model, processor, method(keep=VIDEO_KEEP))
+        if "projector" in method.stages:
+            trace, frames = filmed(model, processor, method(keep=VIDEO_KEEP))
+        else:
+            trace, frames = filmed_alone(model, processor, method(keep=VIDEO_KEEP, joins=(2, 2, 2)))  # of eight frames
         made = strip(trace, frames, processor, columns=8, side=170)
         small = made.quantize(220, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
         small.save(HERE / f"images/methods/{row['name']}.png", optimize=True)

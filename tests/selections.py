@@ -12,6 +12,7 @@ from torch import Tensor
 from tokenreduce.layout import Layout
 from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.reduction import Reduction
+from tokenreduce.registry import registry
 from tokenreduce.signals import (
     AttentionReceived,
     ClsAttention,
@@ -83,3 +84,12 @@ def best(score: list[float], k: int, among: Iterable[int] | None = None) -> list
     """Indices of the k highest, ties to the lowest index, by sorting Python pairs."""
     pool = range(len(score)) if among is None else among
     return sorted(pool, key=lambda j: (-score[j], j))[:k]
+
+
+def joins_frames(cls: type[Method]) -> bool:
+    """Whether a method goes on with several frames as one sequence, which only encoders by themselves offer."""
+    return cls.stages == ("encoder",) and any(step.joins > 1 for step in cls().plan(FACTS))
+
+
+def in_language_models() -> list[str]:
+    return [name for name, cls in registry().items() if not joins_frames(cls)]

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from tokenreduce.methods.pyramiddrop import PyramidDrop
     from tokenreduce.methods.random import Random
     from tokenreduce.methods.sparsevlm import SparseVLM
+    from tokenreduce.methods.tempme import TempMe
     from tokenreduce.methods.tome import ToMe
     from tokenreduce.methods.uniform import Uniform
     from tokenreduce.picture_selection import selection

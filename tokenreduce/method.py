@@ -28,9 +28,8 @@ class ModelFacts:
         tower_depth: number of vision blocks; 0 where the tower has none, or none that can be listened to.
         tower_width: channels of its rows; 0: not known. ``tower_type``, its ``model_type``, or its class.
         feature_block: 0-based block whose output is used: fed to the projector, or the last of an encoder alone; -1: none.
-        has_cls: whether the tower has a [CLS] token, its first row.
+        has_cls: whether the tower has a [CLS] token, its first row; ``has_distillation``, whether row 1 is a distillation token.
         tower_prefix: rows of the tower before the first patch ([CLS], distillation, registers).
-        has_distillation: whether row 1 is a distillation token.
         patches_per_token: patches of the tower that are joined in one token of an image.
         interpolated: in words, what pictures have tokens interpolated behind the projector, not rows in front of it; or empty.
         tower_grid: (height, width) of its patches, or of the units of them that become one token; None: not known.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from models import llava, prompt, tokens_per_image
+from selections import in_language_models
 
 import tokenreduce as tr
 from tokenreduce.registry import registry
@@ -21,7 +22,7 @@ def method(name: str, keep):
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("budget", ["fraction", "count"])
-@pytest.mark.parametrize("name", registry())
+@pytest.mark.parametrize("name", in_language_models())
 def test_full_budget_is_bit_exact(name, budget, attention):
     model = llava(attention=attention)
     with torch.no_grad():
@@ -48,7 +49,7 @@ def test_full_budget_is_bit_exact(name, budget, attention):
     )
 
 
-@pytest.mark.parametrize("name", registry())
+@pytest.mark.parametrize("name", in_language_models())
 def test_text_alone_is_untouched(name):
     model = llava()
     inputs = prompt(model, [0, 0], "left")

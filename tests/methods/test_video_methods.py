@@ -10,7 +10,7 @@ from tokenreduce.layout import Layout
 from tokenreduce.registry import registry
 from tokenreduce.tokens import VisualTokens
 
-VIDEO = [name for name, cls in registry().items() if cls.media == ("video",) and cls.stages != ("pixels",)]
+VIDEO = [name for name, cls in registry().items() if cls.media == ("video",) and "projector" in cls.stages]
 
 
 #: where a second step shares the budget, the first alone

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from selections import in_language_models
 from transformers import CLIPImageProcessor, LlavaImageProcessor
 
 import tokenreduce as tr
@@ -17,7 +18,6 @@ from tokenreduce.draw import ROLE_COLORS, cell_boxes, describe, draw, figure, im
 from tokenreduce.draw.caption import font_of, one_size, wrapped
 from tokenreduce.layout import Layout
 from tokenreduce.provenance import ImageTrace, StageTrace
-from tokenreduce.registry import registry
 
 GRID = Layout(12, 12)
 
@@ -135,7 +135,7 @@ def test_caption_counts():
     assert describe(image_trace(Layout(2, 2))) == "all 4 tokens kept"
 
 
-@pytest.mark.parametrize("method", list(registry()))
+@pytest.mark.parametrize("method", in_language_models())
 def test_every_method_can_be_drawn(method):
     model = models.llava(grid=6)
     inputs = models.prompt(model, [2])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from selections import in_language_models
 from transformers import Idefics3ImageProcessor, LlavaNextImageProcessor
 
 import tokenreduce as tr
@@ -19,7 +20,6 @@ from tokenreduce.draw.token_map import token_map
 from tokenreduce.eval import demo
 from tokenreduce.layout import Layout
 from tokenreduce.provenance import ImageTrace, StageTrace
-from tokenreduce.registry import registry
 
 PLAIN = Image.new("RGB", (100, 100), (90, 90, 90))
 
@@ -191,7 +191,7 @@ def test_frames_given_as_images_make_a_strip_too():
     assert strip(trace, [PLAIN] * 3, heat=True, side=100).height > 100
 
 
-@pytest.mark.parametrize("method", list(registry()))
+@pytest.mark.parametrize("method", in_language_models())
 def test_a_trace_shows_itself(method):
     model = models.llava(grid=6)
     inputs = models.prompt(model, [2])
