@@ -30,6 +30,13 @@ class TowerCall:
     arguments: dict[str, Any]
     shape: tuple[int, ...] = ()
     asked: Mapping[str, Any] = field(default_factory=dict)
+    _numbers: dict[str, list[Any]] = field(default_factory=dict)
+
+    def numbers(self, name: str) -> list[Any]:
+        """Argument ``name``, a tensor, as nested lists; a device is waited for once."""
+        if name not in self._numbers:
+            self._numbers[name] = self.arguments[name].tolist()
+        return self._numbers[name]
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@
 ...     model(**{name: Elsewhere(x) for name, x in inputs.items()})
 >>> [(read.what, read.place) for read in reads]
 
-Operations run on the CPU behind them; what the host would wait for (an item, a list, a copy, a size that depends on values)
-is noted with the innermost function of this package on the way to it.
+Operations run on the CPU behind them; what the host would wait for (an item, a list, a copy, a size that depends on values) is
+noted with the innermost function of this package on the way to it. A copy to the device waits for what the device is doing
+unless it says ``non_blocking``.
 """
 
 from __future__ import annotations
@@ -26,7 +27,11 @@ from torch.utils._pytree import tree_map
 
 DEVICE = torch.device("meta")  # the only other device that every build of torch knows
 ROOT = Path(__file__).resolve().parent.parent
-PASSING = {"call_scope.__call__", "method_calls.__call__"}  # stand around functions of the model, which run as they are
+PASSING = {
+    "call_scope.__call__",
+    "method_calls.__call__",
+    "features_ahead.__call__",
+}  # stand around functions of the model, which run as they are
 aten = torch.ops.aten
 #: operations whose result, or the size of it, the host must wait for
 WAITING = {
@@ -84,6 +89,7 @@ class _Made(TorchFunctionMode):
         if func in (torch.tensor, torch.as_tensor) and not isinstance(args[0], Tensor):
             data, device = on_host(args[0]), kwargs.get("device")
             if device is not None and torch.device(device).type == DEVICE.type:
+                note("made on the device of numbers on the host")
                 return Elsewhere(func(data, *args[1:], **{**kwargs, "device": "cpu"}))
             return func(data, *args[1:], **kwargs)
         return func(*args, **kwargs)
@@ -95,10 +101,11 @@ class _Guard(TorchDispatchMode):
 
 
 class Read(NamedTuple):
-    """What was read, and the function of this package that did or led to it; None where the model itself did."""
+    """What was read, the function of this package that did or led to it, and its room; None where the model itself did."""
 
     what: str
     place: str | None
+    room: str | None
 
 
 _reads: list[Read] | None = None
@@ -113,10 +120,10 @@ def note(what: str) -> None:
         if path.is_relative_to(ROOT) and path.relative_to(ROOT).parts[0] in ("adapters", "kernels", "tokenreduce"):
             place = f"{path.stem}.{frame.f_code.co_name}"
             if place not in PASSING:
-                _reads.append(Read(what, place))
+                _reads.append(Read(what, place, path.relative_to(ROOT).parts[0]))
                 return
         frame = frame.f_back
-    _reads.append(Read(what, None))
+    _reads.append(Read(what, None, None))
 
 
 def carried_out(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -139,6 +146,10 @@ def carried_out(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
         note("index by bool")
     elif flat and not there:
         note("copy to the host")
+    elif there and not flat and func is aten._to_copy.default and not named.get("non_blocking"):
+        note("copy to the device")
+    elif func is aten.copy_.default and len(flat) == 1 and len(given) < 3 and not named.get("non_blocking"):
+        note("copy between host and device")
     out = func(*given, **named)
     if func._schema.is_mutable and flat:  # in place: the same tensor goes back
         return args[0] if isinstance(out, Tensor) else out

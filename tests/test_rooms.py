@@ -22,6 +22,7 @@ NOUNS = {
     "reduction",
     "signals",
     "tokens",
+    "uploading",
 }
 ALLOWED = {
     "kernels": {"kernels"},

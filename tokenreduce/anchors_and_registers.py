@@ -51,7 +51,7 @@ def neighbours(index: Tensor, source: Tensor, layout: Layout, border: str) -> Te
     height, width, frame = layout.height, layout.width, layout.height * layout.width
     cells = layout.frames * frame
     cell_of = torch.arange(cells) if layout.cells is None else torch.tensor(layout.cells)
-    cell = cell_of.to(source.device)[source]
+    cell = cell_of.to(source.device, non_blocking=True)[source]
     at = cell.gather(1, index)
     flag = torch.zeros(source.shape[0], cells + 1, dtype=torch.bool, device=source.device)
     place = at % frame

@@ -13,6 +13,7 @@ from tokenreduce.layout import Layout
 from tokenreduce.provenance import StageTrace
 from tokenreduce.reduction import Reduction
 from tokenreduce.tokens import Stage, VisualTokens
+from tokenreduce.uploading import uploaded
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class ImageGroup:
 
     def rows(self, index: list[int]) -> ImageGroup:
         """The sub-group of the images ``index``."""
-        pick = torch.tensor(index, device=self.seats.device)
+        pick = uploaded(index, self.seats.device)
 
         def of(x: Tensor) -> Tensor:
             return x.index_select(0, pick)
@@ -138,7 +139,7 @@ class ImageGroup:
         parts = []
         for count in sorted(set(counts)):
             index = [i for i, c in enumerate(counts) if c == count]
-            pick = torch.tensor(index, device=self.seats.device)
+            pick = uploaded(index, self.seats.device)
             parts.append(self.rows(index)._apply(reduction.rows(pick, count), stage, layer, method))
         return parts
 
@@ -206,7 +207,7 @@ def group_images(images: Iterable[Image], device: torch.device) -> list[ImageGro
                 layout=layout,
                 members=[i for i, _ in bundle],
                 decoder_rows=decoder_rows,
-                samples=torch.tensor(decoder_rows, device=device),
+                samples=uploaded(decoder_rows, device),
                 columns=columns,
                 seats=columns,
                 source=rows,

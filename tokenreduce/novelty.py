@@ -10,6 +10,7 @@ from tokenreduce.kernels.top_k import top_k
 from tokenreduce.layout import Layout
 from tokenreduce.reduction import PositionPolicy, Reduction
 from tokenreduce.tokens import VisualTokens
+from tokenreduce.uploading import uploaded
 
 
 def newer(novelty: Tensor, threshold: float, budget: Budget, positions: PositionPolicy) -> Reduction:
@@ -35,7 +36,7 @@ def on_grid(values: Tensor, layout: Layout, source: Tensor) -> tuple[Tensor, Ten
     shape = (layout.frames, layout.height, layout.width)
     if layout.is_grid and values.shape[1] == layout.num_tokens:
         return values.unflatten(1, shape), torch.arange(values.shape[1], device=source.device).expand_as(source)
-    cells = torch.tensor(layout.patches, device=source.device)[source]
+    cells = uploaded(layout.patches, source.device)[source]
     grid = values.new_full((len(values), layout.frames * layout.height * layout.width, values.shape[2]), torch.nan)
     return grid.scatter(1, cells[..., None].expand_as(values), values).unflatten(1, shape), cells
 

@@ -10,13 +10,14 @@ from torch import Tensor
 from tokenreduce.kernels.rows import take_rows, unit_rows
 from tokenreduce.kernels.top_k import top_k
 from tokenreduce.reduction import DROPPED
+from tokenreduce.uploading import uploaded
 
 
 def by_outliers(score: Tensor, plus: bool = False, parity: str = "paper") -> tuple[Tensor, Tensor]:
     """(B, N) tokens in the order of the release, and (B,) how many of them are kept: those whose ``score`` (B, N) lies
     more than 1.5 interquartile ranges above the third quartile, at least one; with ``plus`` also an even grid."""
     n = score.shape[1]
-    low, high = score.float().quantile(torch.tensor([0.25, 0.75], device=score.device), dim=1)
+    low, high = score.float().quantile(uploaded([0.25, 0.75], score.device), dim=1)
     count = (score > (high + 1.5 * (high - low))[:, None]).sum(dim=1).clamp_min(1)
     ratio = count.double() / n
     if parity == "release":
@@ -65,14 +66,21 @@ class Absorbed(NamedTuple):
 
 
 def absorb(
-    score: Tensor, keys: Tensor, x: Tensor, order: Tensor, count: Tensor, neighbours: int = 32, normalise: bool = False
+    score: Tensor,
+    keys: Tensor,
+    x: Tensor,
+    order: Tensor,
+    count: Tensor,
+    most: int,
+    neighbours: int = 32,
+    normalise: bool = False,
 ) -> Absorbed:
     """Of ``x`` (B, N, C) the rows of the first ``count`` (B,) tokens of ``order`` (B, N), each with its ``neighbours`` of most
     similar ``keys`` added by ``score`` (B, N), and behind them the sum of all others by score. A count of 0 gives one token
-    and no sum.
+    and no sum. ``most`` is the highest count.
     """
     n = score.shape[1]
-    width = max(int(count.max()), 1)
+    width = max(most, 1)
     centre, weight, rows = order[:, :width], score.float(), x.float()
     exists = torch.arange(width, device=x.device) < count.clamp_min(1)[:, None]
     unit = unit_rows(keys)

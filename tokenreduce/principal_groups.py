@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenreduce.kernels.rows import unit_rows
+from tokenreduce.uploading import uploaded
 
 GROUP = 4  # tokens kept of a group on average
 
@@ -59,7 +60,7 @@ def select(x: Tensor, k: int, score: Tensor | None = None, *, cls: int = 0, load
     sizes = members.sum(dim=1)
     own = group.gather(1, order)
     place = torch.arange(n, device=x.device) - (sizes.cumsum(dim=1) - sizes).gather(1, own)
-    kept = place < torch.tensor(shares, device=x.device).gather(1, own)
+    kept = place < uploaded(shares, x.device).gather(1, own)
     first = (~kept).to(torch.int8).sort(dim=1, stable=True).indices[:, : k - cls]
     return Selected(order.gather(1, first), group, rank, left)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tokenreduce.layout import Layout
 from tokenreduce.tokens import Stage
+from tokenreduce.uploading import uploaded
 
 TENSORS = ("assign", "seats", "source", "role", "score")  # of a ``StageTrace``
 
@@ -103,7 +104,7 @@ class ImageTrace:
 def run_lengths(kept: Tensor, layout: Layout) -> Tensor:
     """Of the tokens ``kept`` (N,) bool of ``layout``, (K,) long, how long each stands: 1, and 1 for every frame directly after
     it in which the token at its place is not kept."""
-    cells = torch.tensor(layout.patches, device=kept.device)
+    cells = uploaded(layout.patches, kept.device)
     there = torch.zeros(layout.frames * layout.height * layout.width, dtype=torch.bool, device=kept.device)
     there[cells[kept]] = True
     held = there.view(layout.frames, -1)

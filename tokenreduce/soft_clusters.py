@@ -82,7 +82,7 @@ def soft_clusters(x: Tensor, cells: Cells, iterations: int, temperature: Tensor 
 
     Source: arXiv 2210.01035, section 3.2, after "Superpixel Sampling Networks".
     """
-    share, near = (table.to(x.device) for table in _tables(cells, window))
+    share, near = (table.to(x.device, non_blocking=True) for table in _tables(cells, window))
     x = x - x.mean(dim=1, keepdim=True)  # distances stay, and cancel less
     for _ in range(iterations):
         closeness = (-temperature * squared_distances(x, share @ x)).masked_fill(~near, -torch.inf)

@@ -44,7 +44,7 @@ class Rows:
         """Of (Q, D) rows of each text that stand in no prompt."""
         count = torch.tensor([len(rows) for rows in texts])
         features = pad_sequence([rows.to(device) for rows in texts], batch_first=True)
-        valid = (torch.arange(features.shape[1]) < count[:, None]).to(device)
+        valid = (torch.arange(features.shape[1]) < count[:, None]).to(device, non_blocking=True)
         return cls(features, valid, torch.zeros_like(valid, dtype=torch.long))
 
     def repeat_interleave(self, count: int) -> Rows:

@@ -18,6 +18,7 @@ from tokenreduce.reduction import Reduction
 from tokenreduce.schedules import largest_remainder
 from tokenreduce.signals import Axis
 from tokenreduce.tokens import VisualTokens
+from tokenreduce.uploading import uploaded
 
 Views = Sequence[tuple[Layout, tuple[int, ...]]]
 
@@ -84,7 +85,7 @@ def _places(views: Views, device: torch.device) -> tuple[Tensor, Tensor]:
     for p, (_, own) in enumerate(views):
         index = torch.tensor(own, dtype=torch.long)
         owner[index], local[index] = p, torch.arange(len(own))
-    return owner.to(device), local.to(device)
+    return owner.to(device, non_blocking=True), local.to(device, non_blocking=True)
 
 
 def _view(tokens: VisualTokens, layout: Layout, index: Tensor, local: Tensor, own: list[int]) -> VisualTokens:
@@ -100,7 +101,7 @@ def _view(tokens: VisualTokens, layout: Layout, index: Tensor, local: Tensor, ow
             return of(x)
         if axis == "text":
             return x.repeat_interleave(count)
-        number = torch.tensor(own, device=x.device)
+        number = uploaded(own, x.device)
         if axis == "view":
             return x.index_select(1, number).flatten(0, 1)[:, None]
         return combine(torch.stack([x.repeat_interleave(count), number.repeat(len(x))], dim=1))

@@ -12,6 +12,7 @@ from tokenreduce.kernels.temporal_similarity import temporal_similarity
 from tokenreduce.layout import Layout
 from tokenreduce.reduction import Reduction
 from tokenreduce.tokens import VisualTokens
+from tokenreduce.uploading import uploaded
 
 
 def places_of(layout: Layout) -> int:
@@ -80,6 +81,6 @@ def padded(plans: Sequence[tuple[Tensor, Tensor, Tensor]], **more: Any) -> Reduc
 
 def filled_up(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """``rows`` (K, ...) of several videos, K its own, as one (B, K, ...) with zeros behind; which exist, (B, K) bool."""
-    counts = torch.tensor([len(own) for own in rows], device=rows[0].device)
+    counts = uploaded([len(own) for own in rows], rows[0].device)
     together = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
     return together, torch.arange(together.shape[1], device=counts.device) < counts[:, None]

@@ -16,6 +16,7 @@ from tokenreduce.adapters.upstream.decoder import RECURRENT, TOKENWISE, attentio
 from tokenreduce.adapters.upstream.model import special_ids
 from tokenreduce.adapters.visual_inputs import Join, Medium, Placed
 from tokenreduce.method import ModelFacts
+from tokenreduce.uploading import uploaded
 
 DECODER_LAYERS = ("full_attention", "sliding_attention")
 
@@ -180,13 +181,13 @@ class Family(TowerFacts):
         """(B, L) bool: columns of the ids that the configuration names, recognised by id or else by embedding."""
         ids = special_ids(self.model)
         if input_ids is not None:
-            return torch.isin(input_ids, torch.tensor(ids, device=input_ids.device))
+            return torch.isin(input_ids, uploaded(ids, input_ids.device))
         return torch.stack([self._embedded(i, inputs_embeds) for i in ids]).any(dim=0)
 
     def _embedded(self, token: int, inputs_embeds: Tensor | None) -> Tensor:
         """(B, L) bool: columns of ``inputs_embeds`` (B, L, D) that hold the embedding of ``token``."""
         assert inputs_embeds is not None, "a model is called with one of the two"
-        mark = self.model.get_input_embeddings()(torch.tensor([token], device=inputs_embeds.device))
+        mark = self.model.get_input_embeddings()(uploaded([token], inputs_embeds.device))
         return (inputs_embeds == mark.to(inputs_embeds.dtype)).all(-1)
 
 

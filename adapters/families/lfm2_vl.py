@@ -21,7 +21,7 @@ class Lfm2VL(Family):
 
     def grids(self, call: TowerCall) -> list[list[int]]:
         """Patches of each picture, down and across."""
-        return call.arguments["spatial_shapes"].tolist()
+        return call.numbers("spatial_shapes")
 
     def pieces(self, call: TowerCall, pixels: Tensor) -> list[Tensor]:
         return [own[None, : h * w] for own, (h, w) in zip(pixels, self.grids(call))]

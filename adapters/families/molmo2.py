@@ -13,6 +13,7 @@ from tokenreduce.adapters.families.base import Family
 from tokenreduce.adapters.visual_inputs import NotedCall, Picture, Projection, TowerCall
 from tokenreduce.layout import Layout, Medium
 from tokenreduce.method import ModelFacts
+from tokenreduce.uploading import uploaded
 
 
 class Molmo2(Family):
@@ -69,7 +70,7 @@ class Molmo2(Family):
 
         def run(rows: Tensor) -> Tensor:
             """Features are added to the embeddings of placeholders."""
-            return way(rows) + embeddings(torch.tensor(placeholder, device=rows.device))
+            return way(rows) + embeddings(uploaded(placeholder, rows.device))
 
         return Projection(way, way, run)
 

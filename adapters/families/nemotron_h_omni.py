@@ -43,9 +43,8 @@ class NemotronHOmni(PackedRaster):
         return [NotedCall(self.core, "get_video_features", videos, ahead=True)]
 
     def grids(self, call: TowerCall) -> list[tuple[int, int, int]]:
-        packed = call.arguments.get("image_grid_hw")
-        if packed is not None:
-            return [(1, h, w) for h, w in packed.tolist()]
+        if call.arguments.get("image_grid_hw") is not None:
+            return [(1, h, w) for h, w in call.numbers("image_grid_hw")]
         films, side = call.arguments["videos"], self.towers[0].patch_size
         steps, _, height, width = call.shape
         return [(steps // films, height // side, width // side)] * films

@@ -15,7 +15,7 @@ class PackedRaster(Family):
 
     def grids(self, call: TowerCall) -> list[tuple[int, int, int]]:
         """Patches of each picture of a pass: frames, down, across."""
-        return [tuple(grid) for grid in call.arguments["grid_thw"].tolist()]
+        return [tuple(grid) for grid in call.numbers("grid_thw")]
 
     def unit_in(self, call: TowerCall) -> int:
         """``unit``, where it differs from pass to pass."""

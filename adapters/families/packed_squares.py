@@ -36,7 +36,7 @@ class PackedSquares(Family):
 
     def grids(self, call: TowerCall) -> list[list[int]]:
         """Patches of each picture of a pass: temporal, down, across."""
-        return call.arguments["grid_thw"].tolist()
+        return call.numbers("grid_thw")
 
     def patch_counts(self, call: TowerCall) -> list[int]:
         return [t * h * w for t, h, w in self.grids(call)]

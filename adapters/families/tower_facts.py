@@ -13,6 +13,7 @@ from tokenreduce.adapters.encoders.patch_grid import PatchGrid
 from tokenreduce.adapters.visual_inputs import NotedCall, Picture, Projection, TowerCall
 from tokenreduce.layout import Layout, PixelUnit
 from tokenreduce.method import ModelFacts
+from tokenreduce.uploading import uploaded
 
 
 class TowerFacts:
@@ -100,7 +101,7 @@ class TowerFacts:
             flat = own.flatten()
             cells = picture.layout.patches
             whole = len(cells) == len(flat) and cells == tuple(range(len(flat)))
-            found.append(flat if whole else flat[torch.tensor(cells, device=flat.device)])
+            found.append(flat if whole else flat[uploaded(cells, flat.device)])
         return found
 
     def rows_per_picture(self, call: TowerCall, values: Tensor, pictures: list[Picture], block: int) -> list[Tensor]:

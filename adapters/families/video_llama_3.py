@@ -10,6 +10,7 @@ from torch import Tensor
 from tokenreduce.adapters.families.packed_raster import PackedRaster
 from tokenreduce.adapters.visual_inputs import NotedCall, Picture, Projection, TowerCall
 from tokenreduce.layout import Layout
+from tokenreduce.uploading import uploaded
 
 
 class VideoLlama3(PackedRaster):
@@ -45,7 +46,7 @@ class VideoLlama3(PackedRaster):
 
     def placed(self, call: TowerCall, values: Tensor, pictures: list[Picture]) -> list[Tensor]:
         counts = [n // unit**2 for n, unit in zip(self.patch_counts(call), self.units(call))]
-        held = [torch.tensor(picture.layout.patches, device=values.device) for picture in pictures]
+        held = [uploaded(picture.layout.patches, values.device) for picture in pictures]
         return [own[cells] for own, cells in zip(values.split(counts), held)]
 
     def projection(self) -> Projection:

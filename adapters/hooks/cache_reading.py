@@ -14,6 +14,7 @@ from tokenreduce.cost import StepsRead
 from tokenreduce.groups import ImageGroup
 from tokenreduce.pipeline import Pipeline
 from tokenreduce.signals import Signal
+from tokenreduce.uploading import uploaded
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class PictureEntries:
         if not held:
             return None
         at = [number[rows[row]] for row in held]
-        pick, once = torch.tensor(at, device=self.group.samples.device), dict[int, Tensor]()
-        samples = torch.tensor(held, device=pick.device)
+        pick, once = uploaded(at, self.group.samples.device), dict[int, Tensor]()
+        samples = uploaded(held, pick.device)
 
         def of(group: ImageGroup) -> ImageGroup:
             return replace(group.rows(at), decoder_rows=held, samples=samples)

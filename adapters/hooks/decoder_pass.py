@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from tokenreduce.adapters.hooks.attention_masks import LayerMasks
@@ -24,6 +23,7 @@ from tokenreduce.kernels.rows import take_rows
 from tokenreduce.pipeline import Pipeline
 from tokenreduce.signals import Columns, Hidden, Signal, Text, TextAttention
 from tokenreduce.tokens import Rows
+from tokenreduce.uploading import uploaded
 
 
 class DecoderPass(PicturePass):
@@ -112,7 +112,7 @@ class DecoderPass(PicturePass):
         if signal.part == "llm":
             value, packing = self.captured[signal]
             by_picture = isinstance(signal, TextAttention) and signal.queries == "marked"
-            rows = torch.tensor(group.members, device=value.device) if by_picture else group.samples
+            rows = uploaded(group.members, value.device) if by_picture else group.samples
             if signal.axis == "picture":
                 return value[rows]
             return value[rows[:, None], packing.slot[group.samples[:, None], group.seats]]

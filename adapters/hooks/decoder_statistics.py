@@ -73,7 +73,7 @@ def _text_rows(heard: Heard) -> tuple[Tensor, Tensor, Tensor]:
     packings, packing, query = heard.reduced.packings, heard.packing, heard.query
     visual = packings.visual_counts[packings.start(heard.layer)]
     longest = max(real - seen for real, seen in zip(packing.counts, visual, strict=True))
-    text = ~heard.reduced.visual.to(query.device).gather(1, packing.order)
+    text = ~heard.reduced.visual.to(query.device, non_blocking=True).gather(1, packing.order)
     asking = heard.reduced.asking(heard.layer)
     if asking is not None:
         text = text & asking

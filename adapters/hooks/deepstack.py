@@ -53,7 +53,8 @@ def hand_over(reduced: DecoderPass, kwargs: dict[str, Any]) -> None:
         return
     places = places if valid is None else places & valid
     whole = reduced.beside.pop(0)
-    left = [x[places] for x in whole.split(embeds.shape[-1], dim=-1)]
+    at = places.nonzero(as_tuple=True)
+    left = [x[at] for x in whole.split(embeds.shape[-1], dim=-1)]
     put_deep_stack(kwargs, DeepStack(stack.layers, left, places, stack.alone))
 
 

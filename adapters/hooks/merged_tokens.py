@@ -10,6 +10,7 @@ from torch import Tensor
 from tokenreduce.groups import ImageGroup
 from tokenreduce.provenance import StageTrace
 from tokenreduce.reduction import DROPPED, PositionPolicy, Reduction
+from tokenreduce.uploading import uploaded
 
 
 def merged_group(
@@ -24,13 +25,13 @@ def merged_group(
 
     ``alike``: whether every row of every view stands for tokens.
     """
-    patches = torch.tensor(group.layout.patches, device=group.seats.device)
+    patches = uploaded(group.layout.patches, group.seats.device)
     if len(rows) > 1 and not alike:
         single = [
             merged_group(group.rows([i]), history, [own], in_order, positions, alike) for i, own in enumerate(rows)
         ]
         return [one for found in single for one in found]
-    index = torch.tensor(rows, device=group.seats.device)
+    index = uploaded(rows, group.seats.device)
     plans = [
         merged_tokens(p.assign.to(index.device)[index], p.source.to(index.device)[index], patches, alike)
         for p in history
@@ -55,7 +56,7 @@ def merged_in_segments(
         replace(p[0], assign=torch.cat([x.assign for x in p]), source=torch.cat([x.source for x in p]))
         for p in zip(*inside)
     ]
-    places = places.to(device)
+    places = places.to(device, non_blocking=True)
     plans = [
         merged_tokens(p.assign.to(device)[:, None], p.source.to(device)[:, None], places, alike=True) for p in history
     ]

@@ -18,7 +18,7 @@ from tokenreduce.adapters.hooks.encoding_cost import EncodingCost, total
 from tokenreduce.adapters.hooks.last_done import LastDone
 from tokenreduce.adapters.hooks.method_calls import MethodCall, all_or_none
 from tokenreduce.adapters.hooks.picture_pass import PicturePass
-from tokenreduce.adapters.hooks.prompt_pictures import Call, PromptPictures
+from tokenreduce.adapters.hooks.prompt_pictures import Call, PromptPictures, read_ahead
 from tokenreduce.adapters.hooks.tower_passes import Encoded
 from tokenreduce.adapters.hooks.vision_tower import VisionTower
 from tokenreduce.adapters.upstream.model import PAGED, encoded_ahead, pixels_of
@@ -99,7 +99,9 @@ class ModelHooks:
             kwargs = inspect.signature(core.forward).bind_partial(*args, **kwargs).arguments
         given = (*encoded_ahead(kwargs), *pixels_of(kwargs))
         pictures = next((x for x in given if x is not None), None)
-        self.call = Call(kwargs.get("input_ids"), kwargs.get("inputs_embeds"), pictures, kwargs)
+        ids = kwargs.get("input_ids")
+        read = () if pictures is None else read_ahead(ids, kwargs.get("attention_mask"))
+        self.call = Call(ids, kwargs.get("inputs_embeds"), pictures, kwargs, read)
 
     def forget_call(self, core: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self.call = self.current = None

@@ -21,6 +21,7 @@ from tokenreduce.mixing import Mix
 from tokenreduce.pipeline import Pipeline
 from tokenreduce.reduction import Reduction
 from tokenreduce.tokens import VisualTokens
+from tokenreduce.uploading import uploaded
 
 
 class Segment(NamedTuple):
@@ -42,7 +43,7 @@ def grouped_segments(segments: Sequence[Segment], pipeline: Pipeline, device: to
     found = []
     for (layout, shares), members in alike.items():
         steps = pipeline.encoder_steps((layout.height, layout.width), shares)
-        found.append(Group(members, torch.tensor(members, device=device), layout, layout.num_tokens, 0, steps))
+        found.append(Group(members, uploaded(members, device), layout, layout.num_tokens, 0, steps))
     return found
 
 
@@ -51,9 +52,9 @@ def ask_segments(tokens: VisualTokens, groups: list[Group], numbers: list[int], 
     one. ``numbers``: units of each segment, which come out in the same order. A group whose segments are left with different
     numbers of units becomes several, in ``groups``."""
     device = tokens.features.device
-    starts = torch.tensor([0, *accumulate(numbers)], device=device)
+    starts = uploaded([0, *accumulate(numbers)], device)
     came = {member: group.layout.num_tokens for group in groups for member in group.members}
-    first = torch.tensor([0, *accumulate(came[i] for i in range(len(came)))], device=device)
+    first = uploaded([0, *accumulate(came[i] for i in range(len(came)))], device)
     plans, questions = [], []
     for group in groups:
         steps = group.steps.get(tokens.layer or 0, [])
@@ -76,7 +77,7 @@ def ask_segments(tokens: VisualTokens, groups: list[Group], numbers: list[int], 
     for group, _, plan in plans:
         group.width = group.width if plan is None else plan.num_kept
     widths = {member: group.width for group, _, _ in plans for member in group.members}
-    begins = torch.tensor([0, *accumulate(widths[i] for i in range(len(widths)))], device=device)
+    begins = uploaded([0, *accumulate(widths[i] for i in range(len(widths)))], device)
     source = tokens.source.new_empty(1, sum(widths.values()))
     assign, weight = torch.empty_like(tokens.source), tokens.size.clone()
     mixes: list[Mix] = []
@@ -116,7 +117,7 @@ def part(tokens: VisualTokens, index: Tensor, first: Tensor, group: Group, step:
         stage="encoder",
         layer=tokens.layer,
         source=source,
-        cell=torch.tensor(group.layout.patches, device=source.device)[source],
+        cell=uploaded(group.layout.patches, source.device)[source],
         size=tokens.size[0, index],
         signals={signal: x[0, index] for signal, x in tokens.signals.items()},
         window=None if tokens.window is None else tokens.window[0, index],
@@ -142,7 +143,7 @@ class Windows:
             self.of_units = torch.bucketize(state.source * patches, given[1:].contiguous(), right=True)
         elif state.moved:
             rows = [0, *accumulate(n * patches for n in state.numbers)]
-            self.borders = torch.tensor(rows, dtype=given.dtype).to(given.device, non_blocking=True)
+            self.borders = uploaded(rows, given.device, given.dtype)
 
     def sort(self, state: TowerState, given: Tensor) -> Tensor | None:
         """Put the units of ``state`` in the order of their windows, and give that order (1, U); None: they are in it."""

@@ -22,12 +22,32 @@ from tokenreduce.signals import AttentionReceived, ImageFingerprint, ProjectorIn
 
 
 class Call(NamedTuple):
-    """What the multimodal model was called with; forgotten when its forward pass ends."""
+    """What the multimodal model was called with; forgotten when its forward pass ends.
+
+    Attributes:
+        pictures: the object that image features come from: encoder outputs, or pixels.
+        read: arguments, and what they hold on the host, read before the pictures are encoded: a device would have to finish
+            with those first.
+    """
 
     input_ids: Tensor | None
     inputs_embeds: Tensor | None
-    pictures: Any  # the object that image features come from: encoder outputs, or pixels
+    pictures: Any
     arguments: dict[str, Any]
+    read: tuple[tuple[Tensor, Tensor], ...] = ()
+
+    def on_host(self, x: Any) -> Any:
+        """``x``, on the host where it was read ahead."""
+        return next((copy for given, copy in self.read if given is x), x)
+
+
+def read_ahead(*given: Any) -> tuple[tuple[Tensor, Tensor], ...]:
+    """Those of ``given`` that have a number per column, and copies of them on the host."""
+    found = []
+    for x in given:
+        if isinstance(x, Tensor) and x.ndim == 2:
+            found.append((x, x.cpu()))
+    return tuple(found)
 
 
 class Shown(NamedTuple):
@@ -66,7 +86,7 @@ class PromptPictures:
         none = torch.zeros(embeds.shape[:2], dtype=torch.bool)
         if embeds.shape[1] == 1 or (call.pictures is None and call.inputs_embeds is None):
             return Shown(none, none)  # without pictures a placeholder is only a token, as prompt lookup may propose one
-        visual, video = self.family.placeholders(call.input_ids, call.inputs_embeds)
+        visual, video = self.family.placeholders(call.on_host(call.input_ids), call.inputs_embeds)
         if not self.scopes.encoded.passes:
             repeat = 1 if self.scopes.scope is None else self.scopes.scope.repeat(len(embeds))
             found = self.ahead.find(embeds, None if call.input_ids is None else visual, repeat)

@@ -21,6 +21,7 @@ from tokenreduce.mixing import Mix
 from tokenreduce.pipeline import Pipeline
 from tokenreduce.reduction import DROPPED, Reduction
 from tokenreduce.tokens import VisualTokens
+from tokenreduce.uploading import uploaded
 
 PROTECTED, TOKEN, ABSENT = 0, 1, 2
 
@@ -71,7 +72,7 @@ class Group:
 
     def only(self, which: list[int]) -> Group:
         """The views ``which`` of these, counted within the group."""
-        at = torch.tensor(which, device=self.rows.device)
+        at = uploaded(which, self.rows.device)
         return replace(
             self,
             members=[self.members[i] for i in which],
@@ -96,7 +97,7 @@ class Plan(NamedTuple):
         counts, found = reduction.valid.sum(dim=1).tolist(), []
         for count in sorted(set(counts)):
             which = [i for i, own in enumerate(counts) if own == count]
-            at = torch.tensor(which, device=self.among.device)
+            at = uploaded(which, self.among.device)
             group = self.group if len(which) == len(counts) else self.group.only(which)
             found.append(Plan(group, self.among[at], reduction.rows(at, count)))
         return found
@@ -134,7 +135,7 @@ def grouped(
     for (layout, there, count, shares), members in alike.items():
         grid = (layout.height, layout.width) if layout.is_grid and layout.num_tokens == count else (1, count)
         steps = pipeline.encoder_steps(grid, shares) if count else {}
-        rows = torch.tensor(members, device=device)
+        rows = uploaded(members, device)
         groups.append(Group(members, rows, layout, prefix + there, prefix + there - count, steps))
     return groups
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tokenreduce.groups import ImageGroup
 from tokenreduce.kernels.rows import take_rows
+from tokenreduce.uploading import uploaded
 
 
 class Packing:
@@ -32,7 +33,7 @@ class Packing:
         # uint8: sorting booleans is not available on every backend
         self.order = alive.to(torch.uint8).argsort(dim=1, stable=True)[:, length - width :]
         self.valid = None if min(counts) == width else alive.gather(1, self.order)
-        number = torch.tensor(counts, device=alive.device)[:, None]
+        number = uploaded(counts, alive.device)[:, None]
         self.slot = ((alive.cumsum(dim=1) - 1).clamp_min(0) + (width - number)).clamp_max(width - 1)
 
     @classmethod
@@ -128,10 +129,13 @@ def carried(packing: Packing, groups: list[ImageGroup]) -> Tensor:
     return columns.gather(1, packing.order)
 
 
-def real_columns(mask: Any, embeds: Tensor, past: int, *, continues: bool) -> tuple[Tensor, Tensor | None, list[int]]:
+def real_columns(
+    mask: Any, read: Any, embeds: Tensor, past: int, *, continues: bool
+) -> tuple[Tensor, Tensor | None, list[int]]:
     """Which columns of this chunk are real (B, L), which of the ``past`` ones were (None: all), and how many are.
 
-    ``mask`` is what the decoder was given: None, (B, past + L), or masks already made for a cache of fixed size.
+    ``mask`` is what the decoder was given: None, (B, past + L), or masks already made for a cache of fixed size; ``read`` is
+    the same, on the host where it was read ahead.
     """
     batch, length = embeds.shape[:2]
     everything = torch.ones(batch, length, dtype=torch.bool, device=embeds.device)
@@ -145,12 +149,10 @@ def real_columns(mask: Any, embeds: Tensor, past: int, *, continues: bool) -> tu
         if continues:
             return everything, None, [length] * batch
         square = mask[:, 0, :length, past : past + length].diagonal(dim1=-2, dim2=-1)
-        before, real = None, square if square.dtype == torch.bool else square >= 0
-        real = real.expand(batch, length)
-    else:
-        mask = mask.to(embeds.device).bool()
-        before, real = mask[:, :past], mask[:, -length:]
-    counts = real.sum(dim=1).tolist()
-    if before is not None and (continues or past == 0 or bool(before.all())):
-        before = None
-    return real, before, counts
+        real = (square if square.dtype == torch.bool else square >= 0).expand(batch, length)
+        return real, None, real.sum(dim=1).tolist()
+    known = read.bool()
+    counts = known[:, -length:].sum(dim=1).tolist()
+    whole = continues or past == 0 or bool(known[:, :past].all())
+    mask = mask.to(embeds.device, non_blocking=True).bool()
+    return mask[:, -length:], None if whole else mask[:, :past], counts

@@ -16,6 +16,7 @@ from tokenreduce.kernels.attention_row import Heads, attention_row
 from tokenreduce.per_thread import PerThread
 from tokenreduce.pipeline import ActivePipeline
 from tokenreduce.signals import AttentionReceived, ClsAttention, Signal
+from tokenreduce.uploading import uploaded
 
 
 class TowerListener:
@@ -67,7 +68,7 @@ class TowerListener:
 
 def borders(rows: Iterable[int], device: torch.device) -> Tensor:
     """(S + 1,) of S segments of so many ``rows``."""
-    return torch.tensor([0, *accumulate(rows)]).to(device, non_blocking=True)
+    return uploaded([0, *accumulate(rows)], device)
 
 
 def attention_statistic(

@@ -15,6 +15,7 @@ from tokenreduce.kernels.group_mean import group_mean
 from tokenreduce.layout import Layout
 from tokenreduce.provenance import StageTrace
 from tokenreduce.reduction import Reduction
+from tokenreduce.uploading import uploaded
 
 UNSEEN = -1e4  # added to the logits of an absent row: none is left of it after the softmax, in any precision
 
@@ -86,8 +87,8 @@ class TowerState:
     def history_of(self, images: list[int]) -> list[StageTrace]:
         """What happened to ``images``, of equally many rows, counted in their own rows."""
         device = self.assign.device
-        pick = torch.tensor(images, device=device)
-        own = None if self.own is None else torch.tensor([self.own[image] for image in images], device=device)
+        pick = uploaded(images, device)
+        own = None if self.own is None else uploaded([self.own[image] for image in images], device)
         found = []
         for passage, left in zip(self.history, self.left):
             assign, source = passage.assign[pick], passage.source[pick, : left[images[0]]]

@@ -40,6 +40,7 @@ from tokenreduce.flops import DecoderShape
 from tokenreduce.per_thread import PerThread, nothing
 from tokenreduce.pipeline import acts
 from tokenreduce.reduction import Reduction
+from tokenreduce.uploading import uploaded
 
 
 class VisionLanguageHooks(ModelHooks):
@@ -100,7 +101,7 @@ class VisionLanguageHooks(ModelHooks):
         mask = self.call.arguments.get("attention_mask")
         if not isinstance(mask, Tensor) or mask.ndim != 2:
             mask = kwargs.get("attention_mask")
-        real, past_real, counts = real_columns(mask, embeds, past, continues=state is not None)
+        real, past_real, counts = real_columns(mask, self.call.on_host(mask), embeds, past, continues=state is not None)
         depth = decoder.config.num_hidden_layers
         reduced = self.current = DecoderPass(
             decoder,
@@ -129,7 +130,7 @@ class VisionLanguageHooks(ModelHooks):
             reduced.recalled = self._recall(kwargs)
             if self.pipeline.ranks_by_text:
                 ends = self.scopes.prompt_ends(visual, past)
-                reduced.question_end = None if ends is None else torch.tensor(ends, device=embeds.device)
+                reduced.question_end = None if ends is None else uploaded(ends, embeds.device)
                 given = (self.call.input_ids, self.call.inputs_embeds)
                 decoder_inputs.note_text(reduced, self.family, self.scopes, [item.image for item in images], given)
             shown = deepstack.take_over(reduced, kwargs)

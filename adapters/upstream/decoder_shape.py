@@ -25,6 +25,7 @@ from torch import Tensor
 
 from tokenreduce.adapters.upstream.decoder import attention_of, layer_type
 from tokenreduce.flops import DecoderShape, DeltaState, LayerShape, ScanState, products, values_width
+from tokenreduce.uploading import uploaded
 
 EXPERTS_PER_TOKEN = ("num_experts_per_tok", "top_k_experts", "moe_topk", "moe_top_k", "moe_k")
 TEXT_EXPERTS, PICTURE_EXPERTS = ".text_moe", ".vision_moe"
@@ -53,7 +54,7 @@ def ids_of_pictures(config: Any, ids: Tensor) -> Tensor:
     """(B, L) bool: which of the ``ids`` of a prompt are placeholders of pictures, or the start or end of one."""
     names = [f"{medium}_{mark}" for medium in ("image", "video") for mark in MARKS]
     known = [i for name in names if (i := getattr(config, name, None)) is not None]
-    return torch.isin(ids, torch.tensor(known, device=ids.device))
+    return torch.isin(ids, uploaded(known, ids.device))
 
 
 def _by_modality(shape: LayerShape, layer: Any, chosen: int) -> LayerShape:

@@ -27,6 +27,8 @@ def run(inputs: Meta[Tensor], params: Meta[Any]) -> dict[str, Tensor]:
         params.agree(num_outliers=k)
         order, count = by_count(score, k)
     normalise = params.get("normalise", False)
-    made = absorb(score, keys[None, 1:], x[None], order, count, params.get("neighbours", 32), normalise)
+    made = absorb(
+        score, keys[None, 1:], x[None], order, count, int(count.max()), params.get("neighbours", 32), normalise
+    )
     assert bool(made.valid.all())
     return {"keep_indices": order[0, : int(count)], "tokens": made.rows[0], "scores": score[0]}

@@ -15,6 +15,7 @@ from tokenreduce.matching import halvings, in_rounds, match, ordered
 from tokenreduce.method import Method
 from tokenreduce.reduction import Reduction
 from tokenreduce.tokens import VisualTokens
+from tokenreduce.uploading import uploaded
 from tokenreduce.validation import choice, in_range
 from tokenreduce.whole_frames import by_frame, stacked
 
@@ -70,7 +71,7 @@ class BVLLM(Method):
         stands = members[:, None].expand(-1, n).float()
         parts = ((slice(more), share + 1), (slice(more, None), share))  # the first frames keep one token more
         plans = [self.merged(means[own], stands[own], count) for own, count in parts if len(left[own])]
-        size = torch.tensor([plan.num_kept for plan in plans for _ in plan.source], device=x.device)
+        size = uploaded([plan.num_kept for plan in plans for _ in plan.source], x.device)
         source = torch.cat([plan.source.flatten() for plan in plans]) + (left * n).repeat_interleave(size)
         row = torch.cat([plan.assign for plan in plans]) + (size.cumsum(dim=0) - size)[:, None]
         weight = torch.cat([plan.weight for plan in plans if plan.weight is not None])

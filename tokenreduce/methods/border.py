@@ -24,7 +24,7 @@ class Border(ByPlace):
     title = "tokens along the border"
 
     def place(self, tokens: VisualTokens) -> Tensor:
-        edge = distance_to_edge(tokens.layout).to(tokens.features.device)
+        edge = distance_to_edge(tokens.layout).to(tokens.features.device, non_blocking=True)
         return -edge[tokens.source.clamp_min(0)].masked_fill(tokens.source < 0, torch.inf)
 
 

@@ -117,10 +117,10 @@ def picks(x: Tensor, r: Tensor, k: int, view: Tensor | None = None) -> Tensor:
         return dpp_selection(x, r, k)
     taken = torch.empty(len(x), k, dtype=torch.long, device=x.device)
     for row in view.unique(dim=0):  # images whose tokens are spread over the views alike
-        images = (view == row).all(dim=1).nonzero()[:, 0].to(x.device)
+        images = (view == row).all(dim=1).nonzero()[:, 0].to(x.device, non_blocking=True)
         sizes = row.bincount().tolist()
         shares = largest_remainder([Fraction(k * size, x.shape[1]) for size in sizes], k)
-        at = row.argsort(stable=True).to(x.device).split(sizes)
+        at = row.argsort(stable=True).to(x.device, non_blocking=True).split(sizes)
         found = []
         for kind in dict.fromkeys(zip(sizes, shares)):
             if kind[1]:  # views of one size are asked about together

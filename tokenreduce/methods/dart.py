@@ -14,6 +14,7 @@ from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.reduction import Reduction
 from tokenreduce.signals import Columns, DecoderKeys, Hidden, Text
 from tokenreduce.tokens import VisualTokens
+from tokenreduce.uploading import uploaded
 from tokenreduce.validation import choice, whole
 
 ROLES = ("dropped", "pivot", "claimed")
@@ -87,15 +88,15 @@ class DART(Method):
         exists = torch.cat([torch.ones_like(own, dtype=torch.bool), text.valid.gather(1, others)], dim=1)
         if self.pivot_order == "reference":
             places = torch.cat([columns, text.column], dim=1).gather(1, pivot)
-            order = torch.tensor(set_order(places.tolist(), exists.tolist()), device=pivot.device)
+            order = uploaded(set_order(places.tolist(), exists.tolist()), pivot.device)
             pivot, exists = pivot.gather(1, order), exists.gather(1, order)
         rows = unit_rows(torch.cat([hidden, text.features], dim=1))
         if self.reference_count:
             keep = self.budget.keep
             whole = int(keep * n) if isinstance(keep, float) else keep
-            left = torch.tensor(min(whole, n - own.shape[1]), device=pivot.device)
+            left = uploaded(min(whole, n - own.shape[1]), pivot.device)
         else:
-            left = torch.tensor(k - own.shape[1], device=pivot.device)
+            left = uploaded(k - own.shape[1], pivot.device)
         count = shares(left, exists, exact=not self.reference_count)
         kept = claimed(rows, pivot, count, own, n)
         role = kept.long() * 2 - torch.zeros_like(kept, dtype=torch.long).scatter_(1, own, 1)

@@ -16,6 +16,7 @@ from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.reduction import Reduction
 from tokenreduce.signals import LastQueryAttention
 from tokenreduce.tokens import VisualTokens
+from tokenreduce.uploading import uploaded
 from tokenreduce.validation import choice, in_range, whole
 from tokenreduce.whole_frames import by_frame, lowest_per_frame, places_of, similarity
 
@@ -102,7 +103,7 @@ class DyCoke(Method):
         whole, partner = compared(x.shape[1], self.tail)
         score = resemblance(x, partner)
         count = counts(whole, partner, n, self.budget.count(tokens.num_tokens))
-        kept, k = lowest_per_frame(score, count.to(x.device)), int(count.sum())
+        kept, k = lowest_per_frame(score, count.to(x.device, non_blocking=True)), int(count.sum())
         given = {"score": -score.flatten(1), "positions": self.policy}
         plan = Reduction.select(top_k(kept.flatten(1).float(), k), tokens.num_tokens, **given)
         if self.output_order == "raster":
@@ -149,7 +150,7 @@ def resemblance(x: Tensor, back: list[int]) -> Tensor:
     frames = x.shape[1]
     near = F.pad(similarity(x), (0, 0, 1, 0), value=-2.0)
     far = F.pad(similarity(x[:, ::2]), (0, 0, 1, 0), value=-2.0).repeat_interleave(2, dim=1)[:, :frames]
-    step = torch.tensor(back, device=x.device)[:, None]
+    step = uploaded(back, x.device)[:, None]
     return torch.where(step == 1, near, torch.where(step == 2, far, -2.0))
 
 

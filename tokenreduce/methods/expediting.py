@@ -18,6 +18,7 @@ from tokenreduce.reduction import Reduction
 from tokenreduce.soft_clusters import Cells, nearest, neighbour_temperature, rebuilding, soft_clusters
 from tokenreduce.token_rectangles import Rectangle, rectangles
 from tokenreduce.tokens import VisualTokens
+from tokenreduce.uploading import uploaded
 from tokenreduce.validation import at_most, choice, whole
 
 
@@ -153,8 +154,8 @@ class Expediting(BlockSchedule):
             images.setdefault(shape, []).append(image)
         if all(sum(tokens.amount.cells(shape.size).across) == x.shape[1] for shape in images):
             return Reduction.identity(tokens, positions=self.policy)
-        found = [self.clustered(x[own], shape, tokens.amount) for shape, own in images.items()]
-        back = torch.tensor([image for own in images.values() for image in own], device=x.device).argsort()
+        found = [self.clustered(x[uploaded(own, x.device)], shape, tokens.amount) for shape, own in images.items()]
+        back = uploaded([image for own in images.values() for image in own], x.device).argsort()
         seats, label, share, again = (torch.cat(parts)[back] for parts in zip(*found))
         batch, n, m = len(x), x.shape[1], seats.shape[1]
         rows = torch.arange(p + max(n, m), device=x.device).expand(batch, -1)
@@ -176,13 +177,13 @@ class Expediting(BlockSchedule):
 
     def clustered(self, x: Tensor, shape: Rectangle, target: Target) -> Clustered:
         """Of tokens ``x`` (B, N, C) float32."""
-        cells, order = target.cells(shape.size), torch.tensor(shape.order, device=x.device)
+        cells, order = target.cells(shape.size), uploaded(shape.order, x.device)
         back, x = order.argsort(), x[:, order]
         tau = neighbour_temperature(x, shape.size) if self.temperature is None else self.temperature
         share = soft_clusters(x, cells, self.iterations, tau, self.window)
         centres = share @ x
         label = nearest(x, centres)
-        seats = order[cells.middles().to(x.device)].expand(len(x), -1)
+        seats = order[cells.middles().to(x.device, non_blocking=True)].expand(len(x), -1)
         if self.naive or not target.restores:
             again = F.one_hot(label, centres.shape[1]).float()
         else:

@@ -21,6 +21,7 @@ from tokenreduce.segment_stream import SegmentStream
 from tokenreduce.signals import AttentionReceived, LastQueryAttention
 from tokenreduce.temporal_redundancy import allot, stands
 from tokenreduce.tokens import VisualTokens
+from tokenreduce.uploading import uploaded
 from tokenreduce.validation import choice, fraction, in_range, whole
 from tokenreduce.whole_frames import per_frame, stacked
 
@@ -188,7 +189,7 @@ class HoliTom(Method):
             sources.append(static[centre[0]])
         moving = (~still).nonzero().flatten()
         if any(share[1:]):
-            room = torch.tensor(share[1:], device=device)[:, None]
+            room = uploaded(share[1:], device)[:, None]
             order = top_k(score[:, moving], len(moving))
             place = torch.arange(len(moving), device=device).expand_as(order)
             kept = torch.zeros_like(order, dtype=torch.bool).scatter_(1, order, place < room)

@@ -101,7 +101,8 @@ def runs(n: int, crops: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """(N,) crop of each of ``n`` tokens and (P,) tokens of each of ``crops`` runs, the first ones a token longer."""
     short, longer = divmod(n, crops)
     capacity = torch.tensor([short + (p < longer) for p in range(crops)])
-    return torch.repeat_interleave(torch.arange(crops), capacity).to(device), capacity.to(device)
+    crop = torch.repeat_interleave(torch.arange(crops), capacity)
+    return crop.to(device, non_blocking=True), capacity.to(device, non_blocking=True)
 
 
 def order_of(attention: Tensor, crop: Tensor) -> tuple[Tensor, Tensor]:

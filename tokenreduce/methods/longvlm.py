@@ -101,7 +101,7 @@ class LongVLM(Method):
         plans: dict[int, Reduction] = {}
         for (size, count), own in made.items():  # segments of a kind merge together
             at = (torch.tensor(own) * self.segment)[:, None] + torch.arange(size)
-            part = x[:, at.to(x.device)].flatten(2, 3)
+            part = x[:, at.to(x.device, non_blocking=True)].flatten(2, 3)
             plan = self.merged(part.flatten(0, 1), count)
             plans |= {s: plan.rows(slice(i, None, len(own))) for i, s in enumerate(own)}
         for s, size in enumerate(sizes):

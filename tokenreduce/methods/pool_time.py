@@ -35,7 +35,7 @@ def over_time(tokens: VisualTokens, k: int, method: Method) -> Reduction:
     per_frame(tokens, method.name)
     layout = tokens.layout
     grid = (layout.height, layout.width) if layout.is_grid else (1, layout.num_tokens // layout.frames)
-    group, source = (x.to(tokens.features.device) for x in stretches(layout.frames, grid, k))
+    group, source = (x.to(tokens.features.device, non_blocking=True) for x in stretches(layout.frames, grid, k))
     batch = len(tokens.features)
     return Reduction.merge(group.expand(batch, -1), source.expand(batch, -1), positions=method.positions, covers=True)
 

@@ -16,6 +16,7 @@ from tokenreduce.reduction import Reduction
 from tokenreduce.schedules import scaled_layers
 from tokenreduce.signals import LastQueryAttention
 from tokenreduce.tokens import VisualTokens
+from tokenreduce.uploading import uploaded
 from tokenreduce.validation import ascending, choice, is_numbers
 
 WINDOW = 5  # tokens in a row
@@ -118,7 +119,7 @@ def smoothed(score: Tensor, source: Tensor, layout: Layout) -> Tensor:
     whole.scatter_(1, torch.where(source < 0, layout.num_tokens, source), score)
     found = torch.zeros_like(whole)
     for part, own in layout.split("frame"):
-        index, cells = (torch.tensor(x, device=score.device) for x in (own, part.patches))
+        index, cells = (uploaded(x, score.device) for x in (own, part.patches))
         grid = score.new_zeros(batch, part.height * part.width)
         grid[:, cells] = whole[:, index]
         mean = F.avg_pool2d(grid.unflatten(1, (part.height, part.width)), SIDE, stride=1, padding=SIDE // 2)

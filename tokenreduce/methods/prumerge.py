@@ -83,16 +83,18 @@ class PruMerge(Method):
         if self.budget.adapts:
             order, count = by_outliers(score, self.plus, self.parity)
             count = self.budget.limit(count + 1, n) - 1
+            most = int(count.max())
         else:
-            order, count = by_count(score, self.budget.count(n) - 1, self.plus)
-        made = absorb(score, keys, rows, order, count, self.neighbours, self.normalise)
+            most = self.budget.count(n) - 1
+            order, count = by_count(score, most, self.plus)
+        made = absorb(score, keys, rows, order, count, most, self.neighbours, self.normalise)
         features = project(made.rows).to(tokens.features.dtype)
         place = torch.arange(made.source.shape[1], device=score.device).expand_as(made.source)
         if self.output_order == "raster":
             place = torch.where(made.source < 0, n, made.source)
         rank = place.masked_fill(~made.valid, n + 1).sort(dim=1, stable=True).indices
         valid = made.valid.gather(1, rank)
-        k = int(valid.sum(dim=1).max())
+        k = max(most, 1) + (most > 0)
         assign = rank.argsort(dim=1).gather(1, made.assign.clamp_min(0))
         return Reduction(
             source=made.source.gather(1, rank)[:, :k],

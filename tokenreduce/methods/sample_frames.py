@@ -31,7 +31,7 @@ class SampleFrames(Method):
         grid = (layout.height, layout.width) if layout.is_grid else (1, n)
         keep = (chosen[:-1, None] * n + torch.arange(n)).flatten()
         keep = torch.cat([keep, chosen[-1] * n + grid_partition(*grid, rest)[1]])
-        keep = keep.to(tokens.features.device).expand(len(tokens.features), -1)
+        keep = keep.to(tokens.features.device, non_blocking=True).expand(len(tokens.features), -1)
         return Reduction.select(keep, tokens.num_tokens, positions=self.positions)
 
 

@@ -74,7 +74,7 @@ class Storm(Method):
             return over_time(tokens, self.budget.count(tokens.num_tokens), self)
         assign, source = self.pooled(tokens.layout)
         batch, device = len(tokens.features), tokens.features.device
-        rows = (assign.to(device).expand(batch, -1), source.to(device).expand(batch, -1))
+        rows = (x.to(device, non_blocking=True).expand(batch, -1) for x in (assign, source))
         return Reduction.merge(*rows, positions=self.positions)
 
     def pooled(self, layout: Layout) -> tuple[Tensor, Tensor]:

@@ -41,4 +41,6 @@ def regions(tokens: VisualTokens, k: int) -> tuple[Tensor, Tensor]:
     layout = tokens.layout if tokens.layout.is_grid and n == tokens.layout.num_tokens else Layout(1, n)
     region, centre = grid_partition(layout.frames * layout.height, layout.width, k)
     device = tokens.features.device
-    return region.to(device).expand(batch, n), torch.clone(centre).to(device).expand(batch, k)
+    return region.to(device, non_blocking=True).expand(batch, n), torch.clone(centre).to(
+        device, non_blocking=True
+    ).expand(batch, k)
