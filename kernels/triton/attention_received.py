@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tokenreduce.kernels.triton.attention_row import HIDDEN, ROWS, Attention, logits, normalised, position, segments
+from tokenreduce.kernels.triton.attention_row import HIDDEN, Attention, logits, normalised, position, segments
 from tokenreduce.kernels.triton.common import parts, share, whole
 
 
@@ -29,7 +29,7 @@ def attention_received(
 ) -> Tensor:
     """(B, N) sum over real queries, or their ``largest``, of the weights averaged over heads."""
     call = Attention(query, key, scale, visible, bias, causal, place, window, spans)
-    columns, blocks = triton.cdiv(call.n, call.constants["COLUMNS"]), triton.cdiv(call.rows, ROWS)
+    columns, blocks = triton.cdiv(call.n, call.constants["COLUMNS"]), triton.cdiv(call.rows, call.step_rows)
     cut = whole(blocks, parts(columns * call.batch, blocks, query.device))
     out = torch.empty(cut, call.batch, call.n, dtype=torch.float32, device=query.device)
     real = call.query if query_mask is None else query_mask.contiguous()
@@ -46,7 +46,8 @@ def _received(
     query, key, visible, bias, place, spans, top, inverse, real, out, rows_n, n, dim, scale, heads, group, window,
     query_b, query_h, query_row, key_b, key_h, key_row,
     LARGEST: tl.constexpr, MASKED: tl.constexpr, VISIBLE: tl.constexpr, BIASED: tl.constexpr, CAUSAL: tl.constexpr,
-    PLACED: tl.constexpr, PACKED: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    PLACED: tl.constexpr, PACKED: tl.constexpr, STEP: tl.constexpr, WHOLE: tl.constexpr, REST: tl.constexpr, UNIT: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     UPCAST: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(1).to(tl.int64)
@@ -72,7 +73,8 @@ def _received(
             for h in range(0, heads):
                 value = logits(
                     query, key, visible, bias, place, spans, b, h, rows, columns, rows_n, n, dim, scale, group, window,
-                    query_b, query_h, query_row, key_b, key_h, key_row, VISIBLE, BIASED, CAUSAL, PLACED, PACKED, DIM, UPCAST,
+                    query_b, query_h, query_row, key_b, key_h, key_row, VISIBLE, BIASED, CAUSAL, PLACED, PACKED,
+                    STEP, WHOLE, REST, UNIT, UPCAST,
                 )  # fmt: skip
                 weight += normalised(value, top, inverse, (b * heads + h) * rows_n, rows, rows_n)
             if MASKED:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +14,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tokenreduce.kernels.triton.common import addressable, block, dot, parts, share, tile, upcast, whole
+from tokenreduce.kernels.triton.common import REGISTERS, addressable, block, dot, parts, share, tile, upcast, whole
 
 HIDDEN = tl.constexpr(torch.finfo(torch.float32).min)  # logit of a key that a row may not see, as in the reference
-ROWS = 32
+# How a product is cut, by the bytes of its elements. ``STEP``: channels of a head at a time, since products in full float32
+# are made in registers, and a head in one piece spills; what is left over is padded by itself, so that 72 are read as 80
+# and not as 128. ``ROWS``: 64 are what the tensor cores of compute capability 9.0 work on at once.
+TILES: dict[int, dict[str, int]] = {
+    2: {"STEP": 64, "ROWS": 64, "num_warps": 4},
+    4: {"STEP": 16, "ROWS": 32, "num_warps": 8},
+}
 
 
 @dataclass
@@ -48,9 +55,13 @@ class Attention:
         place = nothing if self.place is None else self.place.contiguous()
         spans = nothing if self.spans is None else self.spans.contiguous()
         self.tensors = (self.query, self.key, visible, bias, place, spans)
+        strides = (*self.query.stride()[:3], *self.key.stride()[:3])
+        unit = math.gcd(8, self.dim, *strides)
+        tiles = TILES[self.query.dtype.itemsize]
+        step, self.step_rows = tiles["STEP"], tiles["ROWS"]
         self.numbers = (
-            self.rows, self.n, self.dim, self.scale, self.heads, self.heads // self.key.shape[1],
-            self.n if self.window is None else self.window, *self.query.stride()[:3], *self.key.stride()[:3],
+            self.rows, self.n, self.dim // unit, self.scale, self.heads, self.heads // self.key.shape[1],
+            self.n if self.window is None else self.window, *(stride // unit for stride in strides),
         )  # fmt: skip
         self.constants: dict[str, Any] = {
             "VISIBLE": 0 if self.visible is None else self.visible.ndim,
@@ -58,15 +69,18 @@ class Attention:
             "CAUSAL": self.causal,
             "PLACED": self.place is not None,
             "PACKED": self.spans is not None,
-            "DIM": block(self.dim, 16, 256),
-            "ROWS": ROWS,
+            "WHOLE": self.dim // step * step,
+            "REST": block(self.dim % step) if self.dim % step else 0,
+            "UNIT": unit,
+            **tiles,
+            **REGISTERS,
             "COLUMNS": block(self.n, 16, 64),
             "UPCAST": upcast(self.query),
         }
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """The highest logit of every row, and one over the mass of its exponentials, (B, H, Q) float32 each."""
-        rows, blocks = triton.cdiv(self.rows, ROWS), triton.cdiv(self.n, self.constants["COLUMNS"])
+        rows, blocks = triton.cdiv(self.rows, self.step_rows), triton.cdiv(self.n, self.constants["COLUMNS"])
         device = self.query.device
         cut = whole(blocks, parts(rows * self.batch * self.heads, blocks, device))
         top, mass = (torch.empty(cut, self.batch, self.heads, self.rows, device=device) for _ in range(2))
@@ -86,7 +100,7 @@ def attention_row(
     """As the reference; ``largest``: the maximum over heads instead of the mean."""
     call = Attention(query, key, scale, visible, bias)
     out = torch.empty(call.batch, call.rows, call.n, dtype=torch.float32, device=query.device)
-    grid = (triton.cdiv(call.n, call.constants["COLUMNS"]), triton.cdiv(call.rows, ROWS), call.batch)
+    grid = (triton.cdiv(call.n, call.constants["COLUMNS"]), triton.cdiv(call.rows, call.step_rows), call.batch)
     with torch.cuda.device_of(query):
         _weights[grid](*call.tensors, *call.statistics(), out, *call.numbers, LARGEST=largest, **call.constants)
     return out
@@ -97,14 +111,24 @@ def logits(
     query, key, visible, bias, place, spans, b, h, rows, columns, rows_n, n, dim, scale, group, window,
     query_b, query_h, query_row, key_b, key_h, key_row,
     VISIBLE: tl.constexpr, BIASED: tl.constexpr, CAUSAL: tl.constexpr, PLACED: tl.constexpr, PACKED: tl.constexpr,
-    DIM: tl.constexpr, UPCAST: tl.constexpr,
+    STEP: tl.constexpr, WHOLE: tl.constexpr, REST: tl.constexpr, UNIT: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """(rows, columns) logits of head ``h`` of image ``b``; the lowest number where not seen, -inf outside the matrix or
-    outside the row's segment."""
+    outside the row's segment. ``dim`` and all strides count ``UNIT`` elements, which tells the compiler how they divide:
+    else a head of 72 is read element by element."""
     h = tl.cast(h, tl.int64)
-    q = tile(query + b * query_b + h * query_h, rows, rows_n, query_row, 0, dim, DIM)
-    k = tile(key + b * key_b + (h // group) * key_h, columns, n, key_row, 0, dim, DIM)
-    value = dot(q, k, tl.zeros([rows.shape[0], columns.shape[0]], tl.float32), UPCAST) * scale
+    q = query + b * query_b * UNIT + h * query_h * UNIT
+    k = key + b * key_b * UNIT + (h // group) * key_h * UNIT
+    value = tl.zeros([rows.shape[0], columns.shape[0]], tl.float32)
+    for start in range(0, WHOLE, STEP):
+        left = tile(q, rows, rows_n, query_row * UNIT, start, dim * UNIT, STEP)
+        right = tile(k, columns, n, key_row * UNIT, start, dim * UNIT, STEP)
+        value = dot(left, right, value, UPCAST)
+    if REST:
+        left = tile(q, rows, rows_n, query_row * UNIT, WHOLE, dim * UNIT, REST)
+        right = tile(k, columns, n, key_row * UNIT, WHOLE, dim * UNIT, REST)
+        value = dot(left, right, value, UPCAST)
+    value *= scale
     if BIASED:
         value += tl.load(bias + b * n + columns, mask=columns < n, other=0.0)[None, :]
     if VISIBLE == 2:
@@ -146,7 +170,8 @@ def _statistics(
     query, key, visible, bias, place, spans, top, mass, rows_n, n, dim, scale, heads, group, window,
     query_b, query_h, query_row, key_b, key_h, key_row,
     VISIBLE: tl.constexpr, BIASED: tl.constexpr, CAUSAL: tl.constexpr, PLACED: tl.constexpr, PACKED: tl.constexpr,
-    DIM: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, UPCAST: tl.constexpr,
+    STEP: tl.constexpr, WHOLE: tl.constexpr, REST: tl.constexpr, UNIT: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     b = (tl.program_id(1) // heads).to(tl.int64)
     h = (tl.program_id(1) % heads).to(tl.int64)
@@ -168,7 +193,8 @@ def _statistics(
         columns = left + tl.arange(0, COLUMNS)
         value = logits(
             query, key, visible, bias, place, spans, b, h, rows, columns, rows_n, n, dim, scale, group, window,
-            query_b, query_h, query_row, key_b, key_h, key_row, VISIBLE, BIASED, CAUSAL, PLACED, PACKED, DIM, UPCAST,
+            query_b, query_h, query_row, key_b, key_h, key_row, VISIBLE, BIASED, CAUSAL, PLACED, PACKED,
+            STEP, WHOLE, REST, UNIT, UPCAST,
         )  # fmt: skip
         new = tl.maximum(highest, tl.max(value, axis=1))
         total = total * tl.exp(highest - new) + tl.sum(tl.exp(value - new[:, None]), axis=1)
@@ -183,7 +209,8 @@ def _weights(
     query, key, visible, bias, place, spans, top, inverse, out, rows_n, n, dim, scale, heads, group, window,
     query_b, query_h, query_row, key_b, key_h, key_row,
     LARGEST: tl.constexpr, VISIBLE: tl.constexpr, BIASED: tl.constexpr, CAUSAL: tl.constexpr, PLACED: tl.constexpr,
-    PACKED: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, UPCAST: tl.constexpr,
+    PACKED: tl.constexpr, STEP: tl.constexpr, WHOLE: tl.constexpr, REST: tl.constexpr, UNIT: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(2).to(tl.int64)
     rows = tl.program_id(1).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -192,7 +219,8 @@ def _weights(
     for h in range(0, heads):
         value = logits(
             query, key, visible, bias, place, spans, b, h, rows, columns, rows_n, n, dim, scale, group, window,
-            query_b, query_h, query_row, key_b, key_h, key_row, VISIBLE, BIASED, CAUSAL, PLACED, PACKED, DIM, UPCAST,
+            query_b, query_h, query_row, key_b, key_h, key_row, VISIBLE, BIASED, CAUSAL, PLACED, PACKED,
+            STEP, WHOLE, REST, UNIT, UPCAST,
         )  # fmt: skip
         weight = normalised(value, top, inverse, (b * heads + h) * rows_n, rows, rows_n)
         total = tl.maximum(total, weight) if LARGEST else total + weight

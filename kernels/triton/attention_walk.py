@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tokenreduce.kernels.triton.attention_row import ROWS, Attention, logits, normalised, position
+from tokenreduce.kernels.triton.attention_row import Attention, logits, normalised, position
 from tokenreduce.kernels.triton.common import parts, share, whole
 
 
@@ -27,7 +27,7 @@ def attention_walk(
     """(B, H, N) where ``mass`` (B, H, N) is after ``steps``; queries of which ``real`` (B, Q) is 0 pass nothing on."""
     call = Attention(query, key, scale, visible, None, causal, place, window)
     past = call.n - call.rows
-    columns, blocks = triton.cdiv(call.n, call.constants["COLUMNS"]), triton.cdiv(call.rows, ROWS)
+    columns, blocks = triton.cdiv(call.n, call.constants["COLUMNS"]), triton.cdiv(call.rows, call.step_rows)
     cut = whole(blocks, parts(columns * call.batch * call.heads, blocks, query.device))
     statistics = call.statistics() if steps else ()
     for _ in range(steps):
@@ -46,7 +46,8 @@ def _step(
     query, key, visible, bias, place, spans, top, inverse, leaving, out, rows_n, n, dim, scale, heads, group, window,
     query_b, query_h, query_row, key_b, key_h, key_row,
     VISIBLE: tl.constexpr, BIASED: tl.constexpr, CAUSAL: tl.constexpr, PLACED: tl.constexpr, PACKED: tl.constexpr,
-    DIM: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, UPCAST: tl.constexpr,
+    STEP: tl.constexpr, WHOLE: tl.constexpr, REST: tl.constexpr, UNIT: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     b = (tl.program_id(1) // heads).to(tl.int64)
     h = (tl.program_id(1) % heads).to(tl.int64)
@@ -65,7 +66,8 @@ def _step(
         if needed:
             value = logits(
                 query, key, visible, bias, place, spans, b, h, rows, columns, rows_n, n, dim, scale, group, window,
-                query_b, query_h, query_row, key_b, key_h, key_row, VISIBLE, BIASED, CAUSAL, PLACED, PACKED, DIM, UPCAST,
+                query_b, query_h, query_row, key_b, key_h, key_row, VISIBLE, BIASED, CAUSAL, PLACED, PACKED,
+                STEP, WHOLE, REST, UNIT, UPCAST,
             )  # fmt: skip
             weight = normalised(value, top, inverse, (b * heads + h) * rows_n, rows, rows_n)
             total += tl.sum(weight * sent[:, None], axis=0)

@@ -11,7 +11,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tokenreduce.kernels.triton.common import addressable, block, inverse_norm, parts, products, upcast
+from tokenreduce.kernels.triton.common import (
+    addressable,
+    block,
+    channels_at_once,
+    inverse_norm,
+    parts,
+    products,
+    upcast,
+)
 
 
 def bipartite_matching(source: Tensor, destination: Tensor, *, others_only: bool = False) -> tuple[Tensor, Tensor]:
@@ -29,7 +37,7 @@ def bipartite_matching(source: Tensor, destination: Tensor, *, others_only: bool
         _matching[(triton.cdiv(n, rows), batch, cut)](
             source, destination, own, other, best, partner, n, m, channels, triton.cdiv(blocks, cut) * columns,
             source.stride(0), source.stride(1), destination.stride(0), destination.stride(1),
-            ROWS=rows, COLUMNS=columns, STEP=block(channels, 16, 64), OTHERS=others_only, UPCAST=upcast(source),
+            ROWS=rows, COLUMNS=columns, OTHERS=others_only, UPCAST=upcast(source), **channels_at_once(source),
         )  # fmt: skip
     if cut == 1:
         return best[0], partner[0]

@@ -17,6 +17,11 @@ from triton import knobs
 
 EPSILON = tl.constexpr(1e-12)  # a row shorter than this counts as this long
 INTERPRETED = knobs.runtime.interpret
+# The assembler for NVIDIA's devices spills a few values to hold more programs at once, unless all registers are granted.
+REGISTERS = {} if torch.version.hip else {"maxnreg": 255}
+# Channels of a token at a time and warps of a program, by the bytes of a number: products in full float32 are made in
+# registers, and more of them at once, or fewer threads to hold them, spill.
+CHANNELS: dict[int, dict[str, int]] = {2: {"STEP": 64, "num_warps": 4}, 4: {"STEP": 32, "num_warps": 8}}
 PARTS = 2  # programs per multiprocessor that the columns are cut for
 
 
@@ -51,6 +56,12 @@ def _multiprocessors(index: int | None) -> int:
 def block(n: int, low: int = 16, high: int = 64) -> int:
     """Power of two that holds ``n``, within [low, high]."""
     return min(max(triton.next_power_of_2(n), low), high)
+
+
+def channels_at_once(x: Tensor) -> dict[str, int]:
+    """How products of the rows of ``x`` (B, N, C) are cut along C."""
+    cut = CHANNELS[x.dtype.itemsize]
+    return {**cut, "STEP": block(x.shape[2], 16, cut["STEP"]), **REGISTERS}
 
 
 def inverse_norm(x: Tensor) -> Tensor:

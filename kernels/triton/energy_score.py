@@ -9,7 +9,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tokenreduce.kernels.triton.common import addressable, block, inverse_norm, parts, products, upcast
+from tokenreduce.kernels.triton.common import (
+    addressable,
+    block,
+    channels_at_once,
+    inverse_norm,
+    parts,
+    products,
+    upcast,
+)
 
 
 def energy_score(metric: Tensor, margin: float, alpha: float, *, gaussian: bool) -> Tensor:
@@ -24,7 +32,7 @@ def energy_score(metric: Tensor, margin: float, alpha: float, *, gaussian: bool)
         _energy[(blocks, batch, cut)](
             metric, inverse_norm(metric), total, n, channels, triton.cdiv(blocks, cut) * side, margin, alpha,
             metric.stride(0), metric.stride(1),
-            ROWS=side, COLUMNS=side, STEP=block(channels, 16, 64), GAUSSIAN=gaussian, UPCAST=upcast(metric),
+            ROWS=side, COLUMNS=side, GAUSSIAN=gaussian, UPCAST=upcast(metric), **channels_at_once(metric),
         )  # fmt: skip
     width = (1 - margin) * math.sqrt(2 * math.pi) if gaussian else 1.0
     return total.sum(dim=0) / (n * width)
