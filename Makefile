@@ -14,7 +14,7 @@ INSTALLED := $(VENV)/.installed-$(shell (pwd; cat $(LOCK) setup.cfg pyproject.to
 # what stands on other libraries most, in about three minutes beside the doctor
 SUBSET := tests/adapters tests/contracts/test_cache.py tests/families/test_generation.py tests/families/test_turns.py
 
-.PHONY: demo docs doctor test test-serving subset lint format floor newest solve-floor solve-newest clean
+.PHONY: demo docs doctor gpu test test-serving subset lint format floor newest solve-floor solve-newest clean
 
 demo: $(INSTALLED)
 	$(BIN)/tokenreduce demo
@@ -31,6 +31,10 @@ $(VENV)-serving/.made-%: requirements/serving.txt requirements/serving_cpu.py
 	$(VENV)-serving/bin/python -m pip install --quiet --requirement requirements/serving.txt --editable '.[serve]'
 	$(VENV)-serving/bin/python requirements/serving_cpu.py
 	touch $@
+
+# on a machine with a GPU: all that is to be measured there, in eight minutes, into benchmarks/results/gpu
+gpu: $(INSTALLED)
+	$(BIN)/python benchmarks/gpu.py
 
 doctor: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(BIN)/tokenreduce doctor

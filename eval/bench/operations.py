@@ -30,9 +30,11 @@ def chosen(names: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(names or OPERATIONS)
 
 
-def cases(name: str, device: torch.device) -> list[dict[str, int]]:
-    """Sizes to measure operation ``name`` at."""
+def cases(name: str, device: torch.device, *, smallest: bool = False) -> list[dict[str, int]]:
+    """Sizes to measure operation ``name`` at; with ``smallest`` that one alone."""
     module = importlib.import_module(f"{ops.__name__}.{name}")
+    if smallest:
+        return [min(module.SIZES, key=lambda size: math.prod(size.values()))]
     return [size for size in module.SIZES if device.type == "cuda" or math.prod(size.values()) <= module.CPU_LIMIT]
 
 
@@ -42,13 +44,15 @@ def measure(
     dtype: torch.dtype,
     rounds: int = ROUNDS,
     advance: Callable[[str], None] = lambda what: None,
+    *,
+    smallest: bool = False,
 ) -> dict[str, Any]:
     """Rows and device limits, as plain numbers. An operation is timed only after its result equals the plain one's."""
     most = limits(device, dtype)
     rows = []
     for name in names:
         module = importlib.import_module(f"{ops.__name__}.{name}")
-        for size in cases(name, device):
+        for size in cases(name, device, smallest=smallest):
             advance(f"{name} {_text(size)}")
             torch.manual_seed(0)
             rows.append(_row(name, size, module.case(size, device, dtype), rounds, device, most))

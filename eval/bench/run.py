@@ -37,9 +37,11 @@ class Place:
         }
 
 
-def operations_table(place: Place, only: Sequence[str] | None) -> Found:
-    """Every operation, or those of ``only``."""
-    found = operations.measure(operations.chosen(only), place.device, place.dtype, place.rounds, place.advance)
+def operations_table(place: Place, only: Sequence[str] | None, *, smallest: bool = False) -> Found:
+    """Every operation, or those of ``only``, at all sizes that the device takes or at the smallest."""
+    found = operations.measure(
+        operations.chosen(only), place.device, place.dtype, place.rounds, place.advance, smallest=smallest
+    )
     title = "Operations against the same mathematics written plainly"
     return place.record("ops", title, **found), operations.table(found["rows"]), []
 
