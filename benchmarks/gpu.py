@@ -89,7 +89,7 @@ class Setting:
     def tests(self) -> Content:
         """Those that need a GPU; dry, that there are some."""
         more = ["--collect-only"] if self.dry else []
-        command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *more, "tests/kernels"]
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *more, "tests/kernels", "tests/adapters"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         last = done.stdout.strip().splitlines()[-1]
         if done.returncode:
