@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -130,12 +131,12 @@ def carried(packing: Packing, groups: list[ImageGroup]) -> Tensor:
 
 
 def real_columns(
-    mask: Any, read: Any, embeds: Tensor, past: int, *, continues: bool
+    mask: Any, on_host: Callable[[Tensor], Tensor], embeds: Tensor, past: int, *, continues: bool
 ) -> tuple[Tensor, Tensor | None, list[int]]:
     """Which columns of this chunk are real (B, L), which of the ``past`` ones were (None: all), and how many are.
 
-    ``mask`` is what the decoder was given: None, (B, past + L), or masks already made for a cache of fixed size; ``read`` is
-    the same, on the host where it was read ahead.
+    ``mask`` is what the decoder was given: None, (B, past + L), or masks already made for a cache of fixed size;
+    ``on_host`` gives what was read of it ahead.
     """
     batch, length = embeds.shape[:2]
     everything = torch.ones(batch, length, dtype=torch.bool, device=embeds.device)
@@ -151,7 +152,7 @@ def real_columns(
         square = mask[:, 0, :length, past : past + length].diagonal(dim1=-2, dim2=-1)
         real = (square if square.dtype == torch.bool else square >= 0).expand(batch, length)
         return real, None, real.sum(dim=1).tolist()
-    known = read.bool()
+    known = on_host(mask).bool()
     counts = known[:, -length:].sum(dim=1).tolist()
     whole = continues or past == 0 or bool(known[:, :past].all())
     mask = mask.to(embeds.device, non_blocking=True).bool()

@@ -101,7 +101,7 @@ class VisionLanguageHooks(ModelHooks):
         mask = self.call.arguments.get("attention_mask")
         if not isinstance(mask, Tensor) or mask.ndim != 2:
             mask = kwargs.get("attention_mask")
-        real, past_real, counts = real_columns(mask, self.call.on_host(mask), embeds, past, continues=state is not None)
+        real, past_real, counts = real_columns(mask, self.call.on_host, embeds, past, continues=state is not None)
         depth = decoder.config.num_hidden_layers
         reduced = self.current = DecoderPass(
             decoder,

@@ -61,7 +61,7 @@ def model():
         (Step("projector", needs=(ClsAttention(7),)), ValueError, ["block=7", "0 to 3"]),
         (Step("llm", layer=3, needs=(AttentionReceived(9, "llm"),)), ValueError, ["layer=9", "0 to 4"]),
         (Step("projector", needs=("attention",)), TypeError, ["'attention'", "ClsAttention(22)"]),
-        (Step("encoder", layer=1, when="before"), ValueError, ["when='before'", "'middle', 'after'"]),
+        (Step("encoder", layer=1, when="behind"), ValueError, ["when='behind'", "'middle', 'after'"]),
         (Step("cache", layer=1, decode_ids="same"), ValueError, ["decode_ids='same'", "'continue', 'cache_length'"]),
         (Step("decode", layer=0), ValueError, ["layer=0", "1 to 4"]),
         (

@@ -96,4 +96,5 @@ def test_the_page_is_what_the_committed_measurements_give():
     assert made.PAGE.read_text() == made.page(found), "run python benchmarks/real_tower.py --page"
     assert {row["arm"] for row in found["rows"]} == set(made.ARMS)
     merging = {name for name, method in registry().items() if method.looks_at.endswith("of every block")}
-    assert {arm["method"] for arm in made.ARMS.values()} == merging
+    # DyMU without thresholds leaves as many as ToMe, and has a page of its own for what thresholds do
+    assert {arm["method"] for arm in made.ARMS.values()} == merging - {"dymu"}
