@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import timm
 import torch
@@ -128,3 +130,22 @@ def shaped(*grids: tuple[int, int], length: int) -> dict[str, torch.Tensor]:
     torch.manual_seed(1)
     patches = torch.randn(len(grids), length, 192)
     return {"pixel_values": patches, "pixel_attention_mask": real.long(), "spatial_shapes": torch.tensor(grids)}
+
+
+#: towers of each library, by what a test calls them
+TOWERS = {
+    "timm": lambda: timm_model("plain"),
+    "timm_registers": lambda: timm_model("dinov2_reg"),
+    "siglip_map": lambda: timm_model("siglip_map"),
+    "eva": lambda: timm_model("eva02"),
+    **{kind: partial(transformers_model, kind) for kind in ("clip", "siglip", "dinov2", "dinov3", "vit")},
+    "open_clip": lambda: open_clip_model(False).visual,
+}
+
+
+def tower(name: str, images: int) -> tuple[nn.Module, torch.Tensor]:
+    """One of ``TOWERS``, and pixels (B, 3, height, width) of so many images for it."""
+    torch.manual_seed(0)
+    model = TOWERS[name]()
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None) or (32, 32)
+    return model, torch.randn(images, 3, *size)

@@ -5,8 +5,11 @@ Shares no code with the hooks: attention is written out, maps and all, and group
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import pytest
 import torch
+from encoder_models import TOLERANCE
 from torch import nn
 
 import tokenreduce as tr
@@ -130,3 +133,26 @@ def attend(block, x, bias, rope, maps=None):
     if hasattr(a, "norm"):
         y = a.norm(y)
     return out(y)
+
+
+@contextmanager
+def behind_last_block(model):
+    """A list of what the last block returns, row by row, in each pass of the ``with`` block."""
+    seen: list[torch.Tensor] = []
+    handle = (
+        family_of(model)
+        .blocks[-1]
+        .module.register_forward_hook(
+            lambda module, args, output: seen.append(output[0] if isinstance(output, tuple) else output)
+        )
+    )
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def same_rows(found, expected) -> None:
+    assert found
+    for one in found:
+        torch.testing.assert_close(one, expected, atol=TOLERANCE * expected.abs().max().item(), rtol=TOLERANCE)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import reduced
 import torch
-from encoder_models import TOLERANCE, open_clip_model, timm_model, transformers_model
-from encoder_oracle import attend, entering, norm1, scale
+from encoder_models import timm_model, tower, transformers_model
+from encoder_oracle import attend, behind_last_block, entering, norm1, same_rows, scale
 
 import tokenreduce as tr
 from tokenreduce.adapters.registry import family_of
@@ -76,37 +76,21 @@ def apart(state, like):
     return whole
 
 
-TOWERS = {
-    "timm": lambda: timm_model("plain"),
-    "timm_registers": lambda: timm_model("dinov2_reg"),
-    "siglip_map": lambda: timm_model("siglip_map"),
-    "clip": lambda: transformers_model("clip"),
-    "siglip": lambda: transformers_model("siglip"),
-    "open_clip": lambda: open_clip_model(False).visual,
-}
+TOWERS = ("timm", "timm_registers", "siglip_map", "clip", "siglip", "open_clip")
 
 
 @pytest.mark.parametrize("name", TOWERS)
 def test_clips_equal_a_forward_by_hand(name):
-    torch.manual_seed(0)
-    model = TOWERS[name]()
-    pixels = torch.randn(8, 3, *(getattr(getattr(model, "patch_embed", None), "img_size", None) or (32, 32)))
+    model, pixels = tower(name, 8)
     with torch.no_grad():
         states, (like, _) = by_hand(model, pixels), entering(model, pixels)
     wide, narrow = apart(states[-1], like), states[-1][0]
     for length, expected in (("full", wide), ("reduced", narrow)):
-        seen = []
-        last = family_of(model).blocks[-1].module
-        with tr.wrapped(model, Clips(), output_length=length):
-            handle = last.register_forward_hook(
-                lambda m, a, out, seen=seen: seen.append(out[0] if isinstance(out, tuple) else out)
-            )
+        with tr.wrapped(model, Clips(), output_length=length), behind_last_block(model) as seen:
             for grad in (False, False, True):
                 with torch.set_grad_enabled(grad):
                     model(pixels)
-            handle.remove()
-        for found in seen:
-            torch.testing.assert_close(found, expected, atol=TOLERANCE * expected.abs().max().item(), rtol=TOLERANCE)
+        same_rows(seen, expected)
 
 
 @torch.no_grad()

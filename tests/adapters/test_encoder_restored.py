@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import reduced
 import torch
-from encoder_models import TOLERANCE, open_clip_model, shaped, timm_model, transformers_model, whole_model
-from encoder_oracle import attend, entering, norm1, scale
+from encoder_models import TOLERANCE, shaped, timm_model, tower, transformers_model, whole_model
+from encoder_oracle import attend, behind_last_block, entering, norm1, same_rows, scale
 from models import llava, prompt
 
 import tokenreduce as tr
@@ -64,43 +64,24 @@ def by_hand(model, pixels, blocks=(1,)):
     return states
 
 
-TOWERS = {
-    "timm": lambda: timm_model("plain"),
-    "timm_registers": lambda: timm_model("dinov2_reg"),
-    "clip": lambda: transformers_model("clip"),
-    "siglip": lambda: transformers_model("siglip"),
-    "dinov3": lambda: transformers_model("dinov3"),
-    "open_clip": lambda: open_clip_model(False).visual,
-}
+TOWERS = ("timm", "timm_registers", "clip", "siglip", "dinov3", "open_clip")
 
 
 @pytest.mark.parametrize("method", [Halves, HalvesTwice])
 @pytest.mark.parametrize("name", TOWERS)
 def test_every_patch_is_made_again_behind_the_last_block(name, method):
-    torch.manual_seed(0)
-    model = TOWERS[name]()
-    pixels = torch.randn(2, 3, *(getattr(model.patch_embed, "img_size", (32, 32)) if "timm" in name else (32, 32)))
+    model, pixels = tower(name, 2)
     with torch.no_grad():
         expected = by_hand(model, pixels, method.blocks)[-1]
-    last, seen = family_of(model).blocks[-1].module, []
-    with tr.wrapped(model, method()):
-        handle = last.register_forward_hook(
-            lambda m, a, output: seen.append(output[0] if isinstance(output, tuple) else output)
-        )
+    with tr.wrapped(model, method()), behind_last_block(model) as seen:
         for grad in (False, True):
             with torch.set_grad_enabled(grad):
                 model(pixels)
-        handle.remove()
         kept = [[8], [8]] if method is Halves else [[4], [4]]
         assert tr.report(model).tokens_kept == kept
-    for found in seen:
-        torch.testing.assert_close(found, expected, atol=TOLERANCE * expected.abs().max().item(), rtol=TOLERANCE)
-    with tr.wrapped(model, method(), output_length="reduced"), torch.no_grad():
-        handle = last.register_forward_hook(
-            lambda m, a, output: seen.append(output[0] if isinstance(output, tuple) else output)
-        )
+    same_rows(seen, expected)
+    with tr.wrapped(model, method(), output_length="reduced"), behind_last_block(model) as seen, torch.no_grad():
         model(pixels)
-        handle.remove()
     assert seen[-1].shape[1] == family_of(model).prefix + kept[0][0]
 
 

@@ -8,7 +8,7 @@ import math
 import pytest
 import reduced
 import torch
-from encoder_models import open_clip_model, small, timm_model, transformers_model
+from encoder_models import small, timm_model, tower
 
 import tokenreduce as tr
 from tokenreduce.methods.tempme import TempMe, pairs_of_clip
@@ -75,21 +75,13 @@ def test_blocks_are_those_of_the_paper_in_proportion():
         TempMe(**FOUR).joined_blocks(3)
 
 
-TOWERS = {
-    "timm": lambda: timm_model("plain"),
-    "registers": lambda: timm_model("dinov2_reg"),
-    "clip": lambda: transformers_model("clip"),
-    "siglip": lambda: transformers_model("siglip"),
-    "open_clip": lambda: open_clip_model(False).visual,
-}
+TOWERS = ("timm", "timm_registers", "clip", "siglip", "open_clip")
 
 
 @pytest.mark.parametrize("name", TOWERS)
 @torch.no_grad()
 def test_videos_through_encoders(name):
-    torch.manual_seed(0)
-    model = TOWERS[name]()
-    pixels = torch.randn(8, 3, *(getattr(getattr(model, "patch_embed", None), "img_size", None) or (32, 32)))
+    model, pixels = tower(name, 8)
 
     def read(x):
         found = model(x)
