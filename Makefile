@@ -32,7 +32,7 @@ $(VENV)-serving/.made-%: requirements/serving.txt requirements/serving_cpu.py
 	$(VENV)-serving/bin/python requirements/serving_cpu.py
 	touch $@
 
-# on a machine with a GPU: all that is to be measured there, in eight minutes, into benchmarks/results/gpu
+# on a machine with a GPU: what is to be measured there, what matters most first, into benchmarks/results/gpu
 gpu: $(INSTALLED)
 	$(BIN)/python benchmarks/gpu.py
 

@@ -223,7 +223,7 @@ def refuse_methods(pipeline: Pipeline) -> None:
             raise ValueError(
                 f"method={method.name!r} acts inside the language model (stage {step.stage!r}), by what a question attends to, "
                 "but frames of a stream arrive before the question; allowed: methods that act before the language model, or "
-                "this one without its inner step, such as tr.HoliTom(inner_keep=1.0)"
+                "this one with inner_keep=1.0, where its step inside the model can be left out"
             )
         for signal in step.needs:
             if signal.part == "llm" or isinstance(signal, Question):

@@ -29,7 +29,7 @@ def attention_received(
 ) -> Tensor:
     """(B, N) sum over real queries, or their ``largest``, of the weights averaged over heads."""
     call = Attention(query, key, scale, visible, bias, causal, place, window, spans)
-    columns, blocks = triton.cdiv(call.n, call.constants["COLUMNS"]), triton.cdiv(call.rows, call.step_rows)
+    columns, blocks = triton.cdiv(call.n, call.constants["COLUMNS"]), triton.cdiv(call.rows, call.constants["ROWS"])
     cut = whole(blocks, parts(columns * call.batch, blocks, query.device))
     out = torch.empty(cut, call.batch, call.n, dtype=torch.float32, device=query.device)
     real = call.query if query_mask is None else query_mask.contiguous()

@@ -58,7 +58,7 @@ class Attention:
         strides = (*self.query.stride()[:3], *self.key.stride()[:3])
         unit = math.gcd(8, self.dim, *strides)
         tiles = TILES[self.query.dtype.itemsize]
-        step, self.step_rows = tiles["STEP"], tiles["ROWS"]
+        step = tiles["STEP"]
         self.numbers = (
             self.rows, self.n, self.dim // unit, self.scale, self.heads, self.heads // self.key.shape[1],
             self.n if self.window is None else self.window, *(stride // unit for stride in strides),
@@ -80,7 +80,7 @@ class Attention:
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """The highest logit of every row, and one over the mass of its exponentials, (B, H, Q) float32 each."""
-        rows, blocks = triton.cdiv(self.rows, self.step_rows), triton.cdiv(self.n, self.constants["COLUMNS"])
+        rows, blocks = triton.cdiv(self.rows, self.constants["ROWS"]), triton.cdiv(self.n, self.constants["COLUMNS"])
         device = self.query.device
         cut = whole(blocks, parts(rows * self.batch * self.heads, blocks, device))
         top, mass = (torch.empty(cut, self.batch, self.heads, self.rows, device=device) for _ in range(2))
@@ -100,7 +100,7 @@ def attention_row(
     """As the reference; ``largest``: the maximum over heads instead of the mean."""
     call = Attention(query, key, scale, visible, bias)
     out = torch.empty(call.batch, call.rows, call.n, dtype=torch.float32, device=query.device)
-    grid = (triton.cdiv(call.n, call.constants["COLUMNS"]), triton.cdiv(call.rows, call.step_rows), call.batch)
+    grid = (triton.cdiv(call.n, call.constants["COLUMNS"]), triton.cdiv(call.rows, call.constants["ROWS"]), call.batch)
     with torch.cuda.device_of(query):
         _weights[grid](*call.tensors, *call.statistics(), out, *call.numbers, LARGEST=largest, **call.constants)
     return out

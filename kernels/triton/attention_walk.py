@@ -27,7 +27,7 @@ def attention_walk(
     """(B, H, N) where ``mass`` (B, H, N) is after ``steps``; queries of which ``real`` (B, Q) is 0 pass nothing on."""
     call = Attention(query, key, scale, visible, None, causal, place, window)
     past = call.n - call.rows
-    columns, blocks = triton.cdiv(call.n, call.constants["COLUMNS"]), triton.cdiv(call.rows, call.step_rows)
+    columns, blocks = triton.cdiv(call.n, call.constants["COLUMNS"]), triton.cdiv(call.rows, call.constants["ROWS"])
     cut = whole(blocks, parts(columns * call.batch * call.heads, blocks, query.device))
     statistics = call.statistics() if steps else ()
     for _ in range(steps):
