@@ -28,15 +28,10 @@ def prompt_length(model: nn.Module, columns: int | Sequence[int]) -> Iterator[No
 
     Example: ``with tr.prompt_length(model, prompt["input_ids"].shape[1]): model(**prompt_and_answer)``
     """
-    given = [columns] if isinstance(columns, int) else list(columns)
-    if not given or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in given):
-        raise ValueError(
-            f"prompt_length={columns!r}; allowed: columns of the prompt, 1 or more, or one number per sample"
-        )
     hooks = attachment_of(model).hooks
     if not hasattr(hooks, "scopes"):
         raise ValueError("prompt_length is about the prompt of a language model; this is an encoder by itself")
-    with hooks.scopes.prompt_length(columns if isinstance(columns, int) else given):
+    with hooks.scopes.prompt_length(columns):
         yield
 
 

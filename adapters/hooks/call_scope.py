@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from tokenreduce.adapters.hooks.answer_labels import before_answers
 from tokenreduce.adapters.hooks.exporting import refuse_export
 from tokenreduce.adapters.hooks.method_calls import Shadow
 from tokenreduce.adapters.upstream.model import prompt_ids, prompt_shape
@@ -88,9 +88,9 @@ class CallScopes:
     #: passes of a tower that was called by itself: nobody's, one at a time
     stray = PerThread[Encodings](lambda: Encodings(deque(maxlen=1)))
     #: columns of each sample's prompt, as the caller told
-    told = PerThread[Sequence[int] | int | None](nothing)
+    told = PerThread[list[int] | int | None](nothing)
     #: what each sample asks of its pictures, in words, as the caller told
-    asked = PerThread[Sequence[str] | str | None](nothing)
+    asked = PerThread[list[str] | str | None](nothing)
 
     @property
     def encoded(self) -> Encodings:
@@ -114,8 +114,17 @@ class CallScopes:
 
     @contextmanager
     def prompt_length(self, columns: Sequence[int] | int) -> Iterator[None]:
-        """Let the prompts of each sample be ``columns`` long, padding included."""
-        outer, self.told = self.told, columns
+        """Let the prompts of each sample be ``columns`` long, padding included.
+
+        Errors: ``ValueError`` for anything but counts of columns.
+        """
+        columns = columns.tolist() if hasattr(columns, "tolist") else columns
+        given = [columns] if isinstance(columns, int) else list(columns)
+        if not given or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in given):
+            raise ValueError(
+                f"prompt_length={columns!r}; allowed: columns of the prompt, 1 or more, or one number per sample"
+            )
+        outer, self.told = self.told, columns if isinstance(columns, int) else given
         try:
             yield
         finally:
@@ -135,24 +144,31 @@ class CallScopes:
 
     def questions(self, samples: Sequence[int], batch: int) -> list[str] | None:
         """What the pictures in rows ``samples`` of ``batch`` are asked; None: not told."""
-        if self.asked is None or isinstance(self.asked, str):
-            return None if self.asked is None else [self.asked] * len(samples)
-        repeat = 1 if self.scope is None else self.scope.repeat(batch)
-        if len(self.asked) * repeat != batch:
-            raise ValueError(
-                f"question has {len(self.asked)} entries; allowed: one text, or {batch // repeat}, one per sample"
-            )
-        return [self.asked[sample // repeat] for sample in samples]
+        rows = self._of_rows("question", "text", self.asked, batch)
+        return None if rows is None else [rows[sample] for sample in samples]
 
     def told_columns(self, batch: int) -> list[int] | None:
         """Columns of the prompt of each sample, as the caller or ``generate`` tells; None: not told."""
         if self.told is None:
             prompt = None if self.scope is None else self.scope.prompt
             return None if prompt is None else [prompt] * batch
-        told = [self.told] * batch if isinstance(self.told, int) else list(self.told)
-        if len(told) != batch:
-            raise ValueError(f"prompt_length has {len(told)} entries; allowed: one number, or {batch}, one per sample")
-        return [int(n) for n in told]
+        return self._of_rows("prompt_length", "number", self.told, batch)
+
+    def check_told(self, samples: int) -> None:
+        """Raise ``ValueError`` unless what was told is for all, or for each of the ``samples`` of a call."""
+        self._of_rows("question", "text", self.asked, samples)
+        self._of_rows("prompt_length", "number", self.told, samples)
+
+    def _of_rows(self, name: str, entry: str, told: Any, batch: int) -> list[Any] | None:
+        """What was ``told`` of each of ``batch`` rows, beams of a sample sharing its own; None: nothing."""
+        if not isinstance(told, list):
+            return None if told is None else [told] * batch
+        repeat = 1 if self.scope is None else self.scope.repeat(batch)
+        if len(told) * repeat != batch:
+            raise ValueError(
+                f"{name} has {len(told)} entries; allowed: one {entry}, or {batch // repeat}, one per sample"
+            )
+        return [told[row // repeat] for row in range(batch)]
 
     def of_prompt(self, blocks: Tensor | None, offset: int) -> Tensor | None:
         """``blocks`` (B, L) long of a chunk behind ``offset`` columns, with -1 behind the prompt: a proposed answer is causal."""
@@ -172,7 +188,7 @@ class CallScopes:
         if told is not None:
             ends = [n - offset for n in told]
         elif self.scope is not None and self.scope.labels is not None:
-            ends = _before_answers(self.scope.labels, visual)
+            ends = before_answers(self.scope.labels, visual)
         else:
             return None
         last = [int(row.nonzero()[-1]) if bool(row.any()) else -1 for row in visual]
@@ -184,33 +200,6 @@ class CallScopes:
                     "up to where the answer begins"
                 )
         return None if all(end >= length for end in ends) else [min(end, length) for end in ends]
-
-
-def _before_answers(labels: Tensor, visual: Tensor) -> list[int]:
-    """Per sample, the first column to be learned behind the last visual token and text that is not: a question.
-
-    The row's length where nothing between the two is left out of learning, so that labels tell of no question. Warns when
-    an answer stands between two images, whose questions then differ.
-    """
-    length = visual.shape[1]
-    learned = labels.to("cpu")[:, -length:] != -100
-    ends = []
-    for sample, (learns, sees) in enumerate(zip(learned, visual)):
-        columns = sees.nonzero().flatten().tolist() or [-1]
-        asked = (~learns & ~sees).nonzero().flatten()
-        answers = learns.nonzero().flatten()
-        between = asked[(asked > columns[0]) & (asked < columns[-1])]
-        if len(between) and bool(((answers > between[0]) & (answers < columns[-1])).any()):
-            warnings.warn(
-                f"labels of sample {sample} ask for an answer between two images; a method that ranks tokens by the question "
-                "ranks all of them by the question behind the last one, which a conversation would not: give each image a "
-                "row of its own, or say prompt_length=",
-                stacklevel=2,
-            )
-        behind = answers[answers > columns[-1]]
-        told = len(behind) and bool(((asked > columns[-1]) & (asked < behind[0])).any())
-        ends.append(int(behind[0]) if told else length)
-    return ends
 
 
 class ScopedMethod(Shadow):
@@ -240,8 +229,10 @@ class ScopedMethod(Shadow):
             if reduced:
                 said.enter_context(self.pipeline.exchanged(self.pipeline.asked(self.pipeline.now, reduced)))
             if told is not None:
-                columns = told.tolist() if isinstance(told, torch.Tensor) else told
-                said.enter_context(self.scopes.prompt_length(columns))
+                said.enter_context(self.scopes.prompt_length(told))
             if asked is not None:
                 said.enter_context(self.scopes.question(asked))
+            given = prompt_shape(args, kwargs)
+            if self.scopes.scope is scope and given is not None:  # within generate rows are beams
+                self.scopes.check_told(given[0])
             return self.original(*args, **kwargs)

@@ -128,9 +128,10 @@ class VisionLanguageHooks(ModelHooks):
         if images:
             self.show(reduced, images, encoded, embeds.device)
             reduced.recalled = self._recall(kwargs)
-            if self.pipeline.ranks_by_text:
+            if self.pipeline.ranks_by_text or self.scopes.told is not None:
                 ends = self.scopes.prompt_ends(visual, past)
                 reduced.question_end = None if ends is None else uploaded(ends, embeds.device)
+            if self.pipeline.ranks_by_text:
                 given = (self.call.input_ids, self.call.inputs_embeds)
                 decoder_inputs.note_text(reduced, self.family, self.scopes, [item.image for item in images], given)
             shown = deepstack.take_over(reduced, kwargs)

@@ -130,15 +130,27 @@ def test_answers_between_images_are_warned_of(model):
         model(**inputs, labels=labels)
 
 
-def test_a_prompt_length_that_cannot_be_is_refused(model):
+@pytest.mark.parametrize("method", [tr.FastV(layer=2, keep=3), tr.DivPrune(keep=3)], ids=["reads text", "does not"])
+def test_what_cannot_be_told_of_a_prompt_is_refused(model, method):
     inputs = prompt(model, [1])
-    with tr.wrapped(model, tr.FastV(layer=2, keep=3)), torch.no_grad():
+    with tr.wrapped(model, method), torch.no_grad():
         with pytest.raises(ValueError, match="prompt_length=2 of sample 0 ends before its last visual token"):
             model(**inputs, prompt_length=2)
-        with pytest.raises(ValueError, match="one number, or 1, one per sample"):
+        with pytest.raises(ValueError, match="prompt_length has 2 entries; allowed: one number, or 1, one per sample"):
             model(**inputs, prompt_length=[30, 30])
-        with pytest.raises(ValueError, match="prompt_length=0"), tr.prompt_length(model, 0):
-            pass
+        with pytest.raises(ValueError, match="question has 2 entries; allowed: one text, or 1, one per sample"):
+            model.generate(**inputs, question=["what?", "where?"], num_beams=2, max_new_tokens=2)
+        for columns in (0, [], "30", [True]):
+            with pytest.raises(ValueError, match=r"prompt_length=.*allowed: columns of the prompt"):
+                model(**inputs, prompt_length=columns)
+
+
+def test_beams_share_what_was_told_of_their_sample(model):
+    inputs = prompt(model, [1, 1], "left")
+    columns, more = inputs["input_ids"].shape[1], {"num_beams": 3, "max_new_tokens": 3, "do_sample": False}
+    with tr.wrapped(model, tr.FastV(layer=2, keep=3)):
+        expected = model.generate(**inputs, **more)
+        assert torch.equal(model.generate(**inputs, **more, prompt_length=torch.tensor([columns, columns])), expected)
 
 
 def test_prompt_lookup_does_not_let_a_guess_rank(model):
