@@ -27,6 +27,7 @@ def write_images(
     visual: Tensor,
     offset: int,
     layers: tuple[int, ...],
+    choice: str = "",
     overwrite: bool = False,
 ) -> None:
     """Write the ``images`` of a trace to ``path`` (.npz); readers see the old file or the new one, never a part.
@@ -47,14 +48,14 @@ def write_images(
             arrays |= {f"image{i}.stage{j}.{name}": x.numpy() for name, x in held.items() if x is not None}
         stages = [{word: getattr(stage, word) for word in WORDS} for stage in image.stages]
         records.append({"sample": image.sample, "layout": dataclasses.asdict(image.layout), "stages": stages})
-    about = {"version": VERSION, "offset": offset, "layers": layers, "images": records}
+    about = {"version": VERSION, "offset": offset, "layers": layers, "choice": choice, "images": records}
     arrays[DESCRIPTION] = np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)
     with writing(path, (".npz",), overwrite) as file:
         np.savez_compressed(file, **arrays)
 
 
-def read_images(path: str | Path) -> tuple[list[ImageTrace], Tensor, int, tuple[int, ...]]:
-    """What ``write_images`` was given: images, visual, offset, layers. Errors: those of ``tr.load_trace``."""
+def read_images(path: str | Path) -> tuple[list[ImageTrace], Tensor, int, tuple[int, ...], str]:
+    """What ``write_images`` was given: images, visual, offset, layers, choice. Errors: those of ``tr.load_trace``."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"path={str(path)!r} does not exist; allowed: a file written by trace.save(path)")
@@ -65,7 +66,7 @@ def read_images(path: str | Path) -> tuple[list[ImageTrace], Tensor, int, tuple[
         if about["version"] != VERSION:
             raise ValueError(f"version {about['version']}, this tokenreduce reads {VERSION}")
         images = [_image(f"image{i}", record, arrays) for i, record in enumerate(about["images"])]
-        return images, arrays["visual"], about["offset"], tuple(about["layers"])
+        return images, arrays["visual"], about["offset"], tuple(about["layers"]), about.get("choice", "")
     except Exception as error:  # numpy, zipfile and json each have their own
         raise ValueError(
             f"path={str(path)!r} holds no trace ({type(error).__name__}: {error}); allowed: a file written by trace.save(path)"

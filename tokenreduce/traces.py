@@ -48,10 +48,12 @@ class Trace:
         self.layers = layers
 
     @classmethod
-    def of(cls, images: list[ImageTrace], visual: Tensor, offset: int, layers: tuple[int, ...]) -> Trace:
+    def of(
+        cls, images: list[ImageTrace], visual: Tensor, offset: int, layers: tuple[int, ...], choice: str = ""
+    ) -> Trace:
         """A trace of images that are known already."""
         made = cls([], visual, offset, layers)
-        made.images = images
+        made.images, made.choice = images, choice
         return made
 
     @cached_property
@@ -127,7 +129,7 @@ class Trace:
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Write this trace to ``path`` (.npz, no pickle); ``tr.load_trace(path)`` reads it. See ``tokenreduce.archive``."""
-        write_images(path, self.images, self.visual, self.offset, self.layers, overwrite)
+        write_images(path, self.images, self.visual, self.offset, self.layers, self.choice, overwrite)
 
     def __repr__(self) -> str:
         rows = [f"Trace of {len(self.visual)} sample(s), {len(self.images)} image(s)"]

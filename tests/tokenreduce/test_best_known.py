@@ -40,14 +40,15 @@ def taken(table=None, facts=FACTS, **about):
     return decision(Auto(table=table, **about), facts)
 
 
-def test_report_trace_and_log_say_what_it_took_and_why(model, caplog):
+def test_report_trace_and_log_say_what_it_took_and_why(model, caplog, tmp_path):
     with caplog.at_level(logging.INFO, "tokenreduce"), tr.wrapped(model, "auto", keep=0.25):
         model(**prompt(model, [1]))
         report, trace = tr.report(model), tr.trace(model)
     (name,) = report.methods
     assert report.tokens_kept == [[4]]
     assert report.choice.startswith(f"{name}: 100% of the unreduced score at keep=0.25, the best of ")
-    assert report.choice == trace.choice == report.as_dict()["choice"]
+    trace.save(tmp_path / "trace.npz")
+    assert report.choice == trace.choice == report.as_dict()["choice"] == tr.load_trace(tmp_path / "trace.npz").choice
     assert f"auto is {report.choice}" in caplog.text
     assert "auto is  " in str(report)
     with tr.wrapped(model, name, keep=0.25):
