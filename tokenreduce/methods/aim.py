@@ -14,7 +14,7 @@ from tokenreduce.reduction import Reduction
 from tokenreduce.schedules import Line, rounded
 from tokenreduce.signals import AttentionWalk, Keys, ProjectorInput
 from tokenreduce.tokens import VisualTokens
-from tokenreduce.validation import choice, in_range, whole
+from tokenreduce.validation import at_most, choice, in_range, whole
 
 STARTS = {28: 14, 32: 13}  # published, by depth: Qwen2-7B and Vicuna-7B
 SPAN = 8 / 28  # of the depth, over which all visual tokens go
@@ -68,6 +68,7 @@ class AIM(Method):
         in_range("temperature", self.temperature, 1e-3, 1e3)
         for argument, least, hint in (("start", 0, "14 of 28"), ("steps", 1, "5")):
             whole(argument, getattr(self, argument), least, f". The paper uses {hint}.", none=argument == "start")
+        at_most("steps", self.steps, 1000, "by when a walk has settled")
         if self.slope is not None and not (isinstance(self.slope, float) and 0.0 < self.slope <= 1.0):
             raise ValueError(f"slope={self.slope!r}; allowed: a float in (0, 1]. The paper uses 0.125, of 28 layers.")
 

@@ -113,6 +113,7 @@ class Expediting(BlockSchedule):
         choice("norm", self.norm, ("sum", "l2"))
         whole("alpha", self.alpha, 1, " (blocks that run on all patches)", none=True)
         whole("iterations", self.iterations, 1)
+        at_most("iterations", self.iterations, 1000, "by when clusters have settled")
         whole("window", self.window, 1, " and odd (cells along a side)")
         if self.window % 2 == 0:
             raise ValueError(
