@@ -1,7 +1,7 @@
 """A load on vLLM's OpenAI-compatible server, reduced: requests a second, time to the first token, by budget and concurrency.
 
     python benchmarks/serving.py                       # starts a server of the demo model on this machine, and stops it
-    python benchmarks/serving.py --page                # writes the table of docs/serving.md from results/serving.json
+    python benchmarks/serving_page.py                  # writes table and plot of docs/serving.md from results/serving.json
     python benchmarks/serving.py --model Qwen/Qwen2.5-VL-7B-Instruct --side 1120 --dtype bfloat16 --out build/serving.json
 
 Needs what `make test-serving` installs, or vLLM. The load is bounded: ``--requests`` for each row, to 127.0.0.1 alone. Every
@@ -24,9 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-DATA, PAGE = HERE / "results/serving.json", HERE.parent / "docs/serving.md"
-BEGIN, END = "<!-- from benchmarks/results/serving.json -->", "<!-- end -->"
+DATA = Path(__file__).parent / "results/serving.json"
 BUDGETS, CONCURRENCY = (1.0, 0.5, 0.25, 0.11), (1, 8, 32)
 PORT = 8123
 
@@ -125,32 +123,6 @@ async def measured(given: argparse.Namespace, model: str) -> list[dict[str, floa
         return rows
 
 
-def table(data: dict[str, Any]) -> str:
-    """The rows as a table, the median of the repetitions in each."""
-    lines = [
-        "| users at once | kept | tokens of a prompt | requests/s | tokens/s | first token, p50 | p99 |",
-        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for users in CONCURRENCY:
-        for keep in BUDGETS:
-            own = [r for r in data["rows"] if (r["users"], r["keep"]) == (users, keep)]
-            mid = {name: sorted(r[name] for r in own)[len(own) // 2] for name in own[0]}
-            lines.append(
-                f"| {users} | {keep:.0%} | {mid['prompt_tokens']:.0f} | {mid['requests_per_second']:.1f} | "
-                f"{mid['tokens_per_second']:.0f} | {mid['first_p50_ms']:.0f} ms | {mid['first_p99_ms']:.0f} ms |"
-            )
-    about = (
-        f"Medians of {data['repeat']} runs of {data['requests']} requests, {data['tokens']} tokens an answer; {data['model']}, "
-        f"{data['method']}, {data['device']}; {data['versions']}. {data['note']}"
-    )
-    return "\n".join([BEGIN, "", *lines, "", about, "", END])
-
-
-def page(text: str, data: dict[str, Any]) -> str:
-    """The page with the table of ``data``."""
-    return text[: text.index(BEGIN)] + table(data) + text[text.index(END) + len(END) :]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="name or folder; left out, the demo model")
@@ -162,11 +134,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8)
     parser.add_argument("--note", default="", help="what is to be said beside the table, such as what else ran")
     parser.add_argument("--out", type=Path, default=DATA)
-    parser.add_argument("--page", action="store_true")
     given = parser.parse_args()
-    if given.page:
-        PAGE.write_text(page(PAGE.read_text(), json.loads(DATA.read_text())))
-        return
 
     import torch
 

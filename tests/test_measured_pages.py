@@ -20,6 +20,6 @@ def test_before_and_inside_the_tower():
 
 
 def test_serving():
-    made = script("benchmarks/serving.py")
+    made = script("benchmarks/serving_page.py")
     text = made.PAGE.read_text()
-    assert text == made.page(text, json.loads(made.DATA.read_text())), "run python benchmarks/serving.py --page"
+    assert text == made.page(text, made.measured()), "run python benchmarks/serving_page.py"
