@@ -68,19 +68,18 @@ class Step:
 
     Attributes:
         stage: the stage; ``layer``: the encoder block or decoder layer (0-based) where the stage has several. At the pixels, the
-            vision block in front of which units leave; None: the first. While decoding, the decoder layer from which on the
-            new token reads only the entries that the plan selects; the cache keeps all of them, and at every step the
-            method is asked anew.
+            vision block in front of which units leave; None: the first. While decoding, the decoder layer from which on the new
+            token reads only the entries that the plan selects; the cache keeps all of them, and the method is asked anew.
         needs: signals shown there.
-        amount: what the plan worked out for this step, handed back as ``tokens.amount``: a number, such as how many tokens
-            to merge in this block, or a few of them. At the encoder it may be None as long as ``tower_grid`` is: the plan
-            is made again for the patches that arrive.
+        amount: what the plan worked out for this step, handed back as ``tokens.amount``: a number, such as how many tokens merge
+            in this block, or a few. At the encoder it may be None as long as ``tower_grid`` is: another plan follows then.
         when: at the encoder, ``before`` the block, ``middle`` between its attention and MLP, or ``after`` it.
-        joins: in front of it, so many neighbours of the batch, frames of a video, become one sequence, first their prefix rows.
+        joins: in front of it, so many neighbours of the batch, frames of a video, become one sequence, first their prefix rows;
+            ``prefix``, what becomes of these: ``keep`` all, or the ``mean`` over the frames, one row of each kind.
         decode_ids: at the cache, position ids of tokens written after the prompt: ``continue`` the prompt's, or count the
             ``cache_length`` of each layer.
-        through, survivors_of: at the cache, the caches of layers ``layer`` to ``through`` are cut to the tokens that layer
-            ``survivors_of`` works on, without asking the method again; None: from ``layer`` on, to what it answers.
+        through, survivors_of: at the cache, caches of layers ``layer`` to ``through`` are cut to the tokens that ``survivors_of``
+            works on, without asking the method again; None: from ``layer`` on, to what it answers.
         proportional: at the encoder, whether attention from then on counts a merged token as many times as its size.
     """
 
@@ -90,6 +89,7 @@ class Step:
     amount: Any = None
     when: Literal["before", "middle", "after"] = "middle"
     joins: int = 1
+    prefix: Literal["keep", "mean"] = "keep"
     proportional: bool = False
     decode_ids: Literal["continue", "cache_length"] = "continue"
     through: int | None = None

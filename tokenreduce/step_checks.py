@@ -63,7 +63,12 @@ def check_step(name: str, step: Step, facts: ModelFacts) -> None:
     """Raise where a model of these ``facts`` cannot serve ``step`` of the method ``name``, or would too late."""
     if not isinstance(step, Step):
         raise TypeError(f"method={name!r}: plan gave a {type(step).__name__}; allowed: a tuple of Step(...)")
-    for word, allowed in (("when", ("before", "middle", "after")), ("decode_ids", ("continue", "cache_length"))):
+    words = {
+        "when": ("before", "middle", "after"),
+        "prefix": ("keep", "mean"),
+        "decode_ids": ("continue", "cache_length"),
+    }
+    for word, allowed in words.items():
         if getattr(step, word) not in allowed:
             raise ValueError(
                 f"method={name!r}: {word}={getattr(step, word)!r} in a Step; allowed: {', '.join(map(repr, allowed))}"
@@ -151,6 +156,10 @@ def _check_before(name: str, step: Step, facts: ModelFacts) -> None:
             "tokens.features"
         )
     if step.joins == 1:
+        if step.prefix == "mean":
+            raise ValueError(
+                f"method={name!r}: prefix='mean' of {step} that joins no frames; allowed: with joins from 2 on"
+            )
         return
     if step.when != "before" or step.joins < 1:
         raise ValueError(

@@ -17,6 +17,7 @@ from tokenreduce.adapters.hooks.encoding_cost import BlockShape
 from tokenreduce.adapters.hooks.last_done import LastDone
 from tokenreduce.adapters.hooks.merged_tokens import in_patches
 from tokenreduce.adapters.hooks.method_calls import Shadow, all_or_none
+from tokenreduce.adapters.hooks.tower_history import history_of
 from tokenreduce.adapters.hooks.tower_state import TowerState
 from tokenreduce.adapters.hooks.unit_selection import chosen as chosen_units
 from tokenreduce.cost import Report
@@ -95,15 +96,16 @@ class EncoderHooks:
     def _record(self, state: TowerState) -> None:
         counts, whole = state.counts(len(self.shapes)), state.unmerged
 
-        def tokens(numbers: list[int]) -> list[int]:
-            """Patches of each image, or of each video where frames went on as one sequence."""
+        def tokens(numbers: list[int], fronts: int = 1) -> list[int]:
+            """Patches of each image, or of each video where frames went on as one sequence, each of ``fronts``."""
             each = len(numbers) // len(state.numbers)
-            return [sum(numbers[i : i + each]) - state.prefix for i in range(0, len(numbers), each)]
+            prefix = state.units.prefix * fronts * each
+            return [sum(numbers[i : i + each]) - prefix for i in range(0, len(numbers), each)]
 
         report = Report(
             tokens_in=[[n] for n in tokens(whole)],
-            tokens_kept=[[n] for n in tokens(state.numbers)],
-            tokens_at_layer=[tokens(before) for before, _ in counts],
+            tokens_kept=[[n] for n in tokens(state.numbers, state.fronts)],
+            tokens_at_layer=[tokens(before, back.fronts) for (before, _), back in zip(counts, state.entered)],
             flops=sum(shape.flops(*passed) for shape, passed in zip(self.shapes, counts, strict=True)),
             flops_unreduced=sum(shape.flops(whole, whole) for shape in self.shapes),
             kv_bytes=0,
@@ -116,7 +118,8 @@ class EncoderHooks:
 
     def _trace(self, state: TowerState, chosen: list[StageTrace | None] | None) -> Trace:
         """The images of a pass with what happened to each."""
-        prefix, device = state.prefix, state.assign.device
+        device, prefix = state.assign.device, state.whole_prefix
+        fronts = [state.units.prefix * front for front in state.fronts_left]
         alike: dict[Any, list[int]] = {}
         for b, layout in enumerate(state.layouts):
             # of equally many rows
@@ -126,7 +129,7 @@ class EncoderHooks:
             columns = torch.arange(state.layouts[images[0]].num_tokens)
             (group,) = group_images([Image(b, columns, state.layouts[b]) for b in images], device)
             group.members = images
-            group.history = in_patches(state.history_of(images), prefix)
+            group.history = in_patches(history_of(state, images), prefix, fronts)
             made = [passed for b in images if chosen and (passed := chosen[b]) is not None]
             if made:
                 group.history = [StageTrace.stacked(made)]

@@ -176,7 +176,7 @@ class EncoderMerging:
             if step.when != when:
                 continue
             with now.pipeline.stopwatch(x.device):
-                x = x if step.joins == 1 else join(state, x, step.joins)
+                x = x if step.joins == 1 else join(state, x, step)
                 tokens = VisualTokens(
                     features=state.units.mean(x),
                     layout=state.layouts[0],
@@ -188,7 +188,7 @@ class EncoderMerging:
                     notes=now.notes.get(number, {}),
                     prefix=state.prefix,
                     window=None if now.windows is None else now.windows.of_units,
-                    cell=state.source - state.prefix,
+                    cell=state.source - state.whole_prefix,
                     amount=step.amount,
                 )
                 if self.segments is not None:
@@ -221,17 +221,17 @@ class EncoderMerging:
         rows = torch.arange(batch, device=tokens.features.device)
         place = torch.arange(now.state.assign.shape[1], device=rows.device).expand_as(now.state.assign)
         index = place[:, :1] + torch.arange(n, device=rows.device)
-        group = Group([*range(batch)], rows, tokens.layout, n, self.prefix, now.steps, place, now.notes)
+        group = Group([*range(batch)], rows, tokens.layout, n, now.state.prefix, now.steps, place, now.notes)
         plans = Plan(group, index, joined).by_count()
         if len(plans) == 1:
             return plans[0].reduction
         if not self.expand:
-            left = sorted(plan.reduction.num_kept - self.prefix for plan in plans if plan.reduction is not None)
+            left = sorted(plan.reduction.num_kept - now.state.prefix for plan in plans if plan.reduction is not None)
             raise ValueError(
                 f"output_length='reduced', but the images of this batch are left with {left[0]} to {left[-1]} patches; allowed: "
                 "output_length='full', images one by one, or a method that leaves equally many of each"
             )
-        now.kind = torch.where(index < self.prefix, PROTECTED, TOKEN)
+        now.kind = torch.where(index < now.state.prefix, PROTECTED, TOKEN)
         now.state.alike = False
         return as_one(tokens, now.groups, plans, place[:, :1])
 

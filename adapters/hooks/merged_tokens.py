@@ -110,12 +110,12 @@ def merged_tokens(assign: Tensor, source: Tensor, patches: Tensor, alike: bool) 
     return Reduction(source=seat[:, there], assign=(there.cumsum(0) - 1)[flat].masked_fill(flat < 0, DROPPED))
 
 
-def in_patches(history: list[StageTrace], prefix: int) -> list[StageTrace]:
-    """``history`` counted in patches: ``prefix`` rows left out."""
-
-    def cut(x: Tensor) -> Tensor:
-        return (x[:, prefix:] - prefix).clamp_min(-1)
-
-    return [
-        replace(p, assign=cut(p.assign), seats=cut(p.source).sort(dim=1).values, source=cut(p.source)) for p in history
-    ]
+def in_patches(history: list[StageTrace], prefix: int, fronts: list[int] | None = None) -> list[StageTrace]:
+    """``history`` counted in patches: ``prefix`` rows left out of full width, and ``fronts`` of those left each time; None: as
+    many."""
+    found = []
+    for passed, front in zip(history, fronts or [prefix] * len(history), strict=True):
+        assign = (passed.assign[:, prefix:] - front).clamp_min(-1)
+        source = (passed.source[:, front:] - prefix).clamp_min(-1)
+        found.append(replace(passed, assign=assign, seats=source.sort(dim=1).values, source=source))
+    return found

@@ -185,7 +185,7 @@ def ask(tokens: VisualTokens, groups: list[Group], kind: Tensor, position: int) 
             signals={s: rows_of(x[group.rows], index) for s, x in tokens.signals.items() if s in step.step.needs},
             notes=group.notes.get(step.number, {}),
             prefix=group.protected,
-            cell=tokens.source[group.rows].gather(1, index) - tokens.prefix,
+            cell=None if tokens.cell is None else tokens.cell[group.rows].gather(1, index),
             amount=step.step.amount,
         )
         questions.append(Question(group, index, step, part))

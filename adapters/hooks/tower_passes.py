@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokenreduce.adapters.hooks.encoding_cost import EncodingCost
 from tokenreduce.adapters.hooks.packed_entrance import EnteringRows
+from tokenreduce.adapters.hooks.tower_history import of_segments
 from tokenreduce.adapters.hooks.tower_state import TowerState
 from tokenreduce.adapters.hooks.unit_selection import UnitSelection
 from tokenreduce.adapters.visual_inputs import Picture, TowerCall
@@ -115,4 +116,4 @@ def inside_of(pick: Pick) -> list[StageTrace]:
         return []
     frames = [picture.layout.frames for picture in pick.passed.pictures]
     first = sum(frames[: pick.index])
-    return state.of_segments(range(first, first + frames[pick.index]))
+    return of_segments(state, range(first, first + frames[pick.index]))

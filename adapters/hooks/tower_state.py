@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -15,17 +15,17 @@ from tokenreduce.kernels.group_mean import group_mean
 from tokenreduce.layout import Layout
 from tokenreduce.provenance import StageTrace
 from tokenreduce.reduction import Reduction
-from tokenreduce.uploading import uploaded
 
 UNSEEN = -1e4  # added to the logits of an absent row: none is left of it after the softmax, in any precision
 
 
 class WayBack(NamedTuple):
-    """How units of the unmerged tower come back from rows: ``assign``, ``made`` and ``frames`` of a ``TowerState``."""
+    """How units of the unmerged tower come back from rows: what a ``TowerState`` calls so."""
 
     assign: Tensor
     made: Tensor | None
     frames: int
+    fronts: int
 
 
 @dataclass
@@ -46,10 +46,11 @@ class TowerState:
             whatever happens in that block.
         units: how rows make units.
         made: (B, N0, N) float, how each unit of the unmerged tower is made again of the current ones; None: a copy of one.
-        frames: images that are one sequence, and then one image of the others: their prefix rows come first.
+        frames: images that are one sequence, and then one image of the others: their prefix rows come first; ``fronts``, of how
+            many of them there are prefix rows of their own, fewer where some were averaged.
         entered: per block, the way back in front of its attention; ``went_on``, behind it; ``came`` and ``behind``, ``numbers``
             there.
-        history: what happened; ``left``, ``numbers`` after each time.
+        history: what happened; ``left``, ``numbers`` after each time; ``fronts_left``, ``fronts``.
         moved: whether rows are others than those of the unmerged tower, or in another order.
     """
 
@@ -64,12 +65,14 @@ class TowerState:
     units: UnitRows = field(default_factory=UnitRows)
     made: Tensor | None = None
     frames: int = 1
+    fronts: int = 1
     entered: list[WayBack] = field(default_factory=list)
     went_on: list[WayBack] = field(default_factory=list)
     came: list[list[int]] = field(default_factory=list)
     behind: list[list[int]] = field(default_factory=list)
     history: list[StageTrace] = field(default_factory=list)
     left: list[list[int]] = field(default_factory=list)
+    fronts_left: list[int] = field(default_factory=list)
     touched: bool = False
     moved: bool = False
     gone: bool = False  # whether a row may be in none by now
@@ -84,21 +87,17 @@ class TowerState:
         ones = torch.ones(len(x), n, device=x.device)
         return cls(ones, assign=rows, source=rows, layouts=layouts, numbers=[n] * len(x), units=units)
 
-    def history_of(self, images: list[int]) -> list[StageTrace]:
-        """What happened to ``images``, of equally many rows, counted in their own rows."""
-        device = self.assign.device
-        pick = uploaded(images, device)
-        own = None if self.own is None else uploaded([self.own[image] for image in images], device)
-        found = []
-        for passage, left in zip(self.history, self.left):
-            assign, source = passage.assign[pick], passage.source[pick, : left[images[0]]]
-            if own is not None:
-                assign, source = assign.gather(1, own), torch.searchsorted(own, source.contiguous())
-            found.append(replace(passage, assign=assign, seats=source, source=source))
-        return found
-
     def apply(self, reduction: Reduction, layer: int, method: str, numbers: list[int] | None = None) -> None:
-        """What becomes of the rows by ``reduction``, and, where they differ, of the ``numbers`` of the images."""
+        """What becomes of the rows by ``reduction`` of a method, and, where they differ, of the ``numbers`` of the images."""
+        self.become(reduction, numbers)
+        self.history.append(
+            StageTrace("encoder", layer, method, self.assign, self.source, self.source, None, reduction.role_names)
+        )
+        self.left.append(self.numbers)
+        self.fronts_left.append(self.fronts)
+
+    def become(self, reduction: Reduction, numbers: list[int] | None = None) -> None:
+        """The same, with nothing to be told of it."""
         k, joined, there = reduction.num_kept, reduction.assign, 1.0 if reduction.covers else reduction.assign >= 0
         joined = joined if reduction.covers else joined.clamp_min(0)
         empty = torch.zeros(len(joined), k, device=joined.device)
@@ -113,11 +112,7 @@ class TowerState:
             self.assign = self.assign.masked_fill(before < 0, -1)
         self.gone = self.gone or not reduction.covers
         self.source = self.source.gather(1, reduction.source)
-        self.history.append(
-            StageTrace("encoder", layer, method, self.assign, self.source, self.source, None, reduction.role_names)
-        )
         self.numbers = [k] * len(self.size) if numbers is None else numbers
-        self.left.append(self.numbers)
         self.touched = self.moved = True
 
     def reorder(self, order: Tensor) -> None:
@@ -134,6 +129,11 @@ class TowerState:
     @property
     def prefix(self) -> int:
         """Rows in front of the patches of each sequence."""
+        return self.units.prefix * self.fronts
+
+    @property
+    def whole_prefix(self) -> int:
+        """The same at full width."""
         return self.units.prefix * self.frames
 
     @property
@@ -152,11 +152,11 @@ class TowerState:
 
     @property
     def back(self) -> WayBack:
-        return WayBack(self.assign, self.made, self.frames)
+        return WayBack(self.assign, self.made, self.frames, self.fronts)
 
     def whole(self, rows: Tensor, back: WayBack | None = None) -> Tensor:
         """``rows`` (B, n, D), from where the way ``back`` leads, by default from the end, at full width (B, n0, D)."""
-        assign, made, frames = back or self.back
+        assign, made, frames, _ = back or self.back
         wide = rows_of(rows, self.units.of_rows(assign)) if made is None else restored(made, self.units, rows)
         return wide if frames == 1 else parted_frames(wide, frames, self.units.prefix)
 
@@ -192,17 +192,6 @@ class TowerState:
         """Rows of each image that attention and MLP of each block work on."""
         came, behind = ([[self.units.count(n) for n in own] for own in all_] for all_ in (self.came, self.behind))
         return list(zip(came[:depth], behind, strict=False))
-
-    def of_segments(self, span: range) -> list[StageTrace]:
-        """What happened to the segments ``span``, one picture, of a packed sequence, counted in its own units."""
-        begin, end = spans(self.came[0], span)
-        found = []
-        for passage, left in zip(self.history, self.left):
-            first, last = spans(left, span)
-            assign = (passage.assign[:, begin:end] - first).clamp_min(-1)
-            source = passage.source[:, first:last] - begin
-            found.append(replace(passage, assign=assign, seats=source, source=source))
-        return found
 
     def full_width(self, states: Any, *, averaged: bool = False) -> Any:
         """Recorded hidden states (after 0, 1, 2, ... blocks; entries may be None) at full width.
@@ -240,8 +229,3 @@ class TowerState:
     def averaged_units(self, units: Tensor) -> Tensor:
         """The same of ``units`` (B, N0, C)."""
         return rows_of(group_mean(units, self.assign, self.size.shape[1]), self.assign)
-
-
-def spans(numbers: list[int], segments: range) -> tuple[int, int]:
-    """The first unit of ``segments``, of so many each, and the one behind them."""
-    return sum(numbers[: segments.start]), sum(numbers[: segments.stop])
