@@ -11,8 +11,9 @@ UV := $(BIN)/uv
 MADE := $(VENV)/.made-$(shell cksum < $(LOCK) | cut -d' ' -f1)
 INSTALLED := $(VENV)/.installed-$(shell (pwd; cat $(LOCK) setup.cfg pyproject.toml) | cksum | cut -d' ' -f1)
 
-# what stands on other libraries most, in about three minutes beside the doctor
-SUBSET := tests/adapters tests/contracts/test_cache.py tests/families/test_generation.py tests/families/test_turns.py
+# what stands on other libraries most, the checks of the doctor among it, in about four minutes
+SUBSET := tests/eval/test_doctor.py tests/adapters tests/contracts/test_cache.py tests/families/test_generation.py \
+	tests/families/test_turns.py
 
 .PHONY: demo docs doctor gpu test test-serving subset lint format floor newest solve-floor solve-newest clean
 
