@@ -33,6 +33,7 @@ KEEP = 0.25
 PAGE_KEEPS = (0.5, 0.25, 0.11)
 VIDEO_KEEP = 0.3
 BEFORE_THE_TOWER = ("pixelprune", "rlt")  # drawn on what they are made for
+ELSEWHERE = (*BEFORE_THE_TOWER, "dymu", "dyvte")  # drawn in other ways than at three budgets
 WIDE = 280  # pixels of one picture
 
 
@@ -93,7 +94,7 @@ def one_by_one(model, processor, scene) -> None:
     folder = HERE / "images/methods"
     folder.mkdir(parents=True, exist_ok=True)
     for row in tr.methods():
-        if row["paper"] == "baseline" or "image" not in row["media"] or row["name"] in (*BEFORE_THE_TOWER, "dymu"):
+        if row["paper"] == "baseline" or "image" not in row["media"] or row["name"] in ELSEWHERE:
             continue
         keeps = [keep for keep in PAGE_KEEPS if not servable(model, [row["name"]], [keep])]
         drawn = [
@@ -116,6 +117,14 @@ def by_content(model, processor, scene) -> None:
         drawn.append(draw(trace, own.image, processor, caption=False, side=420))
         said.append(f"{len(trace.kept[0])} of {trace.images[0].layout.num_tokens} tokens")
     save_page("dymu", sheet(drawn, said, len(drawn), tile=WIDE))
+
+
+def by_layer(model, processor, scene) -> None:
+    """What each decoder layer sees with DyVTE, for its page."""
+    trace = traced(model, processor, scene.image, "dyvte", question=scene.question, keep=0.5)
+    layers = range(model.get_decoder().config.num_hidden_layers)
+    drawn = [draw(trace, scene.image, processor, layer=layer, caption=False, side=420) for layer in layers]
+    save_page("dyvte", sheet(drawn, [f"layer {layer}" for layer in layers], len(drawn), tile=WIDE))
 
 
 def stages(model, processor, cat: Image.Image, scene) -> list[str]:
@@ -251,6 +260,7 @@ def main() -> None:
     ]
     one_by_one(model, processor, scene)
     by_content(model, processor, scene)
+    by_layer(model, processor, scene)
     videos_one_by_one(model, processor)
     before_the_tower(save_page)
     (HERE / "gallery.md").write_text("\n".join(lines))

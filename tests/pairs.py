@@ -89,8 +89,9 @@ def counts(method: Method, trace: tr.Trace, report: tr.Report, depth: int) -> No
             assert lengths == [n] * depth
             continue
         if method.counts_at != "kept":  # an average over layers, in the counting of its paper
-            counted = lengths if method.counts_at == "average" else [*lengths[1:], lengths[-1]]
-            assert math.isclose(sum(counted) / depth, method.budget.keep * n, abs_tol=0.7)
+            counted = [*lengths[1:], lengths[-1]] if method.counts_at == "output_average" else lengths
+            near = 0.7 if method.counts_at != "layers" else n / depth / 2
+            assert math.isclose(sum(counted) / depth, method.budget.keep * n, abs_tol=near)
         elif any(
             passed.stage == "encoder" for passed in image.stages
         ):  # every view by itself; padding that is cut off afterwards may take tokens along

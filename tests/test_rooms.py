@@ -15,6 +15,8 @@ NOUNS = {
     "budgets",
     "calibration",
     "joint_space",
+    "learned_method",
+    "learned_module",
     "mixing",
     "projection",
     "layout",
@@ -23,6 +25,7 @@ NOUNS = {
     "signals",
     "tokens",
     "uploading",
+    "weights",
 }
 ALLOWED = {
     "kernels": {"kernels"},

@@ -24,12 +24,14 @@ if TYPE_CHECKING:
     from tokenreduce.draw import compare, draw, explore
     from tokenreduce.explanation import explain
     from tokenreduce.layout import Layout
+    from tokenreduce.learned_method import LearnedMethod
     from tokenreduce.measurements import clear_measured
     from tokenreduce.method import Method, ModelFacts, Step
     from tokenreduce.methods.aim import AIM
     from tokenreduce.methods.cdpruner import CDPruner
     from tokenreduce.methods.dart import DART
     from tokenreduce.methods.dymu import DyMU
+    from tokenreduce.methods.dyvte import DyVTE
     from tokenreduce.methods.evit import EViT
     from tokenreduce.methods.expediting import Expediting
     from tokenreduce.methods.fastervlm import FasterVLM
@@ -58,6 +60,8 @@ if TYPE_CHECKING:
     from tokenreduce.threshold_search import calibrate
     from tokenreduce.tokens import VisualTokens
     from tokenreduce.traces import Trace, load_trace
+    from tokenreduce.visual_exits import exit_layers
+    from tokenreduce.weights import Weights
     from tokenreduce.wrapping import budget, unwrap, wrap, wrapped
 
     methods: Callable[..., Table]
@@ -79,10 +83,13 @@ _HOME = {
     "budget": "wrapping",
     "budget_for": "targets",
     "Calibration": "calibration",
+    "LearnedMethod": "learned_method",
+    "Weights": "weights",
     "calibrate": "threshold_search",
     "clear_measured": "measurements",
     "check_method": "eval.method_check",
     "doctor": "eval.doctor",
+    "exit_layers": "visual_exits",
     "explain": "explanation",
     "prompt_length": "prompts",
     "question": "prompts",

@@ -12,11 +12,14 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tokenreduce.files import writing
+from tokenreduce.headed_tensors import SUFFIX, differing, packed, unpacked
 from tokenreduce.method import ModelFacts
 
 KIND = "tokenreduce calibration"
-SUFFIXES = (".json", ".safetensors")
+SUFFIXES = (".json", SUFFIX)
 NAME = "thresholds"  # of the tensor in a safetensors file
 
 
@@ -47,15 +50,6 @@ class Tower:
             facts.patches_per_token,
             facts.tokens_per_image,
         )
-
-    def differs(self, other: Tower) -> list[str]:
-        """In words, in what ``other`` is another tower; what either does not know is none."""
-        found = []
-        for field in dataclasses.fields(self):
-            own, its = getattr(self, field.name), getattr(other, field.name)
-            if own not in (None, "") and its not in (None, "") and own != its:
-                found.append(f"{field.name.replace('_', ' ')} {own!r}, not {its!r}")
-        return found
 
 
 @dataclass(frozen=True, repr=False)
@@ -117,7 +111,7 @@ class Calibration:
     def check(self, method: str, facts: ModelFacts) -> None:
         """Raise where these thresholds are not those of the tower of a model with ``facts``."""
         depth = facts.feature_block + 1
-        differs = [] if self.tower is None else self.tower.differs(Tower.of(facts))
+        differs = [] if self.tower is None else differing(self.tower, Tower.of(facts))
         if differs:
             raise ValueError(
                 f"method={method!r}: the calibration belongs to another vision tower than that of this {facts.family} model: "
@@ -146,11 +140,8 @@ class Calibration:
             if path.suffix.lower() == ".json":
                 file.write((json.dumps(content, indent=2) + "\n").encode())
                 return
-            import torch
-            from safetensors.torch import save
-
             values = torch.tensor(content.pop(NAME), dtype=torch.float64)
-            file.write(save({NAME: values}, metadata={KIND: json.dumps(content)}))
+            file.write(packed(KIND, content, {NAME: values}))
 
 
 def read(path: str | PathLike[str]) -> Calibration:
@@ -165,11 +156,9 @@ def read(path: str | PathLike[str]) -> Calibration:
             f"{path.name or 'thresholds.json'}"
         )
     try:
-        if path.suffix.lower() == ".safetensors":
-            from safetensors import safe_open
-
-            with safe_open(path, framework="pt") as file:
-                content = json.loads((file.metadata() or {})[KIND]) | {NAME: file.get_tensor(NAME).tolist()}
+        if path.suffix.lower() == SUFFIX:
+            header, tensors = unpacked(path, KIND)
+            content = header | {NAME: tensors[NAME].tolist()}
         else:
             content = json.loads(path.read_text(encoding="utf-8"))
         if content["kind"] != KIND:

@@ -23,8 +23,7 @@ class ModelFacts:
 
     Attributes:
         family: name of the family, for messages only.
-        stages: stages this model can serve.
-        pixel_unit: what a unit is made of, where the stage ``pixels`` is offered and this is known.
+        stages: stages this model can serve; ``pixel_unit``, what a unit is made of, where ``pixels`` is one and this is known.
         tower_depth: number of vision blocks; 0 where the tower has none, or none that can be listened to.
         tower_width: channels of its rows; 0: not known. ``tower_type``, its ``model_type``, or its class.
         feature_block: 0-based block whose output is used: fed to the projector, or the last of an encoder alone; -1: none.
@@ -34,8 +33,8 @@ class ModelFacts:
         interpolated: in words, what pictures have tokens interpolated behind the projector, not rows in front of it; or empty.
         tower_grid: (height, width) of its patches, or of the units of them that become one token; None: not known.
         full_blocks: vision blocks in which every patch attends to the whole image; None: all of them.
-        decoder_depth: number of decoder layers (0 for an encoder alone).
-        decoder_heads: heads of queries in a decoder layer; 0: not known.
+        decoder_depth: number of decoder layers (0 for an encoder alone), each of ``decoder_heads`` heads of queries and
+            ``decoder_width`` channels; 0: not known.
         shared_from: first decoder layer whose keys later ones attend to, too, after which no token may leave; None: none.
         tokens_per_image: visual tokens of one image when that is fixed, else None.
         restores: whether rows that a step inside the tower makes again (``Reduction.restore``) reach what stands behind it.
@@ -57,6 +56,7 @@ class ModelFacts:
     full_blocks: tuple[int, ...] | None = None
     decoder_depth: int = 0
     decoder_heads: int = 0
+    decoder_width: int = 0
     shared_from: int | None = None
     tokens_per_image: int | None = None
     restores: bool = True
@@ -97,8 +97,8 @@ class Step:
 
 
 #: what ``keep`` counts: tokens ``kept`` after the last step; tokens that a decoder layer takes in, as an ``average`` over the
-#: layers; or the same of what a layer hands on, ``output_average``
-CountsAt = Literal["kept", "average", "output_average"]
+#: layers, or an average in whole ``layers``, which take in all or none; or what a layer hands on, ``output_average``
+CountsAt = Literal["kept", "average", "layers", "output_average"]
 
 _REGISTERED: dict[str, type[Method]] = {}
 _LOOKED_AT: set[tuple[object, ...]] = set()
@@ -234,8 +234,8 @@ class Method:
             )
         reduction = self.reduce(tokens)
         if not isinstance(reduction, Reduction):
-            found = f"{type(self).__name__}.reduce returned a {type(reduction).__name__}"
-            raise TypeError(f"{found}; allowed: a Reduction, from Reduction.top, .select, .merge or .identity")
+            found = f"{type(self).__name__}.reduce returned a {type(reduction).__name__}; allowed: a Reduction, from "
+            raise TypeError(f"{found}Reduction.top, .select, .merge or .identity")
         return reduction.check(
             tokens, values=look and (fresh or not type(self).__module__.startswith(f"{__package__}."))
         )

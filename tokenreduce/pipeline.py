@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from tokenreduce.encoder_steps import EncoderStep, encoder_steps
 from tokenreduce.groups import ImageGroup
+from tokenreduce.learned_method import LearnedMethod
 from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.per_thread import PerThread, nothing
 from tokenreduce.projection import Projector
@@ -67,6 +68,7 @@ class Pipeline:
             if is_bounded(planned):
                 self._bounded.append(method)
         check_together(steps)
+        self.learned = {i: m.learned(facts) for i, m in enumerate(self.methods) if isinstance(m, LearnedMethod)}
         # Stages run in the order of the model; within a stage and layer, in the order the user gave.
         self.steps = sorted(steps, key=lambda item: (STAGES.index(item[1].stage), item[1].layer or 0))
 
@@ -160,7 +162,8 @@ class Pipeline:
                 assert group.features is not None
                 with self.stopwatch(group.features.device):
                     signals = {} if decided else {signal: source.look(signal, group) for signal in step.needs}
-                    tokens = group.tokens(number, stage, layer, amount=step.amount, signals=signals)
+                    given = {"amount": step.amount, "signals": signals, "learned": self.learned.get(number)}
+                    tokens = group.tokens(number, stage, layer, **given)
                     if ProjectorInput() in tokens.signals:
                         tokens.projector = source.projector(group)
                     reduction = decided[len(done)] if decided else self._ask(method, tokens, group, parted)

@@ -226,14 +226,14 @@ class Columns(Signal):
 class Text(Signal):
     """The text of each picture's sample: ``Rows`` of Q tokens, with channels as ``of`` says for visual tokens.
 
-    ``span`` says which: ``after`` the picture, ``before`` it, ``all`` text, or the ``last`` token. Visual tokens of other
-    pictures and padding are left out, and so are what an answer holds, other documents of a packed row, and earlier turns.
-    What a chat template writes is text; ``special=False`` leaves out the ids that the model's configuration names, such as
-    those that begin a prompt or surround a picture.
+    ``span`` says which: ``after`` the picture, at the ``end``, behind the last picture of its sample, ``before`` it, ``all``
+    text, or the ``last`` token. Other pictures and padding are left out, what an answer holds, other documents of a packed
+    row, and earlier turns. What a chat template writes is text; ``special=False`` leaves out the ids that the model's
+    configuration names, such as those that begin a prompt or surround a picture.
     """
 
     axis = "text"
-    span: Literal["after", "before", "all", "last"] = "all"
+    span: Literal["after", "end", "before", "all", "last"] = "all"
     of: Hidden | DecoderKeys = field(default_factory=Hidden)
     special: bool = True
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tokenreduce.layout import Layout
+from tokenreduce.learned_module import Learned
 from tokenreduce.projection import Projector
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ class VisualTokens:
         cell: (B, N) long, inside an encoder: where in the grid of ``layout`` each token sits, counted row by row; below 0 for
             those of the prefix that are no patches.
         amount: what the method's plan attached to this step, such as how many tokens to merge in this block.
+        learned: the module of a method that learns (``LearnedMethod``), which follows the model's tensors; None: there is none.
     """
 
     features: Tensor
@@ -105,6 +107,7 @@ class VisualTokens:
     window: Tensor | None = None
     cell: Tensor | None = None
     amount: Any = None
+    learned: Learned | None = None
 
     def __post_init__(self) -> None:
         batch, n = self.features.shape[:2]

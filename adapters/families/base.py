@@ -83,6 +83,7 @@ class Family(TowerFacts):
             tower_width=getattr(tower, "hidden_size", 0),
             tower_type=getattr(tower, "model_type", "") or type(self.towers[0]).__name__,
             decoder_heads=getattr(config, "num_attention_heads", 0),
+            decoder_width=getattr(config, "hidden_size", 0),
             shared_from=min(shared, default=None),
         )
 

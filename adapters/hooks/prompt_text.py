@@ -68,13 +68,17 @@ class PromptText:
         if not signal.special and self.special is not None:
             own = own & ~self.special[rows]
         first, last = group.columns.amin(dim=1, keepdim=True), group.columns.amax(dim=1, keepdim=True)
+        visual = self.visual.to(rows.device, non_blocking=True)[rows]
         if self.documents is not None:
             documents = self.documents[rows]
-            own = own & (documents == documents.gather(1, first))
+            same = documents == documents.gather(1, first)
+            own, visual = own & same, visual & same
         if signal.span == "last":
             at = torch.where(own, column, -1).amax(dim=1, keepdim=True)
             return at.clamp_min(0), at >= 0
-        if signal.span == "after":
+        if signal.span == "end":
+            last = torch.where(visual, column, -1).amax(dim=1, keepdim=True)
+        if signal.span in ("after", "end"):
             own = own & (column > last)
         elif signal.span == "before":
             own = own & (column < first)
@@ -93,7 +97,8 @@ class PromptText:
         """Columns without a placeholder where the text of picture ``member`` can be."""
         image = self.images[member]
         first, last = int(image.columns.min()), int(image.columns.max())
-        start, stop = {"after": (last + 1, None), "before": (0, first)}.get(span, (0, None))
+        behind = (last + 1, None)
+        start, stop = {"after": behind, "end": behind, "before": (0, first)}.get(span, (0, None))
         return int((~self.visual[image.sample, slice(start, stop)]).sum())
 
 

@@ -53,6 +53,9 @@ class Cell:
         """Everything that determines its result: itself, files of the model, the task with its data, sources, versions."""
         own = {name: value for name, value in self.as_dict().items() if name not in ("model", "include")}
         own["recipe"].pop("places", None)  # what a method is, its file says, wherever it lies
+        for value in (value for step in own["recipe"]["methods"] for value in step.values() if isinstance(value, dict)):
+            if "sha256" in value:  # what its weights are, their hash says
+                value.pop("path")
         return {
             **own,
             "model_files": model_hash(self.model),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from random_gates import gates
 
 from tokenreduce.eval.demo import WEIGHTS
 from tokenreduce.eval.harness import TASKS
@@ -58,6 +59,15 @@ def test_key_follows_from_the_cell_the_model_and_the_versions(tmp_path, monkeypa
     before = base.key
     monkeypatch.setattr(identity, "installed", lambda package: "9.9")
     assert base.key != before
+
+
+def test_weights_count_by_their_content(tmp_path):
+    def gated(path, seed):
+        return demo(Recipe.of("dyvte", parameters={"weights": gates(seed).save(tmp_path / path)}))
+
+    first, moved, other = gated("first.safetensors", 0), gated("moved.safetensors", 0), gated("other.safetensors", 1)
+    assert first.key == moved.key != other.key
+    assert first.as_dict()["recipe"]["methods"][0]["weights"]["path"] == str(tmp_path / "first.safetensors")
 
 
 def test_hub_files_are_hashed_by_their_name(tmp_path):

@@ -43,6 +43,7 @@ class Run(NamedTuple):
         trace: where the tokens went; ``images``, the columns of each sample's image.
         held: (layers,) columns in the cache of each layer after the prompt; ``ids``, the position id that the next token
             of the first sample has there.
+        unnormed: (B, K, C) what enters the last norm, in the prompt.
     """
 
     hidden: Tensor
@@ -51,6 +52,7 @@ class Run(NamedTuple):
     images: list[slice]
     held: Tensor
     ids: Tensor
+    unnormed: Tensor
 
     def columns(self, layer: int) -> Tensor:
         """(B, K) columns of the prompt that ``layer`` works on."""
@@ -95,6 +97,8 @@ def run(
     model.model.get_image_features = lambda **_: features
     # an image of just as many tokens as the vector has: the first cells of a grid that need not be full
     cells = mock.patch.object(Llava, "cells", list(range(n)))
+    normed: list[Tensor] = []
+    model.get_decoder().norm.register_forward_pre_hook(lambda _, args: normed.append(args[0]))
     with cells, torch.no_grad():
         tr.wrap(model, method)
         pixels = torch.zeros(batch, 3, 1, 1)
@@ -108,7 +112,7 @@ def run(
         if "next_embed" in inputs:
             last = torch.arange(batch)[:, None] + marker + 1
             decoded = model.model(input_ids=last, past_key_values=cache, use_cache=True).last_hidden_state
-    return Run(prefill.last_hidden_state, decoded, trace, list(images), held, following)
+    return Run(prefill.last_hidden_state, decoded, trace, list(images), held, following, normed[0])
 
 
 def build(

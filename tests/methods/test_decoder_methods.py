@@ -8,6 +8,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from models import VOCAB, llava, prompt
+from random_gates import gates
 from transformers import DynamicCache, StaticCache
 
 import tokenreduce as tr
@@ -25,14 +26,13 @@ METHODS = {
     "aim": lambda: tr.AIM(start=1, slope=0.4),
     "aim-keys": lambda: tr.AIM(keep=0.4, metric="keys"),
     "id_selection": lambda: tr.IDSelection(keep=5, score="unified"),
+    "dyvte": lambda: tr.DyVTE(fixed_layer=1),
+    "dyvte-gates": lambda: tr.DyVTE(weights=gates()),
 }
 TRIM = ("promptdistill", "promptdistill-first")  # the cache after the prompt
 #: what is attended to is averaged over the text of a row
 ONE_DOCUMENT = ("sparsevlm", "sparsevlm-plus", "sparsevlm-rank", "aim", "aim-keys")
-TRIM = ("promptdistill", "promptdistill-first")  # the cache after the prompt
-#: what is attended to is averaged over the text of a row
-ONE_DOCUMENT = ("sparsevlm", "sparsevlm-plus", "sparsevlm-rank", "aim", "aim-keys")
-SHORT = ("sparsevlm", "pyramiddrop", "dart", "promptdistill", "aim", "id_selection")
+SHORT = ("sparsevlm", "pyramiddrop", "dart", "promptdistill", "aim", "id_selection", "dyvte-gates")
 every_method = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in SHORT else pytest.mark.long) for name in METHODS]
 )

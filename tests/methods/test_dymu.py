@@ -17,6 +17,7 @@ from standins import FACTS
 import tokenreduce as tr
 from tokenreduce.calibration import Tower
 from tokenreduce.eval import tiny_models as zoo
+from tokenreduce.headed_tensors import differing
 from tokenreduce.schedules import STAIRCASES, staircase
 from tokenreduce.threshold_merging import best_of_all, candidates
 
@@ -143,7 +144,7 @@ def test_a_calibration_is_refused_by_another_tower(tmp_path):
             tr.wrap(other, "dymu", calibration=found)
         assert not tr.is_wrapped(other)
     tower = Tower("a", 3, 24, 1, 1, None)
-    assert tower.differs(Tower("a", 3, 24, 1, 1, 576)) == [], "what is not known is no difference"
+    assert differing(tower, Tower("a", 3, 24, 1, 1, 576)) == [], "what is not known is no difference"
     model = models.llava("clip")
     for thresholds, said in (([0.5] * 2, "2 thresholds for the 3 blocks"), ([0.5] * 5, "allowed: 3 to 4")):
         with pytest.raises(ValueError, match=said):

@@ -1,0 +1,80 @@
+"""A method with weights: a frozen dataclass like the others, and a small module built from what is known of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from tokenreduce.learned_module import Learned
+from tokenreduce.method import Method, ModelFacts
+from tokenreduce.weights import Base, Header, Weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedMethod(Method):
+    """Base of methods that learn: a subclass also says in ``module`` what its weights are of.
+
+    ``reduce`` finds the module in ``tokens.learned``: ``tokens.learned.part("", tokens.features)``, on the device and in the
+    dtype of the model's tensors. It is no part of the model: not of its state dict or its parameters, and gone with ``unwrap``.
+
+    Attributes:
+        weights: a file of ``tokenreduce train``, or what was read from one. None: the module as it is made, from seed 0.
+        version: of how the method reads its weights; files of another one are refused.
+        shaped_by: the parameters that ``module`` is built by; where one is None, it is as the weights say.
+    """
+
+    version: ClassVar[int] = 1
+    shaped_by: ClassVar[tuple[str, ...]] = ()
+
+    weights: Weights | str | PathLike[str] | Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weights is None:
+            return
+        weights = Weights.of(self.weights)
+        object.__setattr__(self, "weights", weights)
+        for name in self.shaped_by:
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, weights.header.shape.get(name))
+
+    def module(self, facts: ModelFacts) -> nn.Module:
+        """A new module for a model of ``facts``, its weights as training begins."""
+        raise NotImplementedError
+
+    def untrained(self, facts: ModelFacts) -> nn.Module:
+        """``module``, the same at every call."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return self.module(facts)
+
+    def learned(self, facts: ModelFacts) -> Learned | None:
+        """The module beside a model of ``facts``; None: a method that does without.
+
+        Errors: ``ValueError`` where the weights are of another method, version or shape, or belong to another model.
+        """
+        if self.weights is None:
+            return Learned(self.untrained(facts))
+        weights = Weights.of(self.weights)
+        weights.check(self.name, self.version, self._shape, facts)
+        return weights.beside(facts, lambda: self.module(facts))
+
+    def header(self, facts: ModelFacts, training: Mapping[str, Any]) -> Header:
+        """What a file of weights trained beside a model of ``facts`` says of them."""
+        return Header(self.name, self.version, Base.of(facts), self._shape, training)
+
+    def substitutes(self, facts: ModelFacts) -> tuple[str, ...]:
+        return (
+            ()
+            if self.weights is not None
+            else ("weights that nobody trained, from seed 0: tokenreduce train makes some",)
+        )
+
+    @property
+    def _shape(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.shaped_by}

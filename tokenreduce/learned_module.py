@@ -1,0 +1,35 @@
+"""The module of a method that learns, beside a model: no part of it, and always where its tensors are."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+
+class Learned:
+    """A module beside a model, no part of it: what is asked for is where the model's tensors are, in their dtype.
+
+    ``temperature``: how soft choices are while ``module.training``, where everything is one module in float32.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module.eval().requires_grad_(False)
+        self.temperature = 1.0
+        self._placed: dict[str, tuple[torch.device, torch.dtype, nn.Module]] = {}
+
+    @property
+    def training(self) -> bool:
+        return self.module.training
+
+    def part(self, name: str, like: Tensor) -> nn.Module:
+        """The submodule ``name``, all of it where that is empty, on the device of ``like`` and in its dtype."""
+        own = self.module.get_submodule(name)
+        if self.training:
+            return own.to(like.device)
+        device, dtype, placed = self._placed.get(name, (None, None, own))
+        if (device, dtype) != (like.device, like.dtype):
+            placed = copy.deepcopy(own).to(like.device, like.dtype)
+            self._placed[name] = like.device, like.dtype, placed
+        return placed
