@@ -10,6 +10,7 @@ the geometry counts.
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -32,6 +33,7 @@ PICTURES = HERE / "images/gallery"
 KEEP = 0.25
 PAGE_KEEPS = (0.5, 0.25, 0.11)
 VIDEO_KEEP = 0.3
+ALONE = {"tempme": {"joins": (2, 2, 2)}, "centerclip": {"joins": 4}}  # of eight frames, in the tower by itself
 BEFORE_THE_TOWER = ("pixelprune", "rlt")  # drawn on what they are made for
 ELSEWHERE = (*BEFORE_THE_TOWER, "dymu", "dyvte")  # drawn in other ways than at three budgets
 WIDE = 280  # pixels of one picture
@@ -184,11 +186,16 @@ def videos_one_by_one(model, processor, *names: str) -> None:
             or (names and row["name"] not in names)
         ):
             continue
-        if "projector" in method.stages:
-            trace, frames = filmed(model, processor, method(keep=VIDEO_KEEP))
-        else:
-            trace, frames = filmed_alone(model, processor, method(keep=VIDEO_KEEP, joins=(2, 2, 2)))  # of eight frames
-        made = strip(trace, frames, processor, columns=8, side=170)
+        alone = ALONE.get(row["name"])
+        film = filmed if alone is None else filmed_alone
+        trace, frames = film(model, processor, method(keep=VIDEO_KEEP, **alone or {}))
+        each = len(frames) // len(trace.images)
+        parts = [
+            strip(trace, frames[i * each :], processor, index=i, columns=8, side=170) for i in range(len(trace.images))
+        ]
+        made = Image.new("RGB", (parts[0].width, sum(part.height for part in parts)), "white")
+        for part, top in zip(parts, itertools.accumulate((part.height for part in parts), initial=0)):
+            made.paste(part, (0, top))
         small = made.quantize(220, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
         small.save(HERE / f"images/methods/{row['name']}.png", optimize=True)
 

@@ -36,6 +36,7 @@ ALLOWED = {
         "anchors_and_registers",
         "by_count",
         "energy_merging",
+        "k_medoids",
         "kernels",
         "matching",
         "methods",
