@@ -207,7 +207,8 @@ class EncoderMerging:
                 if now.kind is not None:
                     now.kind = kind_after(now.kind, joined, now.groups)
                 state.apply(joined, index, method.name, numbers(now.groups) if now.groups else None)
-                now.heard = {signal: carried_signal(joined, value) for signal, value in now.heard.items()}
+                later = now.asked_later(index, when, position)
+                now.heard = {signal: carried_signal(joined, now.heard[signal]) for signal in later & now.heard.keys()}
                 done.append((joined, x))
                 x = carried(joined, state.units, x)
         return x, done

@@ -15,6 +15,8 @@ from tokenreduce.pipeline import Pipeline
 from tokenreduce.reduction import Reduction
 from tokenreduce.signals import Signal
 
+WHEN = ("before", "middle", "after")  # the order in which the steps of a block act
+
 
 @dataclass
 class MergingPass:
@@ -47,3 +49,13 @@ class MergingPass:
     inside: int | None = None
     windows: Windows | None = None
     given: list[Tensor] = field(default_factory=list)
+
+    def asked_later(self, index: int, when: str, position: int) -> set[Signal]:
+        """Signals that steps of block ``index`` ask for behind the one at ``position`` among them, which acts ``when``."""
+        steps = self.steps.get(index, ())
+        if len(steps) < 2:
+            return set()
+        done = WHEN.index(when), position
+        return {
+            need for i, (_, step, _) in enumerate(steps) if (WHEN.index(step.when), i) > done for need in step.needs
+        }
