@@ -18,6 +18,16 @@ class Table(list[dict[str, Any]]):
 
     __repr__ = __str__
 
+    def markdown(self) -> str:
+        """The table as Markdown, to be pasted; its columns stand in line."""
+        if not self:
+            return "(empty)"
+        cells = [[*self[0]], *([str(value).replace("|", "\\|") for value in row.values()] for row in self)]
+        widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+        lines = [" | ".join(value.ljust(width) for value, width in zip(row, widths)) for row in cells]
+        rule = " | ".join("-" * max(3, width) for width in widths)
+        return "\n".join(f"| {line} |" for line in (lines[0], rule, *lines[1:]))
+
     def _repr_html_(self) -> str:
         head = "".join(f"<th style='text-align:left'>{name}</th>" for name in (self[0] if self else ()))
         body = "".join(

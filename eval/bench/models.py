@@ -189,34 +189,48 @@ def peak_mib(model: Any, inputs: dict[str, Any], arms: dict[str, Any]) -> dict[s
     return dict(peaks())
 
 
-def table(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What the terminal shows of ``rows``."""
+def table(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """What is printed of ``content``; pairs are milliseconds unreduced / reduced, the share of the own cost is of the
+    unreduced prefill."""
     return [
         {
+            "model": content["shape"],
+            "device": where(content),
             "method": row["method"],
+            "budget": f"{content['keep']}",
             "batch": row["batch"],
-            "tokens": f"{row['tokens_in']} to {row['tokens']}",
-            "first token": f"{row['first_token_speedup']['median']:.2f}x",
-            "tower": f"{times(row, 'tower'):.2f}x",
-            "prefill": f"{row['prefill_speedup']['median']:.2f}x",
-            "FLOPs": f"{row['flops_ideal']:.2f}x",
-            "products": f"{row['products_speedup']['median']:.2f}x",
-            "of ideal": f"{row['of_ideal']:.2f}",
-            "own cost ms": f"{row['own_ms']['median']:.1f}",
-            "of saved": f"{row['own_share_of_saved']:.1%}",
-            "decode": f"{ratio(row):.2f}x",
+            "visual tokens": f"{row['tokens_in']} to {row['tokens']}",
+            **{f"{stage}, ms": _pair(*stage_times(row, stage)) for stage in ("tower", "prefill", "decode")},
+            "first token": _gain(row["first_token_speedup"]),
+            "prefill speed-up": _gain(row["prefill_speedup"]),
+            "ideal": f"{row['flops_ideal']:.2f}x",
+            "of ideal": f"{row['of_ideal']:.0%}",
+            "own cost": f"{own:.1f} ms, {own / row['unreduced_prefill_ms']['median']:.1%}",
         }
-        for row in rows
+        for row in content["rows"]
+        for own in [row["own_ms"]["median"]]
     ]
 
 
-def times(row: dict[str, Any], stage: str) -> float:
-    """Median seconds of ``stage``, unreduced over reduced."""
-    cost = row["by_stage"][stage]
-    return cost["seconds_unreduced"] / cost["seconds"]
+def where(content: dict[str, Any]) -> str:
+    """The device of ``content``, and the number format."""
+    at = content["environment"]
+    device = f"{at['cpu']}, {at['threads']} thread(s)" if at["device"] == "cpu" else at["device"]
+    return f"{device}, {content['dtype']}"
 
 
-def ratio(row: dict[str, Any]) -> float:
-    """Decoding time per token, unreduced over reduced."""
-    medians = [arm["median"] for arm in row["decode_ms_per_token"].values()]
-    return medians[0] / medians[1]
+def stage_times(row: dict[str, Any], stage: str) -> tuple[float, float]:
+    """Median milliseconds of ``tower``, ``prefill`` or a step of ``decode``, unreduced and reduced."""
+    if stage == "decode":
+        before, after = row["decode_ms_per_token"].values()
+    else:
+        before, after = row[f"unreduced_{stage}_ms"], row[f"{stage}_ms"]
+    return before["median"], after["median"]
+
+
+def _pair(before: float, after: float) -> str:
+    return f"{before:.3g} / {after:.3g}" if before < 1000 else f"{before:,.0f} / {after:,.0f}"
+
+
+def _gain(found: dict[str, float]) -> str:
+    return f"{found['median']:.2f}x [{found['low']:.2f}, {found['high']:.2f}]"

@@ -79,7 +79,7 @@ def models_table(
         "models", title, shape=shape, keep=chosen.keep, attention=attention, layers=depth, tower_layers=tower_depth,
         published_layers=chosen.depth, published_tower_layers=chosen.tower_depth, left_out=left_out, rows=rows,
     )  # fmt: skip
-    return content, models.table(rows), [f"left out: {name}: {why}" for name, why in left_out.items()]
+    return content, models.table(content), [f"left out: {name}: {why}" for name, why in left_out.items()]
 
 
 def towers_table(place: Place, tower: str, batches: Sequence[int], layers: int | None) -> Found:

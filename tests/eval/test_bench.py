@@ -9,10 +9,12 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from tokenreduce.cli import app
 from tokenreduce.eval.bench import models, operations, run, shapes, timing, towers
+from tokenreduce.tables import Table
 
 CPU = torch.device("cpu")
 SMALL = {
@@ -72,11 +74,15 @@ def test_flops_of_a_tower_are_those_of_its_blocks() -> None:
 
 
 def test_models_and_the_file(tmp_path) -> None:
-    out = tmp_path / "demo.json"
+    out, picture = tmp_path / "demo.json", tmp_path / "demo.png"
     arguments = ("models", "--shape", "demo", "--methods", "fastervlm,random", "--keep", "36", "--rounds", "1")
     arguments += ("--batch", "1,2")
-    code, text = bench(*arguments, "--json", str(out))
+    code, text = bench(*arguments, "--json", str(out), "--plot", str(picture))
     assert code == 0, text
+    assert f"wrote {picture}" in text
+    with Image.open(picture) as drawn:
+        assert drawn.format == "PNG"
+        assert min(drawn.size) > 200
     content = json.loads(out.read_text())
     assert [(row["batch"], row["method"]) for row in content["rows"]] == [
         (batch, name) for batch in (1, 2) for name in ("fastervlm", "random")
@@ -96,7 +102,13 @@ def test_models_and_the_file(tmp_path) -> None:
         assert bill["decode step"]["seconds_unreduced"] == pytest.approx(step)
         before_decoder = sum(bill[stage]["seconds"] for stage in ("tower", "projector"))
         assert row["first_token_ms"]["high"] / 1e3 > before_decoder  # image in, first token out
-    assert {"first token", "tower", "prefill", "decode"} <= set(models.table(content["rows"])[0])
+    rows = models.table(content)
+    told = {"model", "device", "method", "budget", "tower, ms", "prefill, ms", "decode, ms", "of ideal", "own cost"}
+    assert told <= set(rows[0])
+    for row, measured in zip(rows, content["rows"]):
+        assert (row["model"], row["method"], row["budget"]) == ("demo", measured["method"], "36")
+        assert row["visual tokens"] == "144 to 36"
+        assert all(f" {value} " in text for value in row.values())  # what is printed
     assert content["environment"]["torch"] == torch.__version__
     assert bench(*arguments, "--json", str(out))[0] == 0  # its own file
     out.write_text("{}")
@@ -132,6 +144,9 @@ def test_shapes_are_as_published_and_fit_their_prompts(name) -> None:
         (("towers", "--tower", "vit-s"), "--tower='vit-s'; allowed: vit-b-16, vit-l-16-384"),
         (("towers", "--batch", "1,x"), "--batch='1,x'; allowed: whole numbers"),
         (("ops", "--json", "/nowhere/x.json"), "the folder '/nowhere' does not exist"),
+        (("models", "--plot", "/nowhere/x.png"), "--plot='/nowhere/x.png': the folder '/nowhere' does not exist"),
+        (("models", "--plot", "x.txt"), "--plot='x.txt'; allowed: a name ending in .png,"),
+        (("towers", "--plot", "x.png"), "--plot='x.png' with `bench towers`; allowed: `bench models`"),
     ],
 )
 def test_wrong_requests_are_refused(arguments, words) -> None:
@@ -152,3 +167,12 @@ def test_towers_are_measured_in_turns() -> None:
     rows = towers.measure(tower, "vit-b-16", [1], rounds=1)
     assert [row["arm"] for row in rows] == ["tome", "tome, plain attention"]
     assert all(row["flops_ideal"] > 1 and row["of_ideal"] > 0 for row in rows)
+
+
+def test_a_table_is_pasted_whole() -> None:
+    table = Table([{"method": "a|b", "budget": 64}, {"method": "longer name", "budget": 0.25}])
+    head, rule, *rows = table.markdown().splitlines()
+    assert head == "| method      | budget |"
+    assert set(rule) == set("|- ")
+    assert rows == ["| a\\|b        | 64     |", "| longer name | 0.25   |"]
+    assert Table().markdown() == "(empty)"

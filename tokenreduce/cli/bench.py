@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tokenreduce.cli.app import Debug, app, print_table, teaching
+from tokenreduce.cli.app import Debug, app, teaching
 from tokenreduce.cli.arguments import budget, method_names
 from tokenreduce.cli.options import Attention, Device, Dtype, Imports
-from tokenreduce.cli.output import Force, JsonFile, JsonOutput
+from tokenreduce.cli.output import Force, JsonFile, JsonOutput, check_picture
 from tokenreduce.eval.recipe import number
 
 
@@ -51,10 +52,15 @@ def bench(
     ] = Dtype.auto,
     attn: Attention = "sdpa",
     json: JsonFile = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="<png>", help="models: draw milliseconds by stage and method here.")
+    ] = None,
     force: Force = False,
     debug: Debug = False,
 ) -> None:
     """Measure speed: operations, whole models, vision towers; always against the unreduced or plain form in turns.
+
+    Prints a table in Markdown, to be pasted.
 
     `ops` compares every operation with the same mathematics written plainly and with what the device can do at most.
     `models` builds a model at its true widths with random weights, and as many layers as memory allows; it goes from the
@@ -65,7 +71,7 @@ def bench(
 
     - `tokenreduce bench ops --only bipartite_matching,energy_score --threads 1`
 
-    - `tokenreduce bench models --shape llava-1.5-7b --methods fastervlm,hiprune --keep 64 --json llava.json`
+    - `tokenreduce bench models --shape llava-1.5-7b --methods fastervlm,hiprune --keep 64 --json llava.json --plot llava.png`
 
     - `tokenreduce bench towers --tower vit-l-16-384 --layers 6 --batch 4`
     """
@@ -73,7 +79,14 @@ def bench(
 
     from tokenreduce.cli.loading import pick_device
     from tokenreduce.loading import quiet
+    from tokenreduce.tables import Table
 
+    if plot is not None:
+        check_picture(plot, "--plot")
+        if what is not What.models:
+            raise ValueError(
+                f"--plot={str(plot)!r} with `bench {what}`; allowed: `bench models`, whose stages it draws"
+            )
     output = JsonOutput("bench", json, force)
     quiet()
     if threads is not None:
@@ -96,8 +109,14 @@ def bench(
             content, rows, notes = run.towers_table(run_at, tower, _sizes(batch or "1,8"), layers)
     for note in notes:
         console.print(note, markup=False)
-    print_table(rows, content["title"], console)
+    console.print(content["title"], style="bold", markup=False)
+    console.print(Table(rows).markdown(), markup=False)
     output.write(content)
+    if plot is not None:
+        from tokenreduce.eval.bench.plot import plot as draw
+
+        draw(content, plot)
+        console.print(f"wrote {plot}", markup=False)
 
 
 def _names(text: str | None) -> list[str] | None:

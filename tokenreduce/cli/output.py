@@ -72,13 +72,13 @@ class JsonOutput:
             self.console.print(f"wrote {self.path}", markup=False)
 
 
-def check_picture(path: Path) -> None:
-    """Raise ``ValueError`` where ``--draw`` cannot write a picture to ``path``."""
+def check_picture(path: Path, option: str = "--draw") -> None:
+    """Raise ``ValueError`` where ``option`` cannot write a picture to ``path``."""
     reason = why_not_writable(path)
     if reason is not None:
-        raise ValueError(f"--draw={str(path)!r}: {reason}")
+        raise ValueError(f"{option}={str(path)!r}: {reason}")
     if path.suffix.lower() not in PICTURES:
-        raise ValueError(f"--draw={str(path)!r}; allowed: a name ending in {', '.join(PICTURES)}")
+        raise ValueError(f"{option}={str(path)!r}; allowed: a name ending in {', '.join(PICTURES)}")
 
 
 def _is_standard_output(path: Path) -> bool:
