@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenreduce.adapters.upstream.attention import attention_function, borders_of, choosing, implementation, register
+from tokenreduce.attention_rows import AttentionRows
 from tokenreduce.per_thread import PerThread, nothing
 
 PREFIX = "tokenreduce|"
@@ -22,6 +23,8 @@ Listener = Callable[[nn.Module, Tensor, Tensor, Any, float, Tensor | None], None
 Bias = Callable[[], Tensor | None]
 #: (B, R) long, the keys that are attended to, and (B, R) bool, which of them count, None: all; None: every key
 Selection = Callable[[], "tuple[Tensor, Tensor | None] | None"]
+#: what queries, keys and values merge into, and which row each place is given back; None: all stay
+Around = Callable[[], AttentionRows | None]
 
 
 def masked(mask: Tensor | None, bias: Tensor) -> Tensor:
@@ -103,8 +106,18 @@ def _fronted(
     chosen = front.selection() if front.selection is not None else None
     if chosen is not None:
         key, value, attention_mask = selected(key, value, attention_mask, *chosen, additive=name in TAKES_BIAS)
+    around = front.around() if front.around is not None else None
+    if around is not None:
+        if isinstance(attention_mask, Tensor):
+            raise ValueError("rows merge around an attention with a mask; allowed: images of one size, without padding")
+        query, key, value = (
+            around.merge(x.transpose(1, 2).flatten(2)).unflatten(2, (x.shape[1], -1)).transpose(1, 2)
+            for x in (query, key, value)
+        )
     base = attention_function(module, name)
     out = base(_AsConfigured(module, front.config), query, key, value, attention_mask, *args, **kwargs)
+    if around is not None:
+        out = around.copy_back(out[0].flatten(2)).view(len(query), -1, *out[0].shape[2:]), *out[1:]
     return out if value.shape[-1] == width else (out[0][..., :width], *out[1:])
 
 
@@ -143,6 +156,7 @@ class Front:
         self.listeners: list[Listener] = []
         self.bias: Bias | None = None
         self.selection: Selection | None = None
+        self.around: Around | None = None
         module._tokenreduce_front = self
         module.config = choosing(module.config, self.name)
 
@@ -175,7 +189,7 @@ class Front:
             self.instead = None
 
     def leave_if_idle(self) -> None:
-        if not self.listeners and self.bias is None and self.selection is None:
+        if not self.listeners and self.bias is None and self.selection is None and self.around is None:
             self.module.config = self.config
             del self.module._tokenreduce_front
 
@@ -216,4 +230,16 @@ class KeySelection:
 
     def remove(self) -> None:
         self.front.selection = None
+        self.front.leave_if_idle()
+
+
+class MergedAttention:
+    """Lets one attention module attend on fewer rows, ``around()``, and gives each place the result of its row."""
+
+    def __init__(self, module: Any, around: Around) -> None:
+        self.front = Front.of(module)
+        self.front.around = around
+
+    def remove(self) -> None:
+        self.front.around = None
         self.front.leave_if_idle()

@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 NOUNS = {
+    "attention_rows",
     "block_signals",
     "budgets",
     "calibration",

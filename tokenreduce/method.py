@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
+from tokenreduce.attention_rows import AttentionRows
 from tokenreduce.budgets import Budget
 from tokenreduce.layout import Layout, PixelUnit, Seen
 from tokenreduce.reduction import PositionPolicy, Reduction
@@ -22,22 +23,20 @@ class ModelFacts:
     """What a method may know of a model when it plans, before anything is attached.
 
     Attributes:
-        family: name of the family, for messages only.
-        stages: stages this model can serve; ``pixel_unit``, what a unit is made of, where ``pixels`` is one and this is known.
+        family: its name, for messages. ``stages`` that it can serve; ``pixel_unit``, what a unit of ``pixels`` is made of.
         tower_depth: number of vision blocks; 0 where the tower has none, or none that can be listened to.
         tower_width: channels of its rows; 0: not known. ``tower_type``, its ``model_type``, or its class.
         feature_block: 0-based block whose output is used: fed to the projector, or the last of an encoder alone; -1: none.
-        has_cls: whether the tower has a [CLS] token, its first row; ``has_distillation``, whether row 1 is a distillation token.
-        tower_prefix: rows of the tower before the first patch ([CLS], distillation, registers).
-        patches_per_token: patches of the tower that are joined in one token of an image.
+        has_cls: whether the tower has a [CLS] token, its first row; ``has_distillation``, whether row 1 is a distillation token;
+            ``tower_prefix``, rows before the first patch, registers, too. ``patches_per_token``, patches that one token joins.
         interpolated: in words, what pictures have tokens interpolated behind the projector, not rows in front of it; or empty.
         tower_grid: (height, width) of its patches, or of the units of them that become one token; None: not known.
         full_blocks: vision blocks in which every patch attends to the whole image; None: all of them.
         decoder_depth: number of decoder layers (0 for an encoder alone), each of ``decoder_heads`` heads of queries and
             ``decoder_width`` channels; 0: not known.
         shared_from: first decoder layer whose keys later ones attend to, too, after which no token may leave; None: none.
-        tokens_per_image: visual tokens of one image when that is fixed, else None.
-        restores: whether rows that a step inside the tower makes again (``Reduction.restore``) reach what stands behind it.
+        tokens_per_image: visual tokens of one image when that is fixed, else None. ``restores``, whether rows that a step of the
+            tower makes again (``Reduction.restore``) reach what stands behind.
     """
 
     family: str
@@ -70,14 +69,12 @@ class Step:
         stage: the stage; ``layer``: the encoder block or decoder layer (0-based) where the stage has several. At the pixels, the
             vision block in front of which units leave; None: the first. While decoding, the decoder layer from which on the new
             token reads only the entries that the plan selects; the cache keeps all of them, and the method is asked anew.
-        needs: signals shown there.
-        amount: what the plan worked out for this step, handed back as ``tokens.amount``: a number, such as how many tokens merge
-            in this block, or a few. At the encoder it may be None as long as ``tower_grid`` is: another plan follows then.
-        when: at the encoder, ``before`` the block, ``middle`` between its attention and MLP, or ``after`` it.
+        needs: signals shown there; ``amount``, what the plan worked out, handed back as ``tokens.amount``, such as how many
+            tokens merge here. At the encoder it may be None as long as ``tower_grid`` is: another plan follows then.
+        when: in an encoder, ``before`` the block, in its ``middle``, behind attention, ``after`` it, or around ``attention``.
         joins: in front of it, so many neighbours of the batch, frames of a video, become one sequence, first their prefix rows;
             ``prefix``, what becomes of these: ``keep`` all, or the ``mean`` over the frames, one row of each kind.
-        decode_ids: at the cache, position ids of tokens written after the prompt: ``continue`` the prompt's, or count the
-            ``cache_length`` of each layer.
+        decode_ids: at the cache, ids of tokens written behind: ``continue`` the prompt's, or each layer's ``cache_length``.
         through, survivors_of: at the cache, caches of layers ``layer`` to ``through`` are cut to the tokens that ``survivors_of``
             works on, without asking the method again; None: from ``layer`` on, to what it answers.
         proportional: at the encoder, whether attention from then on counts a merged token as many times as its size.
@@ -87,7 +84,7 @@ class Step:
     layer: int | None = None
     needs: tuple[Signal, ...] = ()
     amount: Any = None
-    when: Literal["before", "middle", "after"] = "middle"
+    when: Literal["before", "middle", "after", "attention"] = "middle"
     joins: int = 1
     prefix: Literal["keep", "mean"] = "keep"
     proportional: bool = False
@@ -181,10 +178,8 @@ class Method:
         return self.budget.count(n)
 
     def always_left(self, layout: Layout) -> int:
-        """Rows that a step at the projector leaves of a picture of ``layout``, however few ``keep`` asks for.
-
-        0 where any budget can be met. A method that keeps something whatever the budget says so by overriding.
-        """
+        """Rows that a step at the projector leaves of a picture of ``layout``, however few ``keep`` asks for: 0, unless a method
+        keeps something whatever the budget."""
         return 0
 
     def leaving(self, tokens: VisualTokens) -> int | None:
@@ -211,6 +206,10 @@ class Method:
 
     def reduce(self, tokens: VisualTokens) -> Reduction:
         """Which of ``tokens`` survive and who joins whom."""
+        raise NotImplementedError
+
+    def around(self, tokens: VisualTokens) -> AttentionRows:
+        """What the attention runs on whose input ``tokens`` are, at a step ``when="attention"``."""
         raise NotImplementedError
 
     def checked(self, tokens: VisualTokens) -> Reduction:

@@ -22,11 +22,12 @@ from tokenreduce.signals import (
 )
 
 WAYS_OUT = {
-    "cache": "Its layers keep states or sliding windows, not an entry per token: leave trimming out, as "
-    "trim_cache=False or truncate=0 does"
+    "cache": "Its layers keep states or windows, not an entry per token: leave trimming out: trim_cache=False or truncate=0"
 }
 
-
+#: what a step may say
+WORDS = {"when": ("before", "middle", "after", "attention"), "prefix": ("keep", "mean")}
+WORDS |= {"decode_ids": ("continue", "cache_length")}
 DEEP = 1024  # blocks, more than any tower has, so that every block a user names is one of them
 
 
@@ -63,12 +64,7 @@ def check_step(name: str, step: Step, facts: ModelFacts) -> None:
     """Raise where a model of these ``facts`` cannot serve ``step`` of the method ``name``, or would too late."""
     if not isinstance(step, Step):
         raise TypeError(f"method={name!r}: plan gave a {type(step).__name__}; allowed: a tuple of Step(...)")
-    words = {
-        "when": ("before", "middle", "after"),
-        "prefix": ("keep", "mean"),
-        "decode_ids": ("continue", "cache_length"),
-    }
-    for word, allowed in words.items():
+    for word, allowed in WORDS.items():
         if getattr(step, word) not in allowed:
             raise ValueError(
                 f"method={name!r}: {word}={getattr(step, word)!r} in a Step; allowed: {', '.join(map(repr, allowed))}"
@@ -150,6 +146,11 @@ def check_step(name: str, step: Step, facts: ModelFacts) -> None:
 
 
 def _check_before(name: str, step: Step, facts: ModelFacts) -> None:
+    if step.when == "attention" and (step.needs or step.stage != "encoder" or "projector" in facts.stages):
+        raise ValueError(
+            f"method={name!r} merges around the attention at {_place(step)} of a {facts.family} model, needs={step.needs}; "
+            "allowed: encoders alone, without needs: tokens.features is what enters the attention"
+        )
     if step.when == "before" and step.needs:
         raise ValueError(
             f"method={name!r} needs {step.needs[0]} at {_place(step)}, before the block; allowed there: what enters it, which is "

@@ -9,10 +9,20 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from tokenreduce.adapters.attention_functions import Bias, KeyBias, Listener, Probe, masked
+from tokenreduce.adapters.attention_functions import Bias, KeyBias, Listener, Probe
+from tokenreduce.adapters.encoders.block_listeners import (
+    add_to_key_mask,
+    add_to_mask,
+    before_values,
+    fused_projection,
+    fused_query_and_key,
+    in_projection,
+    middle_third,
+    query_and_key_ahead,
+    whole_output,
+)
 
 Handle = Any
 ATTENTION = ("self_attn", "attention", "attn")  # names of a block's attention module in transformers
@@ -20,7 +30,6 @@ ATTENTION = ("self_attn", "attention", "attn")  # names of a block's attention m
 NORM_BEFORE_MLP = ("layer_norm2", "norm2", "layernorm_after", "rms_norm2")
 MLP = ("mlp", "ffn")
 BEHIND_MLP = ("drop_path2", "layer_scale2", "ls2", "ls_2")  # what its output goes through, the last first
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Block:
@@ -56,6 +65,11 @@ class Block:
         return next((part for name in BEHIND_MLP if (part := getattr(self.module, name, None)) is not None), self.mlp)
 
     @property
+    def core(self) -> Any:
+        """The module that projects the keys and calls the attention function; ``attention`` may be a shell around it."""
+        return self.attention
+
+    @property
     def only_adds(self) -> bool:
         """Whether no weight of the block itself, which may change, scales what the branch gives."""
         return not self.module._parameters or hasattr(self.module, "drop_path2")
@@ -63,6 +77,20 @@ class Block:
     @property
     def heads(self) -> int:
         return self.attention.num_heads
+
+    @property
+    def merges_heads(self) -> bool:
+        """Whether what merges around attention are queries, keys and values, by the attention function, or else its input.
+
+        Errors: ``ValueError`` where the two differ, by a norm or a rotation, and queries are out of sight.
+        """
+        normed = getattr(self.attention, "q_norm", None)
+        if isinstance(self, EvaBlock) or not (normed is None or isinstance(normed, nn.Identity)):
+            raise ValueError(
+                f"queries and keys of a {type(self.attention).__name__} are normed or rotated out of sight, behind which they "
+                "would have to merge; allowed around attention: vision models of transformers, or blocks without either"
+            )
+        return False
 
     def listen_keys(self, heard: Callable[[Tensor], None]) -> Handle:
         """Call ``heard`` with (B, N, H * d) keys, after the projection bias, every time the attention runs."""
@@ -77,7 +105,7 @@ class Block:
 
     def bias_keys(self, bias: Bias) -> Handle:
         """Add ``bias()``, (B, N) or None, to the logits of every key, every time the attention runs."""
-        return self.attention.register_forward_pre_hook(partial(_add_to_mask, bias), with_kwargs=True)
+        return self.attention.register_forward_pre_hook(partial(add_to_mask, bias), with_kwargs=True)
 
 
 class TransformersBlock(Block):
@@ -105,12 +133,15 @@ class TransformersBlock(Block):
 
     @property
     def core(self) -> Any:
-        """The module that projects the keys and calls the attention function; ``attention`` may be a shell around it."""
         return next(m for m in self.attention.modules() if hasattr(m, "k_proj") or hasattr(m, "key"))
+
+    @property
+    def merges_heads(self) -> bool:
+        return True
 
     def listen_keys(self, heard: Callable[[Tensor], None]) -> Handle:
         keys = getattr(self.core, "k_proj", None) or self.core.key
-        return keys.register_forward_hook(partial(_whole_output, heard))
+        return keys.register_forward_hook(partial(whole_output, heard))
 
     def listen_attention(self, listener: Listener) -> Handle:
         return Probe(self.core, listener)
@@ -142,10 +173,10 @@ class TimmBlock(Block):
     """``Block`` of timm's VisionTransformer: one fused qkv projection."""
 
     def listen_keys(self, heard: Callable[[Tensor], None]) -> Handle:
-        return self.attention.qkv.register_forward_hook(partial(_middle_third, heard))
+        return self.attention.qkv.register_forward_hook(partial(middle_third, heard))
 
     def listen_attention(self, listener: Listener) -> Handle:
-        return self.attention.qkv.register_forward_hook(partial(_fused_query_and_key, listener, self.attention))
+        return self.attention.qkv.register_forward_hook(partial(fused_query_and_key, listener, self.attention))
 
 
 class PackedBlock(TimmBlock):
@@ -159,8 +190,8 @@ class PackedBlock(TimmBlock):
         attention = self.attention
         for name in ("k", "k_proj"):
             if hasattr(attention, name):
-                return getattr(attention, name).register_forward_hook(partial(_whole_output, heard))
-        return attention.qkv.register_forward_hook(partial(_before_values, heard, self.heads * attention.head_dim))
+                return getattr(attention, name).register_forward_hook(partial(whole_output, heard))
+        return attention.qkv.register_forward_hook(partial(before_values, heard, self.heads * attention.head_dim))
 
     def listen_attention(self, listener: Listener) -> Handle:
         return Probe(self.attention, listener)
@@ -175,8 +206,8 @@ class EvaBlock(Block):
     def listen_keys(self, heard: Callable[[Tensor], None]) -> Handle:
         attention = self.attention
         if getattr(attention, "qkv", None) is None:
-            return attention.k_proj.register_forward_hook(partial(_whole_output, heard))
-        return attention.register_forward_pre_hook(partial(_fused_projection, heard))
+            return attention.k_proj.register_forward_hook(partial(whole_output, heard))
+        return attention.register_forward_pre_hook(partial(fused_projection, heard))
 
 
 class MultiheadBlock(Block):
@@ -189,61 +220,10 @@ class MultiheadBlock(Block):
         self.attention_name = attention  # type: ignore[misc]
 
     def listen_keys(self, heard: Callable[[Tensor], None]) -> Handle:
-        return self.attention.register_forward_pre_hook(partial(_in_projection, heard))
+        return self.attention.register_forward_pre_hook(partial(in_projection, heard))
 
     def listen_attention(self, listener: Listener) -> Handle:
-        return self.attention.register_forward_pre_hook(partial(_query_and_key_ahead, listener))
+        return self.attention.register_forward_pre_hook(partial(query_and_key_ahead, listener))
 
     def bias_keys(self, bias: Bias) -> Handle:
-        return self.attention.register_forward_pre_hook(partial(_add_to_key_mask, bias), with_kwargs=True)
-
-
-# Hooks are partials of functions, not closures: a deep copy of the model then speaks to the copy of the listener.
-
-
-def _whole_output(heard: Callable[[Tensor], None], module: Any, args: Any, output: Tensor) -> None:
-    heard(output)
-
-
-def _middle_third(heard: Callable[[Tensor], None], module: Any, args: Any, output: Tensor) -> None:
-    heard(output.chunk(3, dim=-1)[1])
-
-
-def _before_values(heard: Callable[[Tensor], None], width: int, module: Any, args: Any, output: Tensor) -> None:
-    heard(output[..., -2 * width : -width])
-
-
-def _fused_projection(heard: Callable[[Tensor], None], module: Any, args: tuple[Any, ...]) -> None:
-    weight = module.qkv.weight.chunk(3)[1]
-    bias = module.qkv.bias.chunk(3)[1] if module.qkv.bias is not None else getattr(module, "k_bias", None)
-    heard(F.linear(args[0], weight, bias))
-
-
-def _in_projection(heard: Callable[[Tensor], None], module: Any, args: tuple[Any, ...]) -> None:
-    width = module.embed_dim
-    heard(F.linear(args[1], module.in_proj_weight[width : 2 * width], module.in_proj_bias[width : 2 * width]))
-
-
-def _fused_query_and_key(listener: Listener, attention: Any, module: Any, args: Any, output: Tensor) -> None:
-    query, key, _ = output.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
-    listener(attention, attention.q_norm(query), attention.k_norm(key), None, attention.scale, None)
-
-
-def _query_and_key_ahead(listener: Listener, module: Any, args: tuple[Any, ...]) -> None:
-    width = 2 * module.embed_dim
-    both = F.linear(args[0], module.in_proj_weight[:width], module.in_proj_bias[:width])
-    query, key = both.unflatten(-1, (2, module.num_heads, -1)).permute(2, 0, 3, 1, 4)
-    listener(module, query, key, None, module.head_dim**-0.5, None)
-
-
-def _add_to_mask(bias: Bias, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
-    row = bias()
-    if row is None:
-        return None
-    return args, {**kwargs, "attn_mask": masked(kwargs.get("attn_mask"), row.to(args[0].dtype))}
-
-
-def _add_to_key_mask(bias: Bias, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
-    """``key_padding_mask`` of nn.MultiheadAttention may be a float; its ``attn_mask`` would be (B * H, N, N)."""
-    row = bias()
-    return None if row is None else (args, {**kwargs, "key_padding_mask": row.to(args[0].dtype)})
+        return self.attention.register_forward_pre_hook(partial(add_to_key_mask, bias), with_kwargs=True)

@@ -106,7 +106,10 @@ class EncoderHooks:
             tokens_in=[[n] for n in tokens(whole)],
             tokens_kept=[[n] for n in tokens(state.numbers, state.fronts)],
             tokens_at_layer=[tokens(before, back.fronts) for (before, _), back in zip(counts, state.entered)],
-            flops=sum(shape.flops(*passed) for shape, passed in zip(self.shapes, counts, strict=True)),
+            flops=sum(
+                shape.flops(*passed, state.around.get(block))
+                for block, (shape, passed) in enumerate(zip(self.shapes, counts, strict=True))
+            ),
             flops_unreduced=sum(shape.flops(whole, whole) for shape in self.shapes),
             kv_bytes=0,
             kv_bytes_unreduced=0,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tokenreduce.adapters.attention_functions import masked
 from tokenreduce.adapters.encoders.blocks import Block
+from tokenreduce.adapters.hooks.around_attention import AroundAttention
 from tokenreduce.adapters.hooks.encoder_merging import EncoderMerging, carried
 from tokenreduce.adapters.hooks.exporting import refuse_strict_export
 from tokenreduce.adapters.hooks.merging_pass import MergingPass
@@ -226,6 +227,8 @@ def attach_blocks(
             handles.append(block.listen_attention(listener))
             if packs:
                 handles.append(block.attention.register_forward_hook(listener.whole, always_call=True))
+        if any(step.when == "attention" and step.layer == index for step in steps):
+            handles.extend(AroundAttention(merging, index, block).attach())
         if any(step.when == "middle" for step in steps):
             handles.append(block.norm2.register_forward_pre_hook(hook.shorten))
             handles.append(block.branch.register_forward_hook(hook.spread))

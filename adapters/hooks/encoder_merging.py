@@ -172,25 +172,13 @@ class EncoderMerging:
         """Ask the methods that act ``when`` in a block, one after the other; returns what becomes of ``x``, and their
         reductions, each with the rows that it found."""
         state, done = now.state, []
-        for position, (method, step, number) in enumerate(now.steps.get(index, [])):
+        for position, own in enumerate(now.steps.get(index, [])):
+            method, step, number = own
             if step.when != when:
                 continue
             with now.pipeline.stopwatch(x.device):
                 x = x if step.joins == 1 else join(state, x, step)
-                tokens = VisualTokens(
-                    features=state.units.mean(x),
-                    layout=state.layouts[0],
-                    stage="encoder",
-                    layer=index,
-                    source=state.source,
-                    size=state.size,
-                    signals={need: now.heard[need] for need in step.needs},
-                    notes=now.notes.get(number, {}),
-                    prefix=state.prefix,
-                    window=None if now.windows is None else now.windows.of_units,
-                    cell=state.source - state.whole_prefix,
-                    amount=step.amount,
-                )
+                tokens = now.shown(x, index, own)
                 if self.segments is not None:
                     joined = ask_segments(tokens, now.groups, state.numbers, position)
                 elif now.kind is not None:

@@ -43,11 +43,17 @@ class BlockShape:
             for i, block in enumerate(family.layers(tower))
         ]
 
-    def flops(self, segments: Iterable[int], after: Iterable[int]) -> int:
-        """Over ``segments`` of rows that attend within themselves, of which ``after`` are left behind the attention."""
+    def flops(
+        self, segments: Iterable[int], after: Iterable[int], around: Iterable[tuple[int, int]] | None = None
+    ) -> int:
+        """Over ``segments`` of rows that attend within themselves, of which ``after`` are left behind the attention.
+
+        ``around``: where rows merge around it, how many of each are projected, and how many attend.
+        """
         segments = list(segments)
-        squares = sum(n * n for n in segments)
-        return 2 * (sum(segments) * self.attention + squares * self.pair + sum(after) * self.others)
+        projected, attending = (segments, segments) if around is None else zip(*around)
+        squares = sum(n * n for n in attending)
+        return 2 * (sum(projected) * self.attention + squares * self.pair + sum(after) * self.others)
 
 
 @dataclass

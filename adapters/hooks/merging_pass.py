@@ -14,8 +14,9 @@ from tokenreduce.encoder_steps import EncoderStep
 from tokenreduce.pipeline import Pipeline
 from tokenreduce.reduction import Reduction
 from tokenreduce.signals import Signal
+from tokenreduce.tokens import VisualTokens
 
-WHEN = ("before", "middle", "after")  # the order in which the steps of a block act
+WHEN = ("before", "attention", "middle", "after")  # the order in which the steps of a block act
 
 
 @dataclass
@@ -59,3 +60,21 @@ class MergingPass:
         return {
             need for i, (_, step, _) in enumerate(steps) if (WHEN.index(step.when), i) > done for need in step.needs
         }
+
+    def shown(self, x: Tensor, block: int, own: EncoderStep) -> VisualTokens:
+        """The rows ``x`` (B, n, D) as ``block`` shows them to the method of a step."""
+        state = self.state
+        return VisualTokens(
+            features=state.units.mean(x),
+            layout=state.layouts[0],
+            stage="encoder",
+            layer=block,
+            source=state.source,
+            size=state.size,
+            signals={need: self.heard[need] for need in own.step.needs},
+            notes=self.notes.get(own.number, {}),
+            prefix=state.prefix,
+            window=None if self.windows is None else self.windows.of_units,
+            cell=state.source - state.whole_prefix,
+            amount=own.step.amount,
+        )

@@ -51,6 +51,7 @@ class TowerState:
         entered: per block, the way back in front of its attention; ``went_on``, behind it; ``came`` and ``behind``, ``numbers``
             there.
         history: what happened; ``left``, ``numbers`` after each time; ``fronts_left``, ``fronts``.
+        around: per block whose attention rows merge around, of each sequence, rows that it projects and rows that attend.
         moved: whether rows are others than those of the unmerged tower, or in another order.
     """
 
@@ -73,6 +74,7 @@ class TowerState:
     history: list[StageTrace] = field(default_factory=list)
     left: list[list[int]] = field(default_factory=list)
     fronts_left: list[int] = field(default_factory=list)
+    around: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
     touched: bool = False
     moved: bool = False
     gone: bool = False  # whether a row may be in none by now
