@@ -106,6 +106,7 @@ def calls(
     from tokenreduce.kernels.triton.temporal_similarity import temporal_similarity
 
     weight, index, valid = torch.rand(2, N), torch.zeros(2, 64).long(), torch.ones(2, 64, dtype=torch.bool)
+    count = torch.full((2,), 7)
     for channels in widths:
         x, size = torch.empty(2, N, channels, dtype=dtype), {"channels": channels}
         yield "two sides", size, lambda x=x: bipartite_matching(x, x[:, :288])
@@ -121,7 +122,7 @@ def calls(
         yield "weighted max-min", size, lambda x=x: max_min_selection(x, 1, weight, None)
         yield "DPP", size, lambda x=x: dpp_selection(x, weight, 1, 1e-6)
         if dtype == torch.float32:
-            yield "neighbours", size, lambda x=x: density_peaks.density(x, 7)
+            yield "neighbours", size, lambda x=x: density_peaks.density(x, 7, count, count)
             yield "denser", size, lambda x=x: density_peaks.nearest_denser(x, weight)
             yield "centres", size, lambda x=x: density_peaks.nearest(x, x[:, :5])
     plain = dict.fromkeys(("visible", "bias", "place", "window", "query_mask", "spans")) | {"causal": False}

@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tokenreduce.kernels.rows import row_blocks
+
 MAX_WINDOW = 1024
+TOGETHER = 16  # frames whose run lengths are counted together
 
 
 class TemporalSegmenter:
@@ -50,21 +53,38 @@ class TemporalSegmenter:
 
     def push(self, still: Tensor | None) -> None:
         """Add a frame. ``still`` (N,) bool: places like those of the frame before; None: nothing is (the first frame)."""
-        best, length, reach = self._best[-1], 1, 0
         if still is None or self.frames == 0:
             self._run = None
+            self._add(torch.zeros(0, dtype=torch.long), 0)
         else:
-            still = still.cpu()
-            self._run = still.long() if self._run is None else (self._run + 1) * still
-            reach = min(self._longest, self.max_window - 1, self.undecided)
-        if reach and self._run is not None:
-            runs = torch.bincount(self._run.clamp_max(reach), minlength=reach + 1)
-            count = runs.flip(0).cumsum(0).flip(0)[1:]
-            before = torch.tensor(self._best[-1 - reach : -1]).flip(0)
-            gain = before + torch.arange(1, reach + 1) * count
-            step = int(gain.argmax())  # the first of equals: the shortest window
-            if int(gain[step]) > best:
-                best, length = int(gain[step]), step + 2
+            self.push_all(still[None])
+
+    def push_all(self, still: Tensor) -> None:
+        """Add frames behind a first one; ``still`` (A, N) bool, as above for each of them."""
+        still = still.cpu()
+        for block in row_blocks(len(still), 1, TOGETHER):
+            own = still[block]
+            step = torch.arange(1, len(own) + 1)[:, None]
+            changed = torch.where(own, 0, step).cummax(dim=0).values  # at which step last, 0: at none of these
+            run = step - changed
+            if self._run is not None:
+                run += self._run * (changed == 0)
+            self._run = run[-1]
+            run = run.clamp_max(self.max_window - 1)
+            longest = run.amax(dim=1).tolist()
+            runs = torch.zeros(len(own), max(longest) + 1, dtype=torch.long).scatter_add_(1, run, torch.ones_like(run))
+            count = runs.flip(1).cumsum(dim=1).flip(1)[:, 1:]
+            for saves, reach in zip(count * torch.arange(1, max(longest) + 1), longest):
+                self._add(saves, reach)
+
+    def _add(self, saves: Tensor, reach: int) -> None:
+        """Add a frame; ``saves`` (>= reach,) tokens by windows of 2, 3, ... frames that end in it."""
+        best, length, reach = self._best[-1], 1, min(reach, self.undecided)
+        if reach:
+            before = torch.tensor(self._best[-2 : -2 - reach : -1])
+            gain, step = (before + saves[:reach]).max(dim=0)  # the first of equals: the shortest window
+            if int(gain) > best:
+                best, length = int(gain), int(step) + 2
         self._best.append(best)
         self._length.append(length)
         self.frames += 1
@@ -117,6 +137,5 @@ def temporal_segmentation(still: Tensor, max_window: int = MAX_WINDOW) -> tuple[
     """
     segmenter = TemporalSegmenter(max_window)
     segmenter.push(None)
-    for row in still.cpu():
-        segmenter.push(row)
+    segmenter.push_all(still)
     return segmenter.finish(), segmenter.saved

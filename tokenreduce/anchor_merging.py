@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from tokenreduce.kernels.rows import row_blocks, unit_rows
 from tokenreduce.redundancy_trees import peak_scores
+from tokenreduce.uploading import uploaded
 from tokenreduce.video_segments import shared_within
 
 Sources = Literal["parallel", "sequential"]
@@ -89,34 +91,71 @@ def absorbed(
         score[own] = peak_scores(x[own], ~salient[own], torch.full_like(own, neighbours))[0]
     order = score.sort(dim=1, descending=True, stable=True).indices
     centre = (order.argsort(dim=1) < given.centres[:, None]) & ~salient
-    most = max(1, int(given.centres.max()))
-    at, there = order[gives, :most], torch.arange(most, device=device) < given.centres[gives, None]
-    flat, unit = x.flatten(0, 1), unit_rows(x)
-    candidates = unit[gives].gather(1, at[..., None].expand(-1, -1, x.shape[2]))
-    unit, seat = unit.flatten(0, 1), at + gives[:, None] * n
-    total, members = torch.zeros(frames * n, x.shape[2], device=device), torch.zeros(frames * n, device=device)
-    joins = torch.full((frames * n,), -1, device=device)
-    following, rest = next_of(anchor, segment), (~salient).flatten().nonzero().flatten()
-    spans, among = (
-        torch.bincount(one, minlength=int(segment[-1]) + 1).tolist() for one in (segment[rest // n], segment[gives])
-    )
-    for own, a in zip(rest.split(spans), torch.arange(len(gives), device=device).split(among)):
-        centres, seats, gone = candidates[a].flatten(0, 1), seat[a], ~there[a]
-        for block in row_blocks(len(own), len(centres)) if len(a) else ():
-            row = own[block, None]
-            alike = (unit[own[block]] @ centres.mT).unflatten(1, seats.shape).masked_fill_(gone, -torch.inf)
-            target = seats.T.gather(0, alike.argmax(dim=2))
-            moves = ~((row // n == gives[a]) & centre.flatten()[row] & (sources == "sequential"))
-            moved = row.expand_as(target)[moves]
-            total.index_add_(0, target[moves], flat[moved])
-            members.index_add_(0, target[moves], torch.ones_like(moved, dtype=members.dtype))
-            here = gives[a] == following[row // n]
-            joins[row.expand_as(target)[here]] = target[here]
+    most, absent = max(1, int(given.centres.max())), frames * n
+    at = order[gives, :most]
+    there = torch.arange(most, device=device) < given.centres[gives, None]
+    at = torch.where(there, at, at[:, :1])  # the first again, which nothing is nearer to
+    flat, unit, seat = x.flatten(0, 1), unit_rows(x).flatten(0, 1), at + gives[:, None] * n
+    rest = torch.arange(absent, device=device).view(frames, n).masked_fill(salient, absent).sort(dim=1).values
+    rest = rest[:, : n - int(given.salient.min())]
+    last = seat.numel()
+    total, members = torch.zeros(last + 1, x.shape[2], device=device), torch.zeros(last + 1, device=device)
+    joins = torch.full((absent + 1,), -1, device=device)
+    number = (anchor.cumsum(dim=0) - 1)[next_of(anchor, segment)]
+    for frame, a in alike(segment, anchor):
+        seats, row = seat[a], rest[frame].flatten(1)  # (S, A, M), (S, L * R)
+        centres = unit[seats.flatten(1)]
+        for some, part in blocks_of(len(a), row.shape[1], seats[0].numel(), a.shape[1] * x.shape[2]):
+            own = row[some, part]
+            near = own.clamp_max(absent - 1)
+            cosine = torch.bmm(rows_at(unit, near), centres[some].mT).unflatten(2, seats.shape[1:])
+            target = cosine.max(dim=3).indices + a[some, None] * most
+            ahead = (number[near // n] - a[some, :1])[..., None].clamp(0, a.shape[1] - 1)
+            joins[own] = seat.view(-1)[target.gather(2, ahead)[..., 0]]
+            stays = (own == absent)[..., None]
+            if sources == "sequential":
+                stays = stays | (
+                    centre.flatten()[near][..., None] & (gives[a[some]][:, None] == (near // n)[..., None])
+                )
+            target = target.masked_fill(stays, last).flatten()
+            moved = rows_at(flat, near)[:, :, None].expand(-1, -1, a.shape[1], -1).reshape(len(target), -1)
+            total.index_add_(0, target, moved)
+            members.index_add_(0, target, torch.ones_like(target, dtype=members.dtype))
+    made = there.flatten().nonzero().flatten()
+    place, members, total = seat.flatten()[made], members[made, None], total[made]
     weight = (1 / (members + 1)).clamp_min(beta)
-    mixed = weight[:, None] * flat + (1 - weight)[:, None] * total / members.clamp_min(1)[:, None]
-    rows = torch.where((members > 0)[:, None], mixed, flat) * centre.flatten()[:, None]
-    joins = torch.where(centre, torch.arange(frames * n, device=device).view(frames, n), joins.view(frames, n))
-    return Absorbed(salient, centre, rows, joins)
+    mixed = weight * flat[place] + (1 - weight) * total / members.clamp_min(1)
+    rows = torch.zeros_like(flat)
+    rows[place] = torch.where(members > 0, mixed, flat[place])
+    joins[place] = place
+    return Absorbed(salient, centre, rows, joins[:-1].view(frames, n))
+
+
+def alike(segment: Tensor, anchor: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Segments of as many frames and anchors each together: their frames (S, L), and which of all anchors are theirs (S, A)."""
+    size, among = torch.bincount(segment), summed(segment, anchor.long())
+    start, first = size.cumsum(dim=0) - size, among.cumsum(dim=0) - among
+    shapes: dict[tuple[int, int], list[int]] = {}
+    for i, shape in enumerate(zip(size.tolist(), among.tolist())):
+        shapes.setdefault(shape, []).append(i)
+    for (frames, anchors), members in shapes.items():
+        if anchors:
+            own = uploaded(members, segment.device)[:, None]
+            index = torch.arange(max(frames, anchors), device=segment.device)
+            yield start[own] + index[:frames], first[own] + index[:anchors]
+
+
+def blocks_of(count: int, rows: int, columns: int, width: int) -> Iterator[tuple[slice, slice]]:
+    """Which of ``count`` tables of ``columns``, and which ``rows`` of them, are looked at together; ``width`` goes with a row."""
+    wide = max(columns, width)
+    for some in row_blocks(count, rows * wide, least=1):
+        for part in row_blocks(rows, (some.stop - some.start) * wide):
+            yield some, part
+
+
+def rows_at(x: Tensor, index: Tensor) -> Tensor:
+    """(S, R, D) rows of ``x`` (N, D)."""
+    return x.index_select(0, index.flatten()).unflatten(0, index.shape)
 
 
 def next_of(anchor: Tensor, segment: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tokenreduce.kernels.density_peaks import distances
+from tokenreduce.kernels.density_peaks import nearest_of_lower, squared_distances
 from tokenreduce.kernels.rows import row_blocks, unit_rows
 from tokenreduce.video_segments import rank_within
 
@@ -45,9 +45,9 @@ def parents(x: Tensor, apart: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
     for block in row_blocks(frames - 1, n * n, least=1):
         now, before = slice(block.start + 1, block.stop + 1), block
         alike = unit[now] @ unit[before].mT
-        alike.masked_fill_(apart[now, :, None] | apart[before, None], -1.0)
+        alike.masked_fill_(apart[before, None], -1.0)
         best[now], at[now] = alike.max(dim=2)
-    return best.masked_fill(first[:, None], -1.0), at
+    return best.masked_fill(first[:, None] | apart, -1.0), at
 
 
 def merging(best: Tensor, segment: Tensor, tau: float, keep: Tensor) -> Tensor:
@@ -112,21 +112,22 @@ def _peaks(x: Tensor, valid: Tensor, centres: Tensor) -> Tensor:
 
 
 def peak_scores(x: Tensor, valid: Tensor, neighbours: Tensor) -> tuple[Tensor, Tensor]:
-    """(F, M) float32, log of density times distance of the ``valid`` (F, M) rows of ``x`` (F, M, D), -inf of others; and their
-    distances (F, M, M), inf where either is not there. ``neighbours`` (F,) nearest rows make a density, itself included.
+    """(F, M) float32, log of density times distance of the ``valid`` (F, M) rows of ``x`` (F, M, D), -inf of others; and the
+    squares of their distances (F, M, M), inf where either is not there. ``neighbours`` (F,) nearest rows make a density, itself
+    included.
     """
-    distance = distances(x)
+    square = squared_distances(x)
     both = valid[:, :, None] & valid[:, None]
-    far = distance.masked_fill(~both, torch.inf)
+    far = square.masked_fill(~both, torch.inf)
     k = min(int(neighbours.max()), x.shape[1])
-    near = far.topk(k, dim=2, largest=False).values.square()
+    near = far.topk(k, dim=2, largest=False).values.sqrt_().square_()  # of distances in float32
     counted = (torch.arange(k, device=x.device) < neighbours[:, None])[:, None] & near.isfinite()
     density = -(near.masked_fill(~counted, 0).sum(dim=2) / counted.sum(dim=2).clamp_min(1))
     density = density.masked_fill(~valid, -torch.inf)
-    denser = density[:, None] > density[:, :, None]
-    most = distance.masked_fill(~both, 0).amax(dim=(1, 2))
-    delta = far.masked_fill(~denser, torch.inf).amin(dim=2)
-    delta = torch.where(delta.isinf(), most[:, None], delta)
+    rising = -density
+    delta = nearest_of_lower(far, torch.searchsorted(rising.sort(dim=1).values, rising))  # strictly denser rows
+    most = square.masked_fill_(~both, 0).amax(dim=(1, 2))
+    delta = torch.where(delta.isinf(), most[:, None], delta).sqrt_()
     return (density + delta.log()).masked_fill(~valid, -torch.inf), far
 
 

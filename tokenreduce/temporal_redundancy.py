@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from tokenreduce.budgets import Budget
@@ -14,6 +15,17 @@ from tokenreduce.schedules import largest_remainder
 def stands(still: Tensor, start: int, stop: int) -> Tensor:
     """(N,) bool, places that stand still in frames ``start`` to ``stop`` - 1; none do in a single frame."""
     return still[start : stop - 1].all(dim=0) if stop - start > 1 else still.new_zeros(still.shape[1])
+
+
+def standing(still: Tensor, segments: Sequence[tuple[int, int]], n: int) -> Tensor:
+    """(S, N) bool, the same for all ``segments`` of a video of ``n`` places at once."""
+    lengths = torch.tensor([stop - start for start, stop in segments])
+    segment = torch.arange(len(segments)).repeat_interleave(lengths)
+    inside = segment.diff() == 0
+    changes = torch.zeros(len(segments), n, dtype=torch.long).index_add_(
+        0, segment[1:][inside], (~still[inside]).long()
+    )
+    return (changes == 0) & (lengths > 1)[:, None]
 
 
 def corrected(spans: Sequence[tuple[int, int]], n: int, budget: Budget) -> tuple[int, int, float]:

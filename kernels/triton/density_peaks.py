@@ -15,11 +15,12 @@ from torch import Tensor
 from tokenreduce.kernels.triton.common import block
 
 
-def density(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Log density (B, N) of ``x`` (B, N, C) float32 from ``k`` <= 32 neighbours, and the largest distance (B,) of a set."""
+def density(x: Tensor, most: int, k: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+    """Log density (B, N) of ``x`` (B, N, C) float32 from ``k`` (B,) <= ``most`` <= 32 neighbours among the first ``length`` (B,)
+    rows of a set, and the largest distance (B,) of these."""
     batch, n, _ = x.shape
-    out, farthest = (torch.empty(batch, n, dtype=torch.float32, device=x.device) for _ in range(2))
-    _tiles(_density, x, x, (out, farthest), K=k, NEAREST=triton.next_power_of_2(k))
+    out, farthest = (torch.zeros(batch, n, dtype=torch.float32, device=x.device) for _ in range(2))
+    _tiles(_density, x, x, (out, farthest, k, length), NEAREST=triton.next_power_of_2(most))
     return out, farthest.amax(dim=1)
 
 
@@ -50,23 +51,24 @@ def _tiles(kernel: triton.JITFunction, a: Tensor, b: Tensor, more: tuple[Tensor,
 
 @triton.jit
 def _density(
-    a, b, out, farthest, n, m, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr, K: tl.constexpr, NEAREST: tl.constexpr
+    a, b, out, farthest, k, length, n, m, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr, NEAREST: tl.constexpr
 ):  # fmt: skip
     image = tl.program_id(1).to(tl.int64)
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    wanted, own = tl.load(k + image), tl.load(length + image)
     # the smallest so far, as negative numbers in falling order
     near = tl.full([ROWS, NEAREST], float("-inf"), tl.float32)
     far = tl.zeros([ROWS], tl.float32)
     for left in range(0, m, COLUMNS):
         columns = (left + tl.arange(0, COLUMNS)).to(tl.int64)
         distance = distances(a, b, image, rows, columns, n, m, channels)
-        seen = (columns < m)[None, :]
+        seen = (columns < own)[None, :]
         far = tl.maximum(far, tl.max(tl.where(seen, distance, 0.0), axis=1))
         new = tl.topk(tl.where(seen, -distance, float("-inf")), NEAREST)
         near = tl.topk(tl.reshape(tl.join(near, new), [ROWS, 2 * NEAREST]), NEAREST)
-    wanted = (tl.arange(0, NEAREST) < K)[None, :]
-    tl.store(out + image * n + rows, -tl.sum(tl.where(wanted, near * near, 0.0), axis=1) / K, mask=rows < n)
-    tl.store(farthest + image * n + rows, far, mask=rows < n)
+    counted = (tl.arange(0, NEAREST) < wanted)[None, :]
+    tl.store(out + image * n + rows, -tl.sum(tl.where(counted, near * near, 0.0), axis=1) / wanted, mask=rows < own)
+    tl.store(farthest + image * n + rows, far, mask=rows < own)
 
 
 @triton.jit

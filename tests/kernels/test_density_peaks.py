@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tokenreduce.kernels.density_peaks import density_peaks
+from tokenreduce.kernels.rows import BLOCK
 
 
 def described(x: Tensor, clusters: int, k: int) -> tuple[list[int], list[int]]:
@@ -91,6 +92,28 @@ def test_a_batch_equals_its_sets() -> None:
         assert all(torch.equal(a[0], t[b]) for a, t in zip(alone, together))
 
 
+SIZES = ([33, 1, 20, 7], [7, 1, 5, 7], [5, 3, 40, 2])  # rows, clusters and neighbours of each set
+
+
+def test_sets_of_different_sizes_equal_each_alone() -> None:
+    x, (lengths, clusters, neighbours) = torch.randn(4, 33, 6), SIZES
+    together = density_peaks(x, clusters, neighbours, lengths=lengths)
+    for b, (n, m, k) in enumerate(zip(*SIZES)):
+        alone = density_peaks(x[b : b + 1, :n], m, k)
+        assert together.centre[b, :m].tolist() == alone.centre[0].tolist()
+        assert (together.centre[b, m:] == alone.centre[0, 0]).all()
+        assert torch.equal(together.assign[b, :n], alone.assign[0])
+        torch.testing.assert_close(together.score[b, :n], alone.score[0])
+        assert together.score[b, n:].isneginf().all()
+        assert not together.assign[b, n:].any()
+
+
+def test_many_sets_are_not_looked_at_at_once(meter) -> None:
+    with meter:
+        density_peaks(torch.randn(40, 100, 4), 3, 2)
+    assert 0 < meter.largest <= BLOCK
+
+
 def test_no_table_of_distances_is_made(meter) -> None:
     x = torch.randn(1, 300, 4)
     with meter:
@@ -104,6 +127,19 @@ def test_no_table_of_distances_is_made(meter) -> None:
 def test_bad_numbers_are_refused(clusters, k, words) -> None:
     with pytest.raises(ValueError, match=words):
         density_peaks(torch.randn(1, 9, 2), clusters, k)
+
+
+@pytest.mark.parametrize(
+    ("clusters", "lengths", "words"),
+    [
+        ([2, 6], [9, 5], "clusters=6 of 5"),
+        (1, [9, 10], "lengths=10 of 9"),
+        ([2], [9, 5], "clusters has 1 numbers for 2 sets"),
+    ],
+)
+def test_bad_numbers_of_sets_are_refused(clusters, lengths, words) -> None:
+    with pytest.raises(ValueError, match=words):
+        density_peaks(torch.randn(2, 9, 2), clusters, 3, lengths=lengths)
 
 
 @pytest.mark.parametrize(
@@ -121,6 +157,15 @@ def test_kernel_equals_the_reference(size, dtype, on_kernel) -> None:
     x = torch.randn(batch, n, channels).to(dtype)
     expected, found = density_peaks(x, clusters, neighbours), on_kernel(density_peaks, x, clusters, neighbours)
     # sums of squares in another order; the logarithm of a distance near zero is the most sensitive
+    torch.testing.assert_close(found.score, expected.score, rtol=1e-4, atol=1e-5)
+    assert torch.equal(found.centre, expected.centre)
+    assert torch.equal(found.assign, expected.assign)
+
+
+def test_kernel_of_sets_of_different_sizes(on_kernel) -> None:
+    x, (lengths, clusters, neighbours) = torch.randn(4, 33, 6), SIZES
+    expected = density_peaks(x, clusters, neighbours, lengths=lengths)
+    found = on_kernel(density_peaks, x, clusters, neighbours, lengths=lengths)
     torch.testing.assert_close(found.score, expected.score, rtol=1e-4, atol=1e-5)
     assert torch.equal(found.centre, expected.centre)
     assert torch.equal(found.assign, expected.assign)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tokenreduce.budgets import Budget
 from tokenreduce.kernels.density_peaks import density_peaks
+from tokenreduce.kernels.rows import take_rows
 from tokenreduce.kernels.temporal_segmentation import MAX_WINDOW, temporal_segmentation
 from tokenreduce.kernels.temporal_similarity import temporal_similarity
 from tokenreduce.kernels.top_k import top_k
@@ -19,7 +20,7 @@ from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.reduction import Reduction
 from tokenreduce.segment_stream import SegmentStream
 from tokenreduce.signals import AttentionReceived, LastQueryAttention
-from tokenreduce.temporal_redundancy import allot, stands
+from tokenreduce.temporal_redundancy import allot, standing, stands
 from tokenreduce.tokens import VisualTokens
 from tokenreduce.uploading import uploaded
 from tokenreduce.validation import choice, fraction, in_range, whole
@@ -146,60 +147,75 @@ class HoliTom(Method):
         (share,) = allot([(len(x), int(held.sum()))], x.shape[1], self.budget, exact=self.exact)
         return self._segment(x, score, held, share)
 
+    def _segment(self, x: Tensor, score: Tensor, held: Tensor, share: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """The same where (N,) places are ``held``; as ``_segments``, for one segment."""
+        return self._segments(x, score, held[None], [(len(x), int(held.sum()))], [share])
+
     def _video(self, x: Tensor, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Row (T * N,), source (K,) and weight (T * N,) of the tokens ``x`` (T, N, D) of one video."""
         n = x.shape[1]
-        still = temporal_similarity(x) > self.tau
-        held = still.cpu()
-        segments, _ = temporal_segmentation(held, self.max_window)
-        spans = [(stop - start, int(stands(held, start, stop).sum())) for start, stop in segments]
+        still = (temporal_similarity(x) > self.tau).cpu()
+        segments, _ = temporal_segmentation(still, self.max_window)
+        held = standing(still, segments, n)
+        spans = [(stop - start, static) for (start, stop), static in zip(segments, held.sum(dim=1).tolist())]
         if self.ratio == "video":
             shares = allot(spans, n, self.budget, exact=self.exact)
         else:
             shares = [share for span in spans for share in allot([span], n, self.budget, exact=self.exact)]
-        rows, sources, weights, before = [], [], [], 0
-        for (start, stop), share in zip(segments, shares):
-            assign, source, weight = self._segment(x[start:stop], score[start:stop], stands(still, start, stop), share)
-            rows.append(torch.where(assign >= 0, assign + before, assign))
-            sources.append(source + start * n)
-            weights.append(weight)
-            before += len(source)
-        return torch.cat(rows), torch.cat(sources), torch.cat(weights)
+        return self._segments(x, score, held.to(x.device), spans, shares)
 
-    def _segment(self, x: Tensor, score: Tensor, still: Tensor, share: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """The same for one segment ``x`` (T, N, D): ``share[0]`` clusters of what is ``still`` (N,), and of the rest of
-        frame t the ``share[1 + t]`` most attended tokens.
+    def _segments(
+        self, x: Tensor, score: Tensor, held: Tensor, spans: Sequence[tuple[int, int]], shares: Sequence[Sequence[int]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The same for segments of ``spans``, frames and how many places are ``held`` (S, N): ``share[0]`` clusters of these in
+        each, and of the rest of its frame t the ``share[1 + t]`` most attended tokens.
         """
         frames, n, _ = x.shape
-        clusters, device = share[0], x.device
-        assign = torch.full((frames, n), -1, device=device)
-        weight = torch.ones(frames, n, device=device)
-        sources = []
-        if clusters:
-            static = still.nonzero().flatten()
-            mean = x.mean(dim=0, dtype=torch.float32)[static]
-            k = min(self.neighbours, clusters) if self.reference_k else self.neighbours
-            centre, _, group = density_peaks(mean[None], clusters, k)
-            assign[:, static] = group[0]
-            if not self.plain_mean:
-                members = torch.bincount(group[0], minlength=clusters) - 1
-                part = ((1 - self.beta) / members.clamp_min(1))[group[0]]
-                part[centre[0]] = torch.where(members > 0, self.beta, 1.0)
-                weight[:, static] = part
-            sources.append(static[centre[0]])
-        moving = (~still).nonzero().flatten()
-        if any(share[1:]):
-            room = uploaded(share[1:], device)[:, None]
-            order = top_k(score[:, moving], len(moving))
-            place = torch.arange(len(moving), device=device).expand_as(order)
-            kept = torch.zeros_like(order, dtype=torch.bool).scatter_(1, order, place < room)
-            cell = torch.arange(frames * n, device=device).view(frames, n)[:, moving][kept]
-            assign.view(-1)[cell] = torch.arange(len(cell), device=device) + clusters
-            sources.append(cell)
-        if not sources:
-            return assign.flatten(), torch.zeros(0, dtype=torch.long, device=device), weight.flatten()
-        source = torch.cat(sources)
-        if self.output_order == "raster":
-            source, order = source.sort()
-            assign = torch.where(assign >= 0, order.argsort()[assign.clamp_min(0)], -1)
-        return assign.flatten(), source, weight.flatten()
+        device, size = x.device, uploaded([span[0] for span in spans], x.device)
+        segment = torch.arange(len(spans), device=device).repeat_interleave(size, output_size=frames)
+        first = (size.cumsum(dim=0) - size)[segment][:, None] * n
+        cell = torch.arange(frames * n, device=device).view(frames, n)
+        moving = ~held[segment]
+        room = uploaded([count for share in shares for count in share[1:]], device)[:, None]
+        order = top_k(score.float().masked_fill(~moving, -torch.inf), n)
+        kept = torch.zeros_like(moving).scatter_(1, order, torch.arange(n, device=device) < room) & moving
+        joined, part = self._clusters(x, segment, held, spans, [share[0] for share in shares])
+        target = torch.where(joined[segment] < 0, -1, joined[segment] + first)
+        target = torch.where(moving, torch.where(kept, cell, -1), target)
+        weight = torch.where(moving, 1.0, part[segment])
+        source = (target == cell).flatten().nonzero().flatten()  # each centre in the first frame of its segment
+        if self.output_order == "reference":
+            late = segment[source // n] * 2 + moving.flatten()[source]
+            source = source[late.sort(stable=True).indices]
+        row = torch.zeros(frames * n, dtype=torch.long, device=device)
+        row[source] = torch.arange(len(source), device=device)
+        return torch.where(target < 0, -1, row[target.clamp_min(0)]).flatten(), source, weight.flatten()
+
+    def _clusters(
+        self, x: Tensor, segment: Tensor, held: Tensor, spans: Sequence[tuple[int, int]], clusters: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """(S, N) long, the place of the centre that each place joins which is ``held`` (S, N), -1: none; and (S, N) its weight.
+
+        Places are averaged over the frames of their ``segment`` (T,) first; every segment has its number of ``clusters``.
+        """
+        count, n = held.shape
+        joined, part = torch.full((count, n), -1, device=x.device), torch.ones(count, n, device=x.device)
+        some = sorted((i for i, own in enumerate(clusters) if own), key=lambda i: spans[i][1])  # alike together
+        if not some:
+            return joined, part
+        own, wanted = uploaded(some, x.device), [clusters[i] for i in some]
+        mean = torch.zeros(count, n, x.shape[2], device=x.device).index_add_(0, segment, x.float())[own]
+        mean /= uploaded([spans[i][0] for i in some], x.device)[:, None, None]
+        sizes = [spans[i][1] for i in some]
+        place = (~held[own]).to(torch.uint8).sort(dim=1, stable=True).indices[:, : max(sizes)]
+        k = [min(self.neighbours, m) if self.reference_k else self.neighbours for m in wanted]
+        centre, _, group = density_peaks(take_rows(mean, place), wanted, k, lengths=sizes)
+        there = torch.arange(max(sizes), device=x.device) < uploaded(sizes, x.device)[:, None]
+        target = place.gather(1, centre.gather(1, group))
+        joined[own] = joined[own].scatter(1, place, torch.where(there, target, -1))
+        if not self.plain_mean:
+            members = torch.zeros_like(centre).scatter_add_(1, group, there.long()) - 1
+            share = ((1 - self.beta) / members.clamp_min(1)).gather(1, group)
+            share = torch.where(target == place, torch.where(members > 0, self.beta, 1.0).gather(1, group), share)
+            part[own] = part[own].scatter(1, place, share)
+        return joined, part
