@@ -93,8 +93,7 @@ class Step:
     survivors_of: int | None = None
 
 
-#: what ``keep`` counts: tokens ``kept`` after the last step; tokens that a decoder layer takes in, as an ``average`` over the
-#: layers, or an average in whole ``layers``, which take in all or none; or what a layer hands on, ``output_average``
+#: ``keep`` counts tokens ``kept`` in the end, or, over layers, the ``average`` taken in, in whole ``layers``, or handed on
 CountsAt = Literal["kept", "average", "layers", "output_average"]
 
 _REGISTERED: dict[str, type[Method]] = {}
@@ -129,6 +128,7 @@ class Method:
     adapts: ClassVar[bool] = False  # whether keep='auto' has a meaning
     counts_at: ClassVar[CountsAt] = "kept"
     output_order = "raster"
+    unmerges = False  # whether decoder layers read rows merged inside the tower at all places they stand for
 
     keep: float | int | str | None = 0.5
     positions: PositionPolicy = "keep"

@@ -27,6 +27,7 @@ from tokenreduce.step_checks import (
 )
 from tokenreduce.stopwatch import Stopwatch
 from tokenreduce.tokens import STAGES, Stage, VisualTokens
+from tokenreduce.unmerging import unmerges
 from tokenreduce.views import reduce_views, view_of
 
 
@@ -69,6 +70,7 @@ class Pipeline:
                 self._bounded.append(method)
         check_together(steps)
         self.learned = {i: m.learned(facts) for i, m in enumerate(self.methods) if isinstance(m, LearnedMethod)}
+        self.unmerges = unmerges(self.methods, facts)
         # Stages run in the order of the model; within a stage and layer, in the order the user gave.
         self.steps = sorted(steps, key=lambda item: (STAGES.index(item[1].stage), item[1].layer or 0))
 
@@ -113,7 +115,7 @@ class Pipeline:
     @property
     def by_layer(self) -> bool:
         """Whether single decoder layers have to be looked after."""
-        return any(step.stage in ("llm", "cache", "decode") for _, step in self.steps)
+        return self.unmerges or any(step.stage in ("llm", "cache", "decode") for _, step in self.steps)
 
     @property
     def listens(self) -> frozenset[Signal]:

@@ -16,9 +16,10 @@ from tokenreduce.adapters.hooks.joined_passes import joined_passes
 from tokenreduce.adapters.hooks.merged_tokens import in_patches, merged_group, merged_in_segments
 from tokenreduce.adapters.hooks.picture_pass import PicturePass
 from tokenreduce.adapters.hooks.prompt_text import PromptText
-from tokenreduce.adapters.hooks.sequence_packing import carried, write
+from tokenreduce.adapters.hooks.sequence_packing import carried, changed_counts, write
 from tokenreduce.adapters.hooks.tower_passes import Encoded
 from tokenreduce.adapters.hooks.unit_selection import without_unseen
+from tokenreduce.adapters.hooks.unmerged_rows import UnmergedRows
 from tokenreduce.adapters.hooks.visual_token_positions import as_tiles, as_videos, place
 from tokenreduce.adapters.upstream.cache import DynamicCache, cache_argument, given_cache
 from tokenreduce.adapters.upstream.decoder import COLUMNS_ASKED_FOR, documents_row, layer_type
@@ -47,6 +48,26 @@ def locate(
 
 def drop_merged(reduced: DecoderPass, family: Family, encoded: Encoded, embeds: Tensor) -> bool:
     """Drop the duplicates that a merged tower returned: one token stays for each of its rows."""
+    groups = merged(reduced, family, encoded, embeds)
+    reduced.packings.repack(0, reduced.groups, groups)
+    reduced.groups = groups
+    return True
+
+
+def unmerge(reduced: DecoderPass, family: Family, encoded: Encoded, shown: Tensor, kwargs: dict[str, Any]) -> None:
+    """Let the rows of a merged tower stand at all places of their tokens, each the same in all of them."""
+    groups = merged(reduced, family, encoded, shown)
+    reduced.packings.visual_counts[0] = changed_counts(reduced.packings.visual_counts[0], reduced.groups, groups)
+    reduced.groups = groups
+    rows = reduced.unmerged = UnmergedRows.of(groups, reduced.real)
+    kwargs["inputs_embeds"] = rows.spread(rows.narrow(shown))
+    if reduced.beside:
+        reduced.beside[0] = rows.spread(rows.narrow(reduced.beside[0]))
+        deepstack.hand_over(reduced, kwargs)
+
+
+def merged(reduced: DecoderPass, family: Family, encoded: Encoded, embeds: Tensor) -> list[ImageGroup]:
+    """The images of ``reduced`` after what happened to them inside the tower, a token for each row that was left."""
     methods = [method for method, step in reduced.pipeline.steps if step.stage == "encoder"]
     in_order = all(method.output_order == "raster" for method in methods)
     policy: PositionPolicy = "renumber" if any(method.policy == "renumber" for method in methods) else "keep"
@@ -63,9 +84,7 @@ def drop_merged(reduced: DecoderPass, family: Family, encoded: Encoded, embeds: 
             inside = [encoded.inside[i] for m in group.members for i in reduced.behind[m]]
             shown = group.showing(embeds, beside=reduced.beside.get(0))
             groups += merged_in_segments(shown, inside, family.unit_places(group.layout), in_order, policy)
-        reduced.packings.repack(0, reduced.groups, groups)
-        reduced.groups = groups
-        return True
+        return groups
     state = joined_passes(encoded.states)
     history = in_patches(state.history, family.tower_prefix)
     for group in reduced.groups:
@@ -75,9 +94,7 @@ def drop_merged(reduced: DecoderPass, family: Family, encoded: Encoded, embeds: 
         groups += merged_group(
             group.showing(embeds, beside=reduced.beside.get(0)), history, rows, in_order, policy, alike
         )
-    reduced.packings.repack(0, reduced.groups, groups)
-    reduced.groups = groups
-    return True
+    return groups
 
 
 def drop_unseen(reduced: PicturePass, encoded: Encoded, embeds: Tensor) -> bool:

@@ -75,7 +75,7 @@ def report_of(
     for b, length in enumerate(reduced.length_in):
         new = with_last_alone([counts[i][b] for i in layers], before, alone)
         unreduced = with_last_alone([length] * reduced.depth, [reduced.offset] * reduced.depth, readers)
-        flops += shape.prefill(*new, [row[b] for row in own])
+        flops += shape.prefill(*new, [row[b] for row in own]) - 2 * reduced.spared[b]
         whole += shape.prefill(*unreduced, [row[b] for row in all_own])
         step += shape.step([before[i] + reduced.held(i)[b] for i in layers])
         whole_step += shape.step([reduced.offset + length] * reduced.depth)

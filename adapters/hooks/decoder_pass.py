@@ -14,6 +14,7 @@ from tokenreduce.adapters.hooks.picture_pass import PicturePass
 from tokenreduce.adapters.hooks.position_ids import PositionIds
 from tokenreduce.adapters.hooks.prompt_text import PromptText, normed
 from tokenreduce.adapters.hooks.sequence_packing import Packing, carried, write
+from tokenreduce.adapters.hooks.unmerged_rows import UnmergedRows
 from tokenreduce.adapters.upstream.cache import Cache
 from tokenreduce.adapters.upstream.decoder import final_norm, holders
 from tokenreduce.cost import StepsRead
@@ -41,6 +42,8 @@ class DecoderPass(PicturePass):
         cached: by layer, what is left of this chunk in a cache that was trimmed.
         held_before: pictures of earlier chunks in the cache, which later tokens choose from; ``reading``, what the new
             tokens of this pass read of them, None: this pass reads everything; ``steps_read``, where that is counted.
+        unmerged: rows that stand at all places of the sequence they were merged of; None: columns are rows. ``spared``,
+            multiply-adds per decoder row that this saves.
         norm: the decoder's last; ``text``: what the text of this chunk is, where a method asks for it.
     """
 
@@ -75,6 +78,8 @@ class DecoderPass(PicturePass):
         self.held_before: list[PictureEntries] = []
         self.steps_read: StepsRead | None = None
         self.reading: StepReading | None = None
+        self.unmerged: UnmergedRows | None = None
+        self.spared = [0] * len(self.length_in)
         self._entered: dict[int, list[ImageGroup]] = {}  # the images as they came to each llm step
 
     def question_slot(self, layer: int) -> Tensor | None:

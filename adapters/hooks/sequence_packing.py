@@ -96,29 +96,29 @@ class LayerPackings:
 
     def repack(self, layer: int, old: list[ImageGroup], new: list[ImageGroup]) -> Packing:
         """Put the packing in force from ``layer`` on, after images went from ``old`` to ``new``."""
-        before, counts = self.at(layer), list(self.visual_counts[self.start(layer)])
-        for sample, change in _changes(old, new):
-            counts[sample] += change
-        self.visual_counts[layer] = counts
+        before = self.at(layer)
+        self.visual_counts[layer] = changed_counts(self.visual_counts[self.start(layer)], old, new)
         self.by_first[layer] = packing = repacked(before, old, new)
         return packing
 
 
 def repacked(before: Packing, old: list[ImageGroup], new: list[ImageGroup]) -> Packing:
     """The packing after images went from ``old`` to ``new``."""
-    alive, counts = before.alive.clone(), list(before.counts)
+    alive = before.alive.clone()
     for groups, lives in ((old, False), (new, True)):
         for group in groups:
             alive[group.samples[:, None], group.seats] = lives
-    for sample, change in _changes(old, new):
-        counts[sample] += change
-    return Packing(alive, counts)
+    return Packing(alive, changed_counts(before.counts, old, new))
 
 
-def _changes(old: list[ImageGroup], new: list[ImageGroup]) -> list[tuple[int, int]]:
-    """By sample, how many tokens each image of ``old`` took away and each of ``new`` brings."""
-    signed = [(-1, group) for group in old] + [(1, group) for group in new]
-    return [(sample, sign * group.num_tokens) for sign, group in signed for sample in group.decoder_rows]
+def changed_counts(counts: list[int], old: list[ImageGroup], new: list[ImageGroup]) -> list[int]:
+    """``counts`` of tokens by sample after images went from ``old`` to ``new``."""
+    changed = list(counts)
+    for sign, groups in ((-1, old), (1, new)):
+        for group in groups:
+            for sample in group.decoder_rows:
+                changed[sample] += sign * group.num_tokens
+    return changed
 
 
 def carried(packing: Packing, groups: list[ImageGroup]) -> Tensor:

@@ -32,6 +32,8 @@ from tokenreduce.adapters.hooks.kv_cache import adopt, state_of
 from tokenreduce.adapters.hooks.model_hooks import ModelHooks
 from tokenreduce.adapters.hooks.packed_rows import note_documents
 from tokenreduce.adapters.hooks.sequence_packing import Packing, real_columns
+from tokenreduce.adapters.hooks.tower_passes import Encoded
+from tokenreduce.adapters.hooks.unmerging_layers import UnmergingLayer, unmerging_layers
 from tokenreduce.adapters.upstream.cache import Cache, given_cache
 from tokenreduce.adapters.upstream.decoder import reads_last_alone
 from tokenreduce.adapters.upstream.decoder_shape import decoder_shape, with_experts_of_pictures
@@ -54,6 +56,9 @@ class VisionLanguageHooks(ModelHooks):
         check_decoder(decoder)
         handles.append(decoder.register_forward_pre_hook(self.enter, with_kwargs=True))
         handles.append(decoder.register_forward_hook(self.leave, with_kwargs=True))
+        if self.pipeline.unmerges:
+            for layer in self.unmerging:
+                layer.attach(handles)
         if self.pipeline.by_layer:
             signals = DecoderSignals(self.family, self.pipeline, self.under_way)
             for i, layer in enumerate(decoder.layers):
@@ -77,6 +82,10 @@ class VisionLanguageHooks(ModelHooks):
     def shape(self) -> DecoderShape:
         """What the layers of the decoder cost, read off them at the first prompt."""
         return decoder_shape(self.family.decoder)
+
+    @cached_property
+    def unmerging(self) -> list[UnmergingLayer]:
+        return unmerging_layers(self.family, self.pipeline)
 
     def enter(self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.current = None
@@ -137,6 +146,8 @@ class VisionLanguageHooks(ModelHooks):
             shown = deepstack.take_over(reduced, kwargs)
             if encoded is not None and encoded.unseen:
                 changed = decoder_inputs.drop_unseen(reduced, encoded, shown)
+            if encoded is not None and encoded.states and self.pipeline.unmerges:
+                return args, self.unmerged(reduced, encoded, shown, kwargs)
             if encoded is not None and encoded.states:
                 changed = decoder_inputs.drop_merged(reduced, self.family, encoded, shown)
             changed |= decoder_inputs.reduce_projected(reduced, shown)
@@ -155,6 +166,18 @@ class VisionLanguageHooks(ModelHooks):
         if self.pipeline.by_layer:
             kwargs[KEY] = reduced
         return args, kwargs
+
+    def unmerged(self, reduced: DecoderPass, encoded: Encoded, shown: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of a decoder that reads merged tokens at all places they stand for; its sequence stays as it is."""
+        given = {**kwargs, KEY: reduced}
+        with self.pipeline.stopwatch(shown.device):
+            decoder_inputs.unmerge(reduced, self.family, encoded, shown, given)
+        rows, each = reduced.unmerged, sum(layer.spared(self.family.decoder) for layer in self.unmerging)
+        assert rows is not None, "just made"
+        reduced.spared = [(reduced.visual.shape[1] - n) * each for n in rows.counts]
+        reduced.groups = [replace(group.settle(), entered=group.num_tokens) for group in reduced.groups]
+        reduced.passive = True
+        return given
 
     @staticmethod
     def _read(reduced: DecoderPass, pictures: CachedPictures | None, answers: bool) -> None:

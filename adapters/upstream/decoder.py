@@ -7,6 +7,8 @@
 | `get_decoder()` is what holds the layers, or a causal language model whose `model` does (Llama 4) | 5.17 to 5.24 |
 | a layer takes its hidden states first; Gemma 3n and 4 hand it more by position | 5.17 to 5.24 |
 | a layer calls its attention `self_attn`, or, where it is a single mixer, `mixer` (Nemotron-H) | 5.17 to 5.24 |
+| an attention ends in `o_proj`, in LFM2 `out_proj`; queries, keys and values of hidden states by `q_proj`, ... | 5.17 to 5.24 |
+| a layer's `mlp`, or `feed_forward` (Llama 4, LFM2), that needs hidden states alone works token by token | 5.17 to 5.24 |
 | Qwen3-VL hands its decoder `deepstack_visual_embeds`, added behind layers 0, 1, ..., and `visual_pos_masks` | 5.17 to 5.24 |
 | Granite 4 Vision hands it zeros for pictures, `deepstack_features` by layer in front of which they join, `vision_mask` | 5.24 |
 | `attn_logit_softcapping` of an attention module (Gemma 2) | 5.17 to 5.24 |
@@ -43,6 +45,9 @@ COLUMNS_ASKED_FOR = "logits_to_keep"
 ATTENTION = ("self_attn", "mixer")
 RECURRENT = ("linear_attention", "conv")  # kinds of layers that keep a state instead of keys
 TOKENWISE = ("moe", "mlp")  # kinds of layers that mix no tokens, and keep nothing
+OUTPUTS = ("o_proj", "out_proj")
+PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+MLPS = ("mlp", "feed_forward")
 NORMS_BEHIND = ("post_attention_layernorm", "post_feedforward_layernorm")
 ATTENTION_NORMS = ("input_layernorm", "operator_norm", "norm")
 FINAL_NORMS = ("norm", "embedding_norm", "norm_f")
@@ -101,6 +106,23 @@ def layers_holder(model: Any) -> Any:
 def attention_of(layer: Any) -> Any:
     """The attention of a decoder ``layer``; None where it has none of a known name."""
     return next((found for name in ATTENTION if (found := getattr(layer, name, None)) is not None), None)
+
+
+def output_projection(attention: Any) -> Any:
+    """The module through which an ``attention`` hands on what its heads give, (B, L, channels of all heads)."""
+    return _named(attention, OUTPUTS, f"the output projection of a {type(attention).__name__}")
+
+
+def token_wise_modules(layer: Any, attention: Any) -> list[Any]:
+    """Modules of a decoder ``layer`` that are given hidden states (B, L, D) alone and work on every token by itself."""
+    found = [getattr(attention, name, None) for name in PROJECTIONS] + [getattr(layer, name, None) for name in MLPS]
+    return [module for module in found if module is not None and _needed(module.forward) == 1]
+
+
+def _needed(function: Callable[..., Any]) -> int:
+    """Arguments that a ``function`` cannot be called without."""
+    each = inspect.signature(function).parameters.values()
+    return sum(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in each)
 
 
 @cache

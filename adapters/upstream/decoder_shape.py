@@ -44,6 +44,11 @@ def decoder_shape(decoder: Any) -> DecoderShape:
     return DecoderShape(tuple(layers), outside)
 
 
+def multiply_adds(decoder: Any, module: Any) -> int:
+    """Those of one token that passes a ``module`` of ``decoder``."""
+    return products(module, _experts_per_token(decoder))
+
+
 def with_experts_of_pictures(arguments: Mapping[str, Any]) -> Tensor | None:
     """(B, L) bool: columns that pass experts of pictures, as ``arguments`` of a decoder tell; None: they name none."""
     kinds = arguments.get(MODALITIES)

@@ -1,4 +1,4 @@
-"""DyMU: merging above a threshold, one image or a batch, thresholds found on a batch, their running mean, schedules.
+"""DyMU: merging above a threshold, one image or a batch, thresholds found on a batch, their running mean, schedules, unmerging.
 
 The release's path for batches divides by size + 1e-4 and leaves rows of padding; both are made here of the library's exact rows.
 """
@@ -6,6 +6,7 @@ The release's path for batches divides by size + 1e-4 and leaves rows of padding
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -13,7 +14,16 @@ from golden_cases.tome import place_in_half, prefix_rows, shown
 from golden_cases.vectors import Meta
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
+from tokenreduce.adapters.attention_functions import Probe
+from tokenreduce.adapters.hooks.decoder_layers import KEY
+from tokenreduce.adapters.hooks.unmerged_rows import UnmergedRows
+from tokenreduce.adapters.hooks.unmerging_layers import UnmergingLayer
+from tokenreduce.groups import Image as Placed
+from tokenreduce.groups import group_images
+from tokenreduce.layout import Layout
 from tokenreduce.methods.dymu import DyMU
 from tokenreduce.reduction import Reduction
 from tokenreduce.schedules import STAIRCASES, staircase
@@ -31,7 +41,7 @@ def run(inputs: Meta[Tensor], params: Meta[Any]) -> dict[str, Tensor]:
         return batch(inputs, params)
     if "metric" in inputs:
         return one(inputs, params)
-    raise ValueError("this release has no virtual unmerging in the language model")
+    return unmerged(inputs, params)
 
 
 def running(inputs: Meta[Tensor]) -> dict[str, Tensor]:
@@ -82,6 +92,49 @@ def summed(plan: Reduction, x: Tensor) -> Tensor:
     """(B, K, C) sums of ``x`` (B, N, C) over the tokens of each row."""
     into = torch.zeros(len(x), plan.num_kept, x.shape[2])
     return into.scatter_add_(1, plan.assign[..., None].expand_as(x), x)
+
+
+def unmerged(inputs: Meta[Tensor], params: Meta[Any]) -> dict[str, Tensor]:
+    """Attention of a Llama whose queries, keys and values are channels of its hidden states, hooked as a decoder layer is."""
+    before, after, pos = params["text_before"], params["text_after"], inputs["pos"]
+    q, k, v = (inputs[name].transpose(1, 2).flatten(2) for name in ("q", "k", "v"))
+    (heads, _, channels), width, (merged, n) = inputs["q"].shape[1:], q.shape[2], pos.shape
+    params.agree(scaling=channels**-0.5, causal=True, rope_layout="half split (rotate_half)")
+    tables = inputs["cos"][None], inputs["sin"][None]
+    turned = params["rope_theta"] ** -(torch.arange(0, channels, 2) / channels)
+    assert torch.allclose(inputs["sin"][1, : channels // 2], turned.sin(), atol=1e-6)
+
+    length, columns = before + n + after, torch.arange(before, before + n)
+    (image,) = group_images([Placed(0, columns, Layout(1, n))], columns.device)
+    sits = pos.argmax(dim=1)  # any of the places of a row
+    order = sits.argsort()
+    plan = Reduction(source=sits[order][None], assign=order.argsort()[pos.argmax(dim=0)][None])
+    rows = UnmergedRows.of(image.apply(plan, "encoder", 0, "dymu"), torch.ones(1, length, dtype=torch.bool))
+    given = torch.cat([torch.arange(before), before + order, torch.arange(before + merged, before + merged + after)])
+
+    config = LlamaConfig(hidden_size=3 * width, num_attention_heads=heads, head_dim=channels, num_hidden_layers=1)
+    config._attn_implementation = "sdpa"
+    layer = LlamaDecoderLayer(config, 0)
+    layer.input_layernorm = layer.post_attention_layernorm = layer.mlp = torch.nn.Identity()
+    attention, parts = layer.self_attn, torch.eye(3 * width).split(width)
+    for own, part in zip((attention.q_proj, attention.k_proj, attention.v_proj), parts):
+        own.weight.data = part
+    attention.o_proj.weight.data = parts[0].T
+    handles: list[Any] = []
+    heard: dict[str, Tensor] = {}
+    UnmergingLayer(layer).attach(handles)
+    handles.append(Probe(attention, lambda module, q, k, mask, scale, cuts: heard.update(scores=q @ k.mT * scale)))
+    handles.append(attention.register_forward_hook(lambda module, args, output: heard.update(out=output[0])))
+    hidden = rows.spread(torch.cat([q, k, v], dim=2)[:, given])
+    layer(hidden, position_embeddings=tables, **{KEY: SimpleNamespace(unmerged=rows)})
+    for handle in handles:
+        handle.remove()
+    found = rows.narrow(heard["out"][..., :width])[:, given.argsort()]
+    return {
+        "mapping": given[rows.row[0]],
+        "scores": heard["scores"],
+        "attn": found.unflatten(2, (heads, channels)).transpose(1, 2),
+    }
 
 
 @dataclass

@@ -34,14 +34,16 @@ class DyMU(BlockSchedule):
             in a tower without [CLS], and in their places where nothing merges, at most half of the patches merging in a block;
             ``batch``, lone rows ascending, all of A merging.
         proportional: attention counts a merged token as often as the patches it stands for.
+        unmerge: the language model reads each merged token at all places it stands for (virtual unmerging): its attention and
+            its cache are those of the whole picture, projections and MLPs run on the merged tokens.
         output_order: order in which a language model reads the rows: ``raster``, by the patch each row sits at, or the merged
             order of the ``reference``, ids renumbered.
         positions: policy of position ids in ``raster`` order.
 
     Source: Wang et al., "DyMU: Dynamic Merging and Virtual Unmerging for Efficient VLMs", NeurIPS 2025, arXiv 2504.17040,
-        section 3.1.
-    Departures from the release: an image is merged alike in any batch; division is exact; thresholds are float64; virtual
-        unmerging in the language model is not part of it. See its page.
+        sections 3.1 and 3.2.
+    Departures from the release: an image is merged alike in any batch; division is exact; thresholds are float64; unmerging is
+        off by default, and serves batches and several images. See its page.
     """
 
     name = "dymu"
@@ -57,6 +59,7 @@ class DyMU(BlockSchedule):
     max_r: int | None = None
     path: Path = "instance"
     proportional: bool = True
+    unmerge: bool = False
     output_order: OutputOrder = "raster"
 
     def __post_init__(self) -> None:
@@ -64,8 +67,17 @@ class DyMU(BlockSchedule):
         choice("output_order", self.output_order, ("raster", "reference"))
         choice("path", self.path, ("instance", "batch"))
         whole("max_r", self.max_r, 1, ", tokens that merge in a block", none=True)
+        if self.unmerge and self.policy == "renumber":
+            raise ValueError(
+                f"unmerge=True with positions={self.positions!r}, output_order={self.output_order!r}; allowed: positions='keep' "
+                "and output_order='raster', since unmerged tokens are read at their own places"
+            )
         if self.calibration is not None:
             object.__setattr__(self, "calibration", Calibration.of(self.calibration))
+
+    @property
+    def unmerges(self) -> bool:  # type: ignore[override]  # read as the attribute it stands for
+        return self.unmerge
 
     def is_identity(self, n: int) -> bool:
         if self.calibration is None:
