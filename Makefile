@@ -23,9 +23,10 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 $(TESTS)
 
-# vLLM with the plugin, on a CPU, in an environment of its own (about 4 GB); outside of what `test` runs
+# vLLM with the plugin, on a CPU, in an environment of its own (about 4 GB); outside of what `test` runs. One thread: with models
+# as small as these, several wait for each other
 test-serving: $(VENV)-serving/.made-$(shell (pwd; cat requirements/serving.txt requirements/serving_cpu.py setup.cfg) | cksum | cut -d' ' -f1)
-	HF_HUB_OFFLINE=1 $(VENV)-serving/bin/python -m pytest $(or $(TESTS),tests/serving)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV)-serving/bin/python -m pytest $(or $(TESTS),tests/serving)
 
 $(VENV)-serving/.made-%: requirements/serving.txt requirements/serving_cpu.py
 	$(PYTHON) -m venv --clear $(VENV)-serving

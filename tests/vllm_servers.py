@@ -13,20 +13,26 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-#: of a CPU: no compilation, a small cache, no network
-ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+#: of a CPU: no compilation, a small cache, no network, and as many threads as the process has been given
+ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "HF_HUB_OFFLINE": "1",
+}
 
 
 def engine(folder: Any, method: str, **settings: Any) -> Any:
-    """vLLM with ``method`` at a quarter of the tokens, by the one flag that a user gives."""
+    """vLLM with ``method`` at a quarter of the tokens, by the flag that a user gives; in this process, which has it imported."""
     from vllm import LLM
 
-    os.environ.update(ENVIRONMENT)
+    os.environ.update(ENVIRONMENT, VLLM_ENABLE_V1_MULTIPROCESSING="0")
     given = {"limit_mm_per_prompt": {"image": 2}, "max_num_batched_tokens": 512, **settings}
     return LLM(
         str(folder),
         dtype="float32",
         enforce_eager=True,
+        distributed_executor_backend="uni",
         max_model_len=512,
         hf_overrides={"tokenreduce": {"method": method, "keep": 0.25}},
         **given,

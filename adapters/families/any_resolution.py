@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -27,8 +28,10 @@ class AnyresTower(ClipTower):
 
     def arriving(self, call: TowerCall) -> list[Picture]:
         given = call.arguments.get("images")
-        if given is None:
-            return self.pictures(call)
+        return self.pictures(call if given is None else replace(call, arguments=self.packing(given)))
+
+    def packing(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What ``views_packed`` will note, told by arguments of the encoding before the tower runs; None: the model's own."""
         alone = given.get("batch_num_images")
         taken = inspect.signature(type(self.core).pack_image_features).parameters
         given = {
@@ -38,7 +41,7 @@ class AnyresTower(ClipTower):
         }
         cut = [True] * len(given["image_sizes"]) if alone is None else [n == 1 for n in alone for _ in range(n)]
         views = [self._views(size) if own else 1 for size, own in zip(given["image_sizes"], cut)]
-        return self.pictures(replace(call, arguments={"pack": {**given, "views": views}}))
+        return {"pack": {**given, "views": views}}
 
     def _views(self, size: Any) -> int:
         """Views of an image of ``size``, down and across."""

@@ -95,7 +95,7 @@ def as_tiles(placed: list[Placed]) -> list[Placed]:
             joined[-1].append(item)
         else:
             joined.append([item])
-    layouts = {"image": _tiled, "video": _filmed}
+    layouts = {"image": tiled, "video": _filmed}
     return [_as_one(run, layouts[run[0].image.layout.medium]) if len(run) > 1 else run[0] for run in joined]
 
 
@@ -121,7 +121,8 @@ def _as_one(run: list[Placed], layout: Callable[[list[Layout]], Layout]) -> Plac
     return Placed(whole, tuple(i for item in run for i in item.behind))
 
 
-def _tiled(tiles: list[Layout]) -> Layout:
+def tiled(tiles: list[Layout]) -> Layout:
+    """The layout of an image whose tiles, in the order of the tower, have layouts of their own."""
     return Layout(tiles[0].height, tiles[0].width, views=tuple(tiles))
 
 

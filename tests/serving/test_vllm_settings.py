@@ -82,6 +82,8 @@ def test_a_family_that_is_not_served_is_refused_by_name(monkeypatch):
         ValueError, match=r"MllamaForConditionalGeneration is not served.*LlavaForConditionalGeneration"
     ):
         plugin.chosen("MllamaForConditionalGeneration", asked)
+    with pytest.raises(ValueError, match=r"Gemma3ForConditionalGeneration is not served.*both ways.*transformers"):
+        plugin.chosen("Gemma3ForConditionalGeneration", asked)
 
 
 def test_survivors_sit_where_they_sat_and_text_goes_on_behind_the_whole_picture():

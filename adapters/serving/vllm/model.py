@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from tokenreduce.adapters.serving.vllm.settings import Settings, field, read, settings_of
 from tokenreduce.adapters.serving.vllm.tower import TowerSignals
 from tokenreduce.adapters.visual_inputs import Picture, TowerCall
-from tokenreduce.signals import ImageFingerprint
+from tokenreduce.projection import Projector
+from tokenreduce.signals import ImageFingerprint, ProjectorInput
 
 
 class ReducingModel:
@@ -37,57 +38,72 @@ class ReducingModel:
         """
         raise NotImplementedError
 
-    def passed(self, modality: str, given: Mapping[str, Any]) -> tuple[TowerCall, Tensor, list[Picture]]:
-        """The pass of the tower that ``given``, what the processor made of pictures, leads to, its pixels, and its pictures."""
+    def passed(self, modality: str, given: Mapping[str, Any]) -> tuple[TowerCall, Tensor, list[list[Picture]]]:
+        """The pass of the tower for ``given``, what the processor made of items, its pixels, and the pictures of each item."""
         raise NotImplementedError
 
+    def as_prompted(
+        self, rows: list[Tensor], items: list[list[Picture]], modality: str, given: Mapping[str, Any]
+    ) -> tuple[list[Tensor], list[list[Picture]]]:
+        """``rows`` (columns, C) that encode each item, and its pictures, as they stand in a prompt."""
+        return [own.flatten(0, -2) for own in rows], items
+
     def placed(
-        self, rows: Tensor, place: Tensor, picture: Picture, modality: str, given: Mapping[str, Any], i: int
+        self, rows: Tensor, columns: Tensor, picture: Picture, modality: str, given: Mapping[str, Any], i: int
     ) -> Tensor:
-        """What the runner is handed of a picture: ``rows`` (K, C), which sit at the tokens ``place`` (K,)."""
+        """What the runner is handed of a picture: ``rows`` (K, C), which sit at its ``columns`` (K,)."""
         return rows
 
     @torch.no_grad()
     def embed_multimodal(self, **given: Any) -> Any:
         budgets = {m: given.pop(field(m)) for m in ("image", "video") if field(m) in given}
-        whole = super().embed_multimodal(**given)  # type: ignore[misc]
         if not budgets:
-            return whole
+            return super().embed_multimodal(**given)  # type: ignore[misc]
         ((modality, budget),) = budgets.items()  # the runner asks for one modality at a time
-        call, pixels, pictures = self.passed(modality, given)
-        signals = self.signals.of_pictures(call, pixels, pictures)
-        return tuple(
-            self._left(whole[i], picture, read(budget[i]), signals[i], modality, given, i)
-            for i, picture in enumerate(pictures)
-        )
+        rows = list(super().embed_multimodal(**given))  # type: ignore[misc]
+        call, pixels, items = self.passed(modality, given)
+        signals = iter(self.signals.of_pictures(call, pixels, [picture for item in items for picture in item]))
+        rows, items = self.as_prompted(rows, items, modality, given)
+        made = []
+        for i, (whole, item) in enumerate(zip(rows, items, strict=True)):
+            keep, own = read(budget[i]), whole.split([picture.columns for picture in item])
+            parts = [self._left(x, p, keep, next(signals), modality, given, i) for x, p in zip(own, item)]
+            made.append(parts[0] if len(parts) == 1 else torch.cat(parts))
+        return tuple(made)
 
     def _left(
         self, whole: Tensor, picture: Picture, keep: float | int, signals: Any, modality: str, given: Any, i: int
     ) -> Tensor:
-        """``whole`` (columns, C) without the tokens that leave; newlines between its tokens stay."""
+        """``whole`` (columns, C) without the tokens that leave; newlines, and text, between its tokens stay."""
         width = self.settings.family.decoder.config.hidden_size
         at = None if picture.tokens is None else torch.tensor(picture.tokens, device=whole.device)
         tokens = whole if at is None else whole[at]
+        features, project = tokens[:, :width], self.signals.project
+        if signals.get(ProjectorInput(), features) is None:  # interpolated behind it: features are all there is
+            signals, project = {**signals, ProjectorInput(): features}, Projector.none()
         left = self.settings.selection.reduced(
-            tokens[:, :width],
+            features,
             picture.layout,
             keep,
             signals,
-            self.signals.project,
+            project,
             beside=tokens[:, width:] if tokens.shape[1] > width else None,
         )
         rows = left.rows if left.beside is None else torch.cat([left.rows, left.beside.to(left.rows.dtype)], dim=1)
-        rows = self.placed(rows, left.place, picture, modality, given, i)
-        return rows if at is None else among_newlines(rows, at[left.place], whole, at)
+        columns = left.place
+        if at is not None:
+            rows, columns = among_others(rows, at[left.place], whole, at)
+        return self.placed(rows, columns, picture, modality, given, i)
 
 
-def among_newlines(rows: Tensor, columns: Tensor, whole: Tensor, tokens: Tensor) -> Tensor:
+def among_others(rows: Tensor, columns: Tensor, whole: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """``rows`` (K, C), which sit at ``columns`` (K,), in the order of columns with those of ``whole`` (columns, C) that are no
-    ``tokens``.
+    ``tokens``; and the columns of both.
     """
     other = torch.ones(len(whole), dtype=torch.bool, device=whole.device).index_fill(0, tokens, False).nonzero()[:, 0]
-    order = torch.cat([columns, other]).argsort(stable=True)
-    return torch.cat([rows, whole[other]])[order]
+    both = torch.cat([columns, other])
+    order = both.argsort(stable=True)
+    return torch.cat([rows, whole[other]])[order], both[order]
 
 
 def refuse_untried(vllm_config: Any, listens: bool) -> None:

@@ -16,15 +16,16 @@ from tokenreduce.adapters.serving.vllm.settings import Settings, field, parted, 
 from tokenreduce.adapters.upstream.vllm import processors_of
 from tokenreduce.adapters.visual_inputs import Picture
 
-#: the picture of an item of a modality, from the settings and what the processor made of it, by name
-PictureOf = Callable[[Settings, str, Mapping[str, Any]], Picture]
+#: the pictures of an item of a modality, in order, from the settings and what the processor made of it, by name
+PicturesOf = Callable[[Settings, str, Mapping[str, Any]], list[Picture]]
 
 
 class ReducingProcessor:
     """In front of a processor of vLLM's, whose class it shares: gives each picture its budget and its fewer placeholders."""
 
     info: Any
-    picture_of: PictureOf
+    pictures_of: PicturesOf
+    text_travels: tuple[str, ...]
 
     @property
     def settings(self) -> Settings:
@@ -78,38 +79,56 @@ class ReducingProcessor:
         def replacement(item: int) -> Any:
             whole = update._resolve_content(item)
             made = {name: x.data for name, x in out_mm_kwargs[update.modality][item].items()}
-            picture = type(self).picture_of(self.settings, update.modality, made)
-            return without(whole, picture.columns, self.settings.columns(picture, keep), update.modality)
+            pictures = type(self).pictures_of(self.settings, update.modality, made)
+            left = without(whole, pictures, [self.settings.columns(x, keep) for x in pictures], update.modality)
+            return placeholders_alone(left) if update.modality in self.text_travels else left
 
         return replace(update, replacement=replacement)
 
 
-def without(whole: Any, columns: int, left: int, modality: str) -> Any:
-    """The content ``whole`` of an update with ``left`` of its ``columns`` placeholders.
+def without(whole: Any, pictures: Sequence[Picture], left: Sequence[int], modality: str) -> Any:
+    """The content ``whole`` of an update with ``left`` of the placeholders of each of its ``pictures``.
 
     Errors: ``ValueError`` where it holds another number of them.
     """
-    embedded = (
-        whole.is_embed(whole.full) if whole.is_embed is not None else torch.ones(len(whole.full), dtype=torch.bool)
-    )
-    if int(embedded.sum()) != columns:
+    embedded = embedded_of(whole)
+    columns = [picture.columns for picture in pictures]
+    if int(embedded.sum()) != sum(columns):
         raise ValueError(
-            f"vLLM lays out {int(embedded.sum())} placeholders for this {modality}, of which {columns} tokens are known; it is "
-            "served unreduced alone"
+            f"vLLM lays out {int(embedded.sum())} placeholders for this {modality}, of which {sum(columns)} tokens are known; it "
+            "is served unreduced alone"
         )
-    stays = ~embedded | (embedded.cumsum(dim=0) <= left)
+    stays = ~embedded
+    stays[embedded] = torch.cat([torch.arange(n) < k for n, k in zip(columns, left, strict=True)])
     return PromptUpdateDetails([t for t, own in zip(whole.full, stays.tolist()) if own], whole.is_embed)
 
 
-def reducing(picture_of: PictureOf) -> Callable[[type[Any]], type[Any]]:
-    """Give a model class the processors of the class below it, with ``ReducingProcessor`` in front."""
+def embedded_of(content: Any) -> Any:
+    """(tokens,) bool: placeholders of a content of an update."""
+    if content.is_embed is None:
+        return torch.ones(len(content.full), dtype=torch.bool)
+    return content.is_embed(content.full)
+
+
+def placeholders_alone(content: Any) -> Any:
+    """As long as ``content``, of its placeholders alone: text between them is embedded with them, where they will be known."""
+    mark = content.full[int(embedded_of(content).nonzero()[0])]
+    return PromptUpdateDetails.from_seq([mark] * len(content.full))
+
+
+def reducing(pictures_of: PicturesOf, text_travels: tuple[str, ...] = ()) -> Callable[[type[Any]], type[Any]]:
+    """Give a model class the processors of the class below it, with ``ReducingProcessor`` in front.
+
+    ``text_travels``: modalities whose items hold text between tokens, where how many stand in front of each text follows from
+    what they show; the model embeds both.
+    """
 
     def adopt(model: type[Any]) -> type[Any]:
         usual = processors_of(model)
 
         def processor(info: Any, dummy_inputs: Any, **more: Any) -> Any:
             kind = type(usual.processor(info, dummy_inputs, **more))  # which of several may follow from the model
-            own = {"picture_of": staticmethod(picture_of)}
+            own = {"pictures_of": staticmethod(pictures_of), "text_travels": text_travels}
             return type(f"Reducing{kind.__name__}", (ReducingProcessor, kind), own)(info, dummy_inputs, **more)
 
         return MULTIMODAL_REGISTRY.register_processor(processor, info=usual.info, dummy_inputs=usual.dummy_inputs)(

@@ -1,4 +1,4 @@
-"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL in vLLM: pictures of any size, videos; survivors keep their ids of three axes."""
+"""Qwen2-VL, Qwen2.5-VL and what Qwen3-VL shares, in vLLM: pictures of any size, videos; survivors keep ids of three axes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 from vllm.model_executor.models.qwen2_vl import Qwen2VLForConditionalGeneration
-from vllm.model_executor.models.qwen3_vl import Qwen3VLForConditionalGeneration
 
 from tokenreduce.adapters.serving.vllm.model import ReducingModel
 from tokenreduce.adapters.serving.vllm.positions import grid_ids, laid_out, settled, with_ids
@@ -29,8 +28,8 @@ def pictures_of(settings: Settings, modality: str, grids: Tensor) -> tuple[Tower
     return call, [replace(p, layout=replace(p.layout, medium=modality)) for p in found]
 
 
-def picture_of(settings: Settings, modality: str, made: Mapping[str, Any]) -> Picture:
-    return pictures_of(settings, modality, made[f"{modality}_grid_thw"][None])[1][0]
+def picture_of(settings: Settings, modality: str, made: Mapping[str, Any]) -> list[Picture]:
+    return pictures_of(settings, modality, made[f"{modality}_grid_thw"][None])[1]
 
 
 class QwenVL(ReducingModel):
@@ -51,24 +50,32 @@ class QwenVL(ReducingModel):
         """The layers through which a unit's rows become a token, one after the other."""
         return list(self.visual.merger.mlp)
 
-    def passed(self, modality: str, given: Mapping[str, Any]) -> tuple[TowerCall, Tensor, list[Picture]]:
+    def passed(self, modality: str, given: Mapping[str, Any]) -> tuple[TowerCall, Tensor, list[list[Picture]]]:
         pixels = given[PIXELS[modality]]
         call, pictures = pictures_of(self.settings, modality, given[f"{modality}_grid_thw"])
-        return replace(call, shape=tuple(pixels.shape)), pixels, pictures
+        return replace(call, shape=tuple(pixels.shape)), pixels, [[picture] for picture in pictures]
 
-    def placed(
-        self, rows: Tensor, place: Tensor, picture: Picture, modality: str, given: Mapping[str, Any], i: int
-    ) -> Tensor:
+    def ids_of(self, picture: Picture, modality: str, given: Mapping[str, Any], i: int) -> Tensor:
+        """(3, columns) ids of item ``i``, counted from its first."""
         seconds = given.get("second_per_grid_ts") if modality == "video" else None
         step = 1.0 if seconds is None else float(seconds[i]) * self.config.vision_config.tokens_per_second
-        layout = picture.layout
-        ids = grid_ids(layout.frames, layout.height, layout.width, step).to(place.device, non_blocking=True)
-        return with_ids(rows, ids[:, place])
+        return grid_ids(picture.layout.frames, picture.layout.height, picture.layout.width, step)
+
+    def placed(
+        self, rows: Tensor, columns: Tensor, picture: Picture, modality: str, given: Mapping[str, Any], i: int
+    ) -> Tensor:
+        ids = self.ids_of(picture, modality, given, i).to(columns.device, non_blocking=True)
+        return with_ids(rows, ids[:, columns])
+
+    def ids_in(self, features: list[Any]) -> Iterator[Tensor]:
+        """``ids_of`` the items of a prompt, whose features vLLM gives in its order."""
+        for _, *grid in self.iter_mm_grid_thw(features):
+            yield grid_ids(*grid)
 
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
-        lengths = {feature.mm_position.offset: feature.mm_position.length for feature in mm_features}
-        grids = self.iter_mm_grid_thw(mm_features)
-        pictures = ((offset, lengths[offset], grid_ids(*grid)) for offset, *grid in grids)
+        features = sorted(mm_features, key=lambda feature: feature.mm_position.offset)
+        places = [(feature.mm_position.offset, feature.mm_position.length) for feature in features]
+        pictures = [(*place, ids) for place, ids in zip(places, self.ids_in(features), strict=True)]
         positions = laid_out(len(input_tokens), pictures)
         return positions, int(positions.max()) + 1 - len(input_tokens)
 
@@ -98,26 +105,3 @@ class Qwen2VL(QwenVL, Qwen2VLForConditionalGeneration):
 @reducing(picture_of)
 class Qwen2_5VL(QwenVL, Qwen2_5_VLForConditionalGeneration):
     pass
-
-
-def image_of(settings: Settings, modality: str, made: Mapping[str, Any]) -> Picture:
-    if modality == "video":
-        raise ValueError(
-            "videos of Qwen3-VL are not served reduced: time stamps stand between frames, and how many tokens each frame is "
-            """left with is not known when a prompt is laid out; start with --limit-mm-per-prompt '{"video": 0}', or serve """
-            "them with Qwen2.5-VL"
-        )
-    return picture_of(settings, modality, made)
-
-
-@reducing(image_of)
-class Qwen3VL(QwenVL, Qwen3VLForConditionalGeneration):
-    def merging(self) -> list[Any]:
-        merger = self.visual.merger
-        return [merger.linear_fc1, merger.act_fn, merger.linear_fc2]
-
-    def iter_mm_grid_thw(self, mm_features: list[Any]) -> Iterator[tuple[int, int, int, int, float]]:
-        side = self.config.vision_config.spatial_merge_size
-        for feature in sorted(mm_features, key=lambda f: f.mm_position.offset):
-            _, height, width = feature.data["image_grid_thw"].data.tolist()
-            yield feature.mm_position.offset, 1, height // side, width // side, 1.0

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tokenreduce.adapters.families.base import Family
 from tokenreduce.adapters.hooks.tower_listener import attention_statistic
 from tokenreduce.adapters.visual_inputs import Picture, TowerCall
-from tokenreduce.kernels.fingerprint import fingerprint
+from tokenreduce.kernels.fingerprint import combine, fingerprint
 from tokenreduce.projection import Projector
 from tokenreduce.signals import (
     AttentionReceived,
@@ -30,7 +30,7 @@ class TowerSignals:
 
     Args:
         family: facts of the same model in transformers, whose layouts and orders vLLM's tower shares.
-        attentions: by block, the module that is called with q, k and v; ``projections``, the one that makes them.
+        attentions: by block, the module that is called with q, k and v; ``projections``, the one that makes them, or k alone.
         entered: the module that rows of the projector enter; ``project``: what makes features of them.
     """
 
@@ -55,8 +55,8 @@ class TowerSignals:
                 hook = partial(self._attends, need)
                 attentions[family.heard_in(block)].register_forward_pre_hook(hook, with_kwargs=True)
             elif isinstance(need, Keys) and block is not None:
-                heads = attentions[family.heard_in(block)].num_heads
-                projections[family.heard_in(block)].register_forward_hook(partial(self._keys, need, heads))
+                attention = attentions[family.heard_in(block)]
+                projections[family.heard_in(block)].register_forward_hook(partial(self._keys, need, attention))
             elif isinstance(need, ProjectorInput):
                 entered.register_forward_pre_hook(partial(self._enters, need))
 
@@ -69,10 +69,12 @@ class TowerSignals:
         value = attention_statistic(need, query, key, None, module.scale, cuts, None, packed=self.family.packs)
         self._note(need, value.flatten() if self.family.packs else value)
 
-    def _keys(self, need: Keys, heads: int, module: nn.Module, args: Any, output: Any) -> None:
-        keys = (output[0] if isinstance(output, tuple) else output).chunk(3, dim=-1)[1].float()
+    def _keys(self, need: Keys, attention: Any, module: nn.Module, args: Any, output: Any) -> None:
+        made = output[0] if isinstance(output, tuple) else output
+        width = attention.num_heads * attention.head_size
+        keys = (made if made.shape[-1] == width else made.chunk(3, dim=-1)[1]).float()
         if need.heads == "mean":
-            keys = keys.unflatten(-1, (heads, -1)).mean(dim=-2)
+            keys = keys.unflatten(-1, (attention.num_heads, -1)).mean(dim=-2)
         self._note(need, keys.flatten(0, -2) if self.family.packs else keys)
 
     def _projected(self, rows: Tensor) -> Tensor:
@@ -96,7 +98,9 @@ class TowerSignals:
         found: dict[Signal, Any] = {}
         for need in self.needs:
             if isinstance(need, ImageFingerprint):
-                found[need] = torch.cat([fingerprint(piece) for piece in self.family.pieces(call, pixels)])
+                prints = torch.cat([fingerprint(piece) for piece in self.family.pieces(call, pixels)])
+                own = prints.split([picture.rows or 1 for picture in pictures])
+                found[need] = [x[0] if len(x) == 1 else combine(x[None])[0] for x in own]
                 continue
             rows = torch.cat(heard[need])
             if isinstance(need, ProjectorInput):
