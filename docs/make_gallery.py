@@ -10,6 +10,7 @@ the geometry counts.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import json
 import sys
@@ -26,6 +27,8 @@ from tokenreduce.eval import demo
 from tokenreduce.eval.demo.measure import servable
 from tokenreduce.eval.demo.video import video_prompt, video_questions
 from tokenreduce.loading import model_inputs, picture_batch, quiet
+from tokenreduce.methods.fastvggt import Shape
+from tokenreduce.provenance import ImageTrace, StageTrace
 from tokenreduce.registry import registry
 
 HERE = Path(__file__).resolve().parent
@@ -33,7 +36,11 @@ PICTURES = HERE / "images/gallery"
 KEEP = 0.25
 PAGE_KEEPS = (0.5, 0.25, 0.11)
 VIDEO_KEEP = 0.3
-ALONE = {"tempme": {"joins": (2, 2, 2)}, "centerclip": {"joins": 4}}  # of eight frames, in the tower by itself
+ALONE = {
+    "tempme": {"joins": (2, 2, 2)},
+    "centerclip": {"joins": 4},
+    "fastvggt": {"joins": 8},
+}  # of eight frames, in the tower by itself
 BEFORE_THE_TOWER = ("pixelprune", "rlt")  # drawn on what they are made for
 ELSEWHERE = (*BEFORE_THE_TOWER, "dymu", "dyvte")  # drawn in other ways than at three budgets
 WIDE = 280  # pixels of one picture
@@ -175,6 +182,35 @@ def filmed_alone(model, processor, method) -> tuple[tr.Trace, list[Image.Image]]
         return tr.trace(tower), frames
 
 
+def filmed_around(model, processor, method) -> tuple[list[ImageTrace], list[Image.Image]]:
+    """The same where tokens merge around attention alone: who merges in the first block that does so."""
+    seen = []
+
+    class Watched(type(method), register=False):
+        def around(self, tokens):
+            seen.append((tokens, super().around(tokens)))
+            return seen[-1][1]
+
+    given = {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
+    trace, frames = filmed_alone(model, processor, Watched(**given))
+    tokens, rows = seen[0]
+    drawn = []
+    for image, back in zip(trace.images, rows.back[:, tokens.prefix :]):
+        own, assign = back.unique(return_inverse=True)
+        n, shape = len(back), Shape(image.layout.frames, 0, image.layout.height, image.layout.width)
+        is_hub = method.destinations(
+            shape, method.chosen(shape)
+        )  # rows sit at these, or else at the first that joined them
+        place = torch.arange(n) + n * ~is_hub
+        source = torch.full_like(own, 2 * n).scatter_reduce(0, assign, place, "amin") % n
+        drawn.append(
+            dataclasses.replace(
+                image, stages=(StageTrace("encoder", tokens.layer, method.name, assign, source, source, None, ()),)
+            )
+        )
+    return drawn, frames
+
+
 def videos_one_by_one(model, processor, *names: str) -> None:
     """What each method for videos alone keeps of a short one, as a picture for its page; ``names``: of these methods."""
     for row in tr.methods():
@@ -187,12 +223,14 @@ def videos_one_by_one(model, processor, *names: str) -> None:
         ):
             continue
         alone = ALONE.get(row["name"])
-        film = filmed if alone is None else filmed_alone
-        trace, frames = film(model, processor, method(keep=VIDEO_KEEP, **alone or {}))
-        each = len(frames) // len(trace.images)
-        parts = [
-            strip(trace, frames[i * each :], processor, index=i, columns=8, side=170) for i in range(len(trace.images))
-        ]
+        made_by = method(keep=VIDEO_KEEP, **alone or {})
+        if row["name"] == "fastvggt":
+            images, frames = filmed_around(model, processor, made_by)
+        else:
+            trace, frames = (filmed if alone is None else filmed_alone)(model, processor, made_by)
+            images = trace.images
+        each = len(frames) // len(images)
+        parts = [strip(image, frames[i * each :], processor, columns=8, side=170) for i, image in enumerate(images)]
         made = Image.new("RGB", (parts[0].width, sum(part.height for part in parts)), "white")
         for part, top in zip(parts, itertools.accumulate((part.height for part in parts), initial=0)):
             made.paste(part, (0, top))
