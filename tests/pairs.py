@@ -15,6 +15,7 @@ from tokenreduce.adapters.registry import families, family_of
 from tokenreduce.eval import tiny_models as zoo
 from tokenreduce.eval.doctor.shortened import decoder_of
 from tokenreduce.eval.method_check import contracts
+from tokenreduce.eval.tiny_models.common import Plan
 from tokenreduce.method import Method
 from tokenreduce.registry import registry
 
@@ -23,6 +24,9 @@ SMALL: dict[str, dict[str, Any]] = {"mustdrop": {"window": 2, "keep": 0.75}}
 ADVICE = ("allowed", "use ", "pass ", "give ", "offers", "choose")
 WORKS, PASSES, REFUSES = "works", "passes them through", "refuses: "
 
+#: samples of prompts with videos, by kind
+VIDEOS: dict[str, list[str]] = {"video": ["v"], "several videos": ["v", "v"], "mixed": ["i0", "v"]}
+
 
 def made(name: str) -> Method:
     return registry()[name](**{"keep": 0.5, **SMALL.get(name, {})})
@@ -30,27 +34,48 @@ def made(name: str) -> Method:
 
 def kinds(key: str) -> list[str]:
     """The kinds of prompts a pair is tried with: images, and videos where the family takes them."""
-    return ["mixed", *[kind for kind in ("videos", "video") if kind in zoo.kinds(key)][:1]]
+    return ["images", *(kind for kind in VIDEOS if takes(key, kind))]
 
 
-def verdict(key: str, name: str, kind: str) -> str:
-    """How a method fares with one kind of prompt: it works, passes pictures through, or refuses and says why."""
-    why = refusal(key, made(name), kind)
+def takes(key: str, kind: str) -> bool:
+    family = zoo.KNOWN[key]
+    return family.film_shape is not None and (kind != "mixed" or not family.apart)
+
+
+def verdicts(key: str, name: str) -> dict[str, str]:
+    """How a method fares with every kind of prompt, those with videos in one batch as long as none is refused."""
+    images, *videos = kinds(key)
+    found = {images: verdict(key, name, "mixed")}
+    if not videos:
+        return found
+    together = verdict(key, name, batch(videos))
+    apart = together.startswith(REFUSES)
+    return found | {kind: verdict(key, name, batch([kind])) if apart else together for kind in videos}
+
+
+def batch(kinds: list[str]) -> Plan:
+    """A sample of each of ``kinds`` of prompts with videos, and one without any."""
+    return [*(VIDEOS[kind] for kind in kinds), []], "left"
+
+
+def verdict(key: str, name: str, plan: str | Plan) -> str:
+    """How a method fares with one batch of prompts: it works, passes pictures through, or refuses and says why."""
+    why = refusal(key, made(name), plan)
     if why:
         return REFUSES + short(key, name, why)
-    return WORKS if keeps_the_contracts(key, name, kind) else PASSES
+    return WORKS if keeps_the_contracts(key, name, plan) else PASSES
 
 
-def refusal(key: str, method: Method, kind: str) -> str:
+def refusal(key: str, method: Method, plan: str | Plan) -> str:
     """The error that wrapping, or the first prompt, answers with; empty when there is none. It must teach."""
     model = reduced.model(key)
     with torch.no_grad():
-        model(**zoo.inputs(key, kind, model))  # transformers installs hooks of its own in the first forward pass
+        model(**zoo.inputs(key, plan, model))  # transformers installs hooks of its own in the first forward pass
     before = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
     why = ""
     try:
         with tr.wrapped(model, method), torch.no_grad():
-            model(**zoo.inputs(key, kind, model))
+            model(**zoo.inputs(key, plan, model))
     except ValueError as error:
         why = str(error)
         assert any(word in why for word in ADVICE), why
@@ -58,10 +83,10 @@ def refusal(key: str, method: Method, kind: str) -> str:
     return why
 
 
-def keeps_the_contracts(key: str, name: str, kind: str) -> bool:
+def keeps_the_contracts(key: str, name: str, plan: str | Plan) -> bool:
     """Assert contracts 1, 2, 4 and 5; returns whether anything was reduced."""
     model, method = reduced.model(key), made(name)
-    case = zoo.case(key, kind, model)
+    case = zoo.case(key, plan, model)
     setting = contracts.Setting(key, method, model, model, case, writes=not zoo.KNOWN[key].brief)
     contracts.full_budget_changes_nothing(setting)
     with torch.no_grad():
@@ -132,18 +157,19 @@ def record(key: str) -> dict[str, Any]:
     """What ran of a family, for JSON: its facts in words, and how every method fares with every kind of prompt."""
     return {
         "facts": facts_row(key),
-        "methods": {name: {kind: verdict(key, name, kind) for kind in kinds(key)} for name in registry()},
+        "methods": {name: verdicts(key, name) for name in registry()},
     }
 
 
 def cell(found: dict[str, str], notes: Notes) -> str:
-    said = {}
+    alike: dict[str, list[str]] = {}
     for kind, one in found.items():
         if one.startswith(REFUSES):
             one = f"refuses {notes.number(one.removeprefix(REFUSES))}"
-        said["images" if kind == "mixed" else "videos"] = one
-    same = len({*said.values()}) == 1
-    return said["images"] if same else "; ".join(f"{medium}: {text}" for medium, text in said.items())
+        alike.setdefault(one, []).append(kind)
+    if len(alike) == 1:
+        return next(iter(alike))
+    return "; ".join(f"{', '.join(kinds)}: {text}" for text, kinds in alike.items())
 
 
 def short(key: str, name: str, why: str) -> str:
@@ -172,6 +198,7 @@ def facts_row(key: str) -> list[str]:
         layouts = seen(key, "video")
         videos = "one picture of T frames" if layouts[0].medium == "video" else "frames are images"
         videos += pooling(family, facts, layouts[0])
+        videos += f"; never beside images: {zoo.KNOWN[key].apart}" if zoo.KNOWN[key].apart else ""
     types = ", ".join(f"`{t}`" for t, cls in families().items() if cls is type(family))
     return [f"`{key}`", types, tower, pictures + pooling(family, facts, images[0]), positions, videos, family.remarks]
 
@@ -211,7 +238,8 @@ def pooling(family: Any, facts: tr.ModelFacts, layout: tr.Layout) -> str:
 HEAD = """# Families and methods
 
 Made by `python docs/make_families.py` from running every pair (`docs/families.json` keeps what ran) on small random models of
-the real classes: prompts with several pictures of different size, a sample without any, and videos where the family takes them.
+the real classes: prompts with several pictures of different size, a sample without any, and, where the family takes videos (its
+row says), prompts with a video, with several videos and, mixed, with a video beside an image.
 A pair *works* when a full budget changes no bit, the budget is filled exactly for every picture and in source order, text is
 untouched, a padded batch equals its samples one by one, and so do the tokens it writes (in families whose ways are those of
 others, only a method of each stage writes). Otherwise it *refuses*, before anything is attached or at the call, with an error

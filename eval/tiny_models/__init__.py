@@ -57,7 +57,7 @@ def kinds(key: str) -> list[str]:
     family = KNOWN[key]
     if family.film_shape is None:
         return [k for k in KINDS if "video" not in k]
-    return [k for k in KINDS if family.mixes or k not in ("image_and_video", "videos")]
+    return [k for k in KINDS if not family.apart or k not in ("image_and_video", "videos")]
 
 
 def build(key: str, attn: str = "sdpa", seed: int = 0, *, mended: bool = True, **variant: Any) -> Any:

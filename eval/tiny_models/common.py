@@ -80,7 +80,7 @@ class TinyFamily:
     film_shape: Any = None  #: size of the video ``v``; None where the family takes no video
     plans: ClassVar[dict[str, Plan]] = {}  #: what stands for kinds of prompts that its processor does not make
     attention: ClassVar[dict[str, Any]] = {}  #: what stands for an attention backend that a part cannot run on
-    mixes: ClassVar[bool] = True  #: whether a batch may hold images and videos
+    apart: ClassVar[str] = ""  #: why a batch holds images or videos, but never both, where that is so
     brief: ClassVar[bool] = False  #: whether what every family must show is enough, since its ways are those of others
     listens: ClassVar[bool] = True  #: whether its tower has attention to listen to
     layer: ClassVar[int] = 2  #: a decoder layer behind one that attends, in front of which tokens can be dropped

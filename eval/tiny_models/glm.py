@@ -34,7 +34,7 @@ class Glm4v(Qwen2VL, key="glm4v"):
     """Frames of a video hold placeholders of images, between time stamps; only token types tell what is of a video."""
 
     brief = True
-    mixes = False  # placeholders of both have one id, and the model counts all of them against the features of each
+    apart = "placeholders of both have one id, and such a model counts all of them against the features of each"
     model: Any = Glm4vForConditionalGeneration
 
     def config(self, **variant: Any) -> Any:

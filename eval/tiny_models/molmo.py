@@ -19,7 +19,7 @@ class Molmo2(TinyFamily, key="molmo2"):
 
     model: Any = getattr(transformers, "Molmo2ForConditionalGeneration", None)
     brief = True
-    mixes = False
+    apart = "such a model takes pixels of one of them"
     shapes = [(2, 4), (2, 2), (4, 2)]
     film_shape: Any = 2
 

@@ -20,7 +20,7 @@ class NemotronHOmni(TinyFamily, key="nemotron_h_omni"):
     shapes = [(4, 4), (2, 6), (4, 3)]
     film_shape: Any = (3, 2, 3)
     brief = True
-    mixes = False  # both have placeholders of one id
+    apart = "placeholders of both have one id"
 
     def config(self, **variant: Any) -> Any:
         kinds = ["linear_attention", "full_attention", "moe", "full_attention", "mlp", "full_attention"]

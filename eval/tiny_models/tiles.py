@@ -137,7 +137,7 @@ class SmolVLM(Idefics3, key="smolvlm"):
     model: Any = SmolVLMForConditionalGeneration
     brief = False
     film_shape: Any = 3
-    mixes = False  # its processor hands over images and videos under one name and takes one of them
+    apart = "its processor hands over both under one name and takes one of them"
 
     def config(self, **variant: Any) -> Any:
         return self.own(SmolVLMConfig, "smolvlm_vision", variant)
