@@ -15,9 +15,14 @@ tokens that only one of the two keeps, near ties. Memory is the largest single t
 `OMP_NUM_THREADS=1 python benchmarks/video.py --long`, {rounds} rounds, {cpu}, {threads} thread, CPU time of the process, torch
 {torch}; other programs ran beside it ([data](../benchmarks/results/long_videos.json)).
 """
-WHY = """Not ten times at {frames:,} frames: {missed}. What takes half of our time or more, by the profiler, their loops
-make in whole tables, too: for `holitom` the distances in each segment and the nearest neighbours in them, for `flashvid` those
-within each frame, for `fastvid` the cosines of all centres with all tokens of their segment, and the nearest centre of each."""
+WHY = """Not ten times at {frames:,} frames: {missed}. Their loops make whole tables, too, each number of which has to be made and
+looked at in either form: {tables}.{products}"""
+TABLES = {
+    "holitom": "the distances in each segment and the nearest neighbours in them",
+    "flashvid": "the distances within each frame, the cosines of neighbouring frames, and what is nearest in both",
+    "fastvid": "the cosines of all centres with all tokens of their segment, and the nearest centre of each",
+}
+PRODUCTS = " Matrix products alone are, by the profiler, {shares} of our time."
 
 
 def section() -> str:
@@ -26,8 +31,18 @@ def section() -> str:
     slow = [row for row in data["rows"] if row["frames"] == longest and row["times"] < 10]
     missed = ", ".join(f"`{row['method']}` ({row['times']:.1f}x)" for row in slow)
     about = NOTE.format(**data, **{key: data["environment"][key] for key in ("cpu", "torch")})
-    why = WHY.format(frames=longest, missed=missed) if slow else ""
+    why = WHY.format(frames=longest, missed=missed, tables=tables(slow), products=products(slow)) if slow else ""
     return f"## Long videos\n\n{about}\n{table(data['rows'])}\n\n{why}\n"
+
+
+def tables(slow: list[dict[str, Any]]) -> str:
+    return "; ".join(f"for `{row['method']}` {TABLES[row['method']]}" for row in slow if row["method"] in TABLES)
+
+
+def products(slow: list[dict[str, Any]]) -> str:
+    """Nothing for data from before they were counted."""
+    shares = [f"{row['products']:.0%} (`{row['method']}`)" for row in slow if "products" in row]
+    return PRODUCTS.format(shares=", ".join(shares)) if shares else ""
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from plain_video import PLAIN
 from rich.progress import Progress
+from torch.profiler import ProfilerActivity, profile
 
 from tokenreduce.eval import demo
 from tokenreduce.eval.bench.ops.holitom import footage
@@ -76,7 +77,16 @@ def against_loops(name: str, plain: Any, x: torch.Tensor, rounds: int, device: t
         "input_mib": x.nbytes / 2**20,
         "kept": len(kept),
         "others_kept": len(kept - wanted),
+        "products": share_of_products(arms["ours"]),
     }
+
+
+def share_of_products(run: Any) -> float:
+    """Of the time that operations take in ``run``, the share of matrix products."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        run()
+    spent = {event.key: event.self_cpu_time_total for event in profiled.key_averages()}
+    return sum(spent.get(f"aten::{name}", 0) for name in ("mm", "bmm", "addmm", "baddbmm")) / sum(spent.values())
 
 
 def main() -> None:
