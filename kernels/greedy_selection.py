@@ -123,18 +123,19 @@ def _together(x: Tensor, weight: Tensor | None, first: Tensor | None, k: int) ->
     """(B, k) for images of few tokens, (B, N, C), all of whose cosines are made."""
     x = x.detach().float()
     inverse = torch.linalg.vector_norm(x, dim=2).clamp_min_(EPSILON).reciprocal_()
-    distance = _distance((x @ x.mT).mul_(inverse[:, :, None] * inverse[:, None]))  # the same both ways
+    cosine = (x @ x.mT).mul_(inverse[:, :, None] * inverse[:, None])  # the same both ways
+    distance = cosine.neg_().add_(1).clamp_min_(0)
     if first is None:
-        itself = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
-        alone = distance.masked_fill(itself, torch.inf).amin(dim=2)
-        first = (alone if weight is None else alone * weight).argmax(dim=1)
+        distance.diagonal(dim1=1, dim2=2).fill_(torch.inf)  # which nothing asks for again: a token is taken once
+        alone = distance.amin(dim=2)
+        first = (alone if weight is None else alone * weight).max(dim=1).indices
     taken, away = [first], distance.new_full(x.shape[:2], torch.inf)
     image = torch.arange(len(x), device=x.device)
     while len(taken) < k:
         torch.minimum(away, distance[image, taken[-1]], out=away)
         away.scatter_(1, taken[-1][:, None], -torch.inf)
         gain = away if weight is None else torch.where(away < 0, away, away * weight)
-        taken.append(gain.argmax(dim=1))
+        taken.append(gain.max(dim=1).indices)
     return torch.stack(taken, dim=1)
 
 
