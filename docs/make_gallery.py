@@ -71,7 +71,7 @@ def save(name: str, picture: Image.Image) -> str:
 
 def every_method(model, processor, photo: Image.Image) -> list[str]:
     """All methods on one photograph, and what those that rank were ranking by."""
-    names = [row["name"] for row in tr.methods() if row["name"] in registry()]
+    names = [row["name"] for row in tr.methods() if row["name"] in registry() and registry()[row["name"]].shortens]
     refused = servable(model, [name for name in names if "image" in registry()[name].media], [KEEP])
     names = [name for name in names if name not in refused]
     kept, ranked = [], []
@@ -105,6 +105,8 @@ def one_by_one(model, processor, scene) -> None:
     for row in tr.methods():
         if row["paper"] == "baseline" or "image" not in row["media"] or row["name"] in ELSEWHERE:
             continue
+        if not registry()[row["name"]].shortens:
+            continue
         keeps = [keep for keep in PAGE_KEEPS if not servable(model, [row["name"]], [keep])]
         drawn = [
             draw(traced(model, processor, scene.image, row["name"], question=scene.question, keep=keep), scene.image,
@@ -134,6 +136,14 @@ def by_layer(model, processor, scene) -> None:
     layers = range(model.get_decoder().config.num_hidden_layers)
     drawn = [draw(trace, scene.image, processor, layer=layer, caption=False, side=420) for layer in layers]
     save_page("dyvte", sheet(drawn, [f"layer {layer}" for layer in layers], len(drawn), tile=WIDE))
+
+
+def in_few_bits(model, processor, scene) -> None:
+    """Whose values VidKV protects, for two questions about one scene, as a picture for its page."""
+    asked = [q.question for q in demo.questions("test", 20) if q.index == scene.index][:2]
+    traces = [traced(model, processor, scene.image, "vidkv", question=question) for question in asked]
+    drawn = [draw(trace, scene.image, processor, caption=False, side=420) for trace in traces]
+    save_page("vidkv", sheet(drawn, asked, len(drawn), tile=WIDE))
 
 
 def stages(model, processor, cat: Image.Image, scene) -> list[str]:
@@ -304,6 +314,7 @@ def main() -> None:
         "notebook, `tr.explore(model, processor, images, question)` is a panel with method, budget, stage and picture.\n",
     ]
     one_by_one(model, processor, scene)
+    in_few_bits(model, processor, scene)
     by_content(model, processor, scene)
     by_layer(model, processor, scene)
     videos_one_by_one(model, processor)

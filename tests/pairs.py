@@ -19,8 +19,8 @@ from tokenreduce.eval.tiny_models.common import Plan
 from tokenreduce.method import Method
 from tokenreduce.registry import registry
 
-#: for models this small: a window that divides grids of 4 x 4, and a budget that five layers can meet
-SMALL: dict[str, dict[str, Any]] = {"mustdrop": {"window": 2, "keep": 0.75}}
+#: for models this small: a window that divides grids of 4 x 4, a budget that five layers can meet, groups that fit a prompt
+SMALL: dict[str, dict[str, Any]] = {"mustdrop": {"window": 2, "keep": 0.75}, "vidkv": {"group": 4, "residual": 4}}
 ADVICE = ("allowed", "use ", "pass ", "give ", "offers", "choose")
 WORKS, PASSES, REFUSES = "works", "passes them through", "refuses: "
 
@@ -95,7 +95,8 @@ def keeps_the_contracts(key: str, name: str, plan: str | Plan) -> bool:
         logits = model(**case.inputs).logits
         trace, report = tr.trace(model), tr.report(model)
     counts(method, trace, report, decoder_of(model).config.num_hidden_layers)
-    if report.tokens_kept == report.tokens_in and report.flops == report.flops_unreduced:
+    whole = report.tokens_kept == report.tokens_in and report.flops == report.flops_unreduced
+    if whole and report.kv_bytes == report.kv_bytes_unreduced:
         assert torch.equal(logits, bare), (
             "pictures that pass change nothing, not even what a bare batch does to its samples"
         )

@@ -11,6 +11,7 @@ import torch
 
 from tokenreduce.attention_rows import AttentionRows
 from tokenreduce.budgets import Budget
+from tokenreduce.cache_codec import Codec
 from tokenreduce.layout import Layout, PixelUnit, Seen
 from tokenreduce.reduction import PositionPolicy, Reduction
 from tokenreduce.signals import Signal
@@ -77,6 +78,8 @@ class Step:
         decode_ids: at the cache, ids of tokens written behind: ``continue`` the prompt's, or each layer's ``cache_length``.
         through, survivors_of: at the cache, caches of layers ``layer`` to ``through`` are cut to the tokens that ``survivors_of``
             works on, without asking the method again; None: from ``layer`` on, to what it answers.
+        codec: at the cache, how it holds, from ``layer`` on, what every reduction left. Which original tokens are to lose less,
+            the method notes as ``protected``, (B, N0) bool.
         proportional: at the encoder, whether attention from then on counts a merged token as many times as its size.
     """
 
@@ -91,6 +94,7 @@ class Step:
     decode_ids: Literal["continue", "cache_length"] = "continue"
     through: int | None = None
     survivors_of: int | None = None
+    codec: Codec | None = None
 
 
 #: ``keep`` counts tokens ``kept`` in the end, or, over layers, the ``average`` taken in, in whole ``layers``, or handed on
@@ -104,14 +108,12 @@ _LOOKED_AT: set[tuple[object, ...]] = set()
 class Method:
     """Base of all methods: a frozen dataclass whose fields are the hyper-parameters.
 
-    A subclass sets the class attributes, overrides ``plan`` (where it acts and what it needs to see) and ``reduce``
-    (the mathematics), and is registered under ``name`` by being defined
-    (``class Mine(Method, register=False)`` is not). At the pixels and at the projector ``reduce`` is shown one view of an
-    image at a time (the image itself, or one of the tiles it was cut into); inside the language model, the whole image.
+    A subclass sets the class attributes, overrides ``plan`` (where it acts and what it needs to see) and ``reduce`` (the
+    mathematics), and is registered under ``name`` by being defined (``class Mine(Method, register=False)`` is not). At the pixels
+    and at the projector ``reduce`` is shown one view of an image at a time; inside the language model, the whole image.
 
     Attributes:
-        keep: fraction in (0, 1] of the tokens entering the stage, a count per image, or, where the class ``adapts``,
-            ``auto``: what each image needs.
+        keep: fraction in (0, 1] of the tokens entering the stage, a count per image, or, where the class ``adapts``, ``auto``.
         positions: ``keep`` the original position ids of survivors, or ``renumber`` the shortened sequence.
         output_order: how tokens merged inside an encoder reach a language model: in ``raster`` order of where they sit,
             or in the ``reference`` order in which the method leaves them.
@@ -126,6 +128,7 @@ class Method:
     media: ClassVar[tuple[str, ...]] = ("image", "video")  # what it reduces; anything else passes through untouched
     sees: ClassVar[Seen] = "video"  # there: each tile and the whole video, each frame, or all of an image
     adapts: ClassVar[bool] = False  # whether keep='auto' has a meaning
+    shortens: ClassVar[bool] = True  # whether tokens leave; else ``keep`` has no meaning but 1.0, which is off
     counts_at: ClassVar[CountsAt] = "kept"
     output_order = "raster"
     unmerges = False  # whether decoder layers read rows merged inside the tower at all places they stand for
@@ -171,15 +174,14 @@ class Method:
         return (self.budget.least(n) if self.budget.adapts else self.budget.count(n)) >= n
 
     def most(self, n: int) -> int:
-        """Rows that may be left of ``n`` tokens where this is all the method does behind the vision tower.
+        """Rows that may be left of ``n`` tokens where this is all the method does behind the vision tower; more are refused.
 
-        A plan that leaves more is refused. A method that rounds up, or whose counts follow the image, says so by overriding.
+        A method that rounds up, or whose counts follow the image, says so by overriding.
         """
         return self.budget.count(n)
 
     def always_left(self, layout: Layout) -> int:
-        """Rows that a step at the projector leaves of a picture of ``layout``, however few ``keep`` asks for: 0, unless a method
-        keeps something whatever the budget."""
+        """Rows that a step at the projector leaves of a picture of ``layout``, however few are asked for; 0: none."""
         return 0
 
     def leaving(self, tokens: VisualTokens) -> int | None:
@@ -198,9 +200,8 @@ class Method:
         return (Step("projector"),)
 
     def substitutes(self, facts: ModelFacts) -> tuple[str, ...]:
-        """What stands in, on such a model, for something it lacks: a clause each, empty where the method runs as published.
-
-        Only what the method chose by itself, a parameter left at None; what the user set is honoured or refused by ``plan``.
+        """What stands in, on such a model, for something it lacks, a clause each: only what the method chose by itself, a
+        parameter left at None; what the user set is honoured or refused by ``plan``.
         """
         return ()
 

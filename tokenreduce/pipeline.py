@@ -127,6 +127,11 @@ class Pipeline:
         """The step at which a new token chooses what it reads, with its method; None: it reads everything."""
         return next(((method, step) for method, step in self.steps if step.stage == "decode"), None)
 
+    @property
+    def codes(self) -> tuple[int, Step] | None:
+        """The step whose codec holds the cache, with the number of its method; None: the cache holds what comes."""
+        return next(((self.number(method), step) for method, step in self.steps if step.codec is not None), None)
+
     def number(self, method: Method) -> int:
         """The place of ``method`` among the methods, by which it finds its notes."""
         return next(i for i, other in enumerate(self.methods) if other is method)

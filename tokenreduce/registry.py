@@ -30,6 +30,11 @@ def catalogue() -> dict[str, type[Method]]:
     return {**registry(), Downscale.name: Downscale}
 
 
+def shortens(name: str) -> bool:
+    """Whether tokens leave by the method ``name``, so that it can fill a budget."""
+    return getattr(catalogue()[name], "shortens", True)
+
+
 def named(text: str) -> tuple[str, str]:
     """The name of a method and the text of the budget behind it, empty for none.
 

@@ -99,6 +99,10 @@ def check_step(name: str, step: Step, facts: ModelFacts) -> None:
             )
     if step.stage == "decode":
         _check_decode(name, step)
+    if step.codec is not None and (step.stage != "cache" or step.through is not None):
+        raise ValueError(
+            f"method={name!r}: {step} has a codec; allowed: at stage 'cache', without through and survivors_of"
+        )
     _check_before(name, step, facts)
     if (step.through is None) != (step.survivors_of is None):
         raise ValueError(f"method={name!r}: {step} has one of through and survivors_of; allowed: both, or neither")
@@ -228,6 +232,9 @@ def check_together(steps: Sequence[tuple[Method, Step]]) -> None:
         raise ValueError(
             f"methods={reading} choose what is read while decoding in {len(reading)} steps; allowed: one step of stage 'decode'"
         )
+    coding = [method.name for method, step in steps if step.codec is not None]
+    if len(coding) > 1:
+        raise ValueError(f"methods={coding} hold the cache in few bits, each in its own way; allowed: one of them")
     first, inside = (
         next((m.name for m, step in steps if step.stage == stage), None) for stage in ("pixels", "encoder")
     )

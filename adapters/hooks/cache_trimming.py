@@ -24,7 +24,7 @@ def trim_cache(reduced: DecoderPass, hidden: Tensor) -> None:
             raise ValueError("a cache step must select tokens in order; merging cached keys is not supported")
         survivors = repacked(final, reduced.groups, groups)
         reduced.groups = [group.settle() for group in groups]
-        if any(step.survivors_of is None for _, step in reduced.pipeline.at("cache", layer)):
+        if any(step.survivors_of is None and step.codec is None for _, step in reduced.pipeline.at("cache", layer)):
             _trim(reduced, range(layer, reduced.depth), survivors)
         if reduced.cache is not None and any(
             step.decode_ids == "cache_length" for _, step in reduced.pipeline.at("cache", layer)

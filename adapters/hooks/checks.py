@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tokenreduce.adapters.hooks.coded_cache import CodedLayer
 from tokenreduce.adapters.hooks.decoder_pass import DecoderPass
 from tokenreduce.adapters.hooks.kv_cache import physical_length
 from tokenreduce.adapters.upstream.cache import NAMES, DynamicLayer, cache_argument, stray_cache
@@ -60,9 +61,20 @@ def refuse_attentions(decoder: Any, kwargs: dict[str, Any]) -> None:
 
 
 def refuse_proposals(reduced: DecoderPass, prompt: int | None) -> None:
-    """Tokens proposed to ``generate``, several at once, would each have to choose by what the one before it attended to."""
+    """Tokens proposed to ``generate``, several at once, would each have to choose by what the one before it attended to, or
+    find the cache as that one left it.
+    """
     end = reduced.offset + reduced.visual.shape[1]
-    if reduced.pipeline.decodes is None or prompt is None or reduced.visual.shape[1] == 1 or end <= prompt:
+    if prompt is None or reduced.visual.shape[1] == 1 or end <= prompt:
+        return
+    layers = [] if reduced.cache is None else reduced.cache.layers
+    if any(isinstance(layer, CodedLayer) and layer.due is not None for layer in layers):
+        raise ValueError(
+            "what is written is coded as it comes, but this call of generate runs several tokens of an answer at once, as "
+            "assisted decoding and prompt lookup do; leave out assistant_model and prompt_lookup_num_tokens, or give the method "
+            "of the cache residual=None, with which what is written stays exact"
+        )
+    if reduced.pipeline.decodes is None:
         return
     method = reduced.pipeline.decodes[0]
     if reduced.held_before or any(acts(method, group) for group in reduced.groups):
@@ -81,8 +93,8 @@ def refuse_missing_cache(pipeline: Pipeline, groups: list[ImageGroup]) -> None:
                 f"use_cache=False, but method={method.name!r} chooses what new tokens read of the cache; leave use_cache=False "
                 "out, or leave out the stage 'decode', as cache_keep=1.0 does"
             )
-        if step.stage == "cache":
+        if step.stage == "cache" and (step.codec is None or any(acts(method, group) for group in groups)):
             raise ValueError(
-                f"use_cache=False, but method={method.name!r} shortens the cache after the prompt, and without one would write "
+                f"use_cache=False, but method={method.name!r} changes the cache after the prompt, and without one would write "
                 "another answer; leave use_cache=False out, or leave out the cache stage, as trim_cache=False or truncate=0 does"
             )

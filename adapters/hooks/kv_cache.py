@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tokenreduce.adapters.hooks.cache_reading import CachedPictures
+from tokenreduce.adapters.hooks.coded_cache import CodedLayer
 from tokenreduce.adapters.upstream.cache import Cache, CacheLayerMixin, DynamicLayer, held_columns
 
 
@@ -115,6 +116,9 @@ def physical_length(cache: Cache | None, layer: int) -> Any:
 def keep_columns(cache: Cache, layer: int, index: Tensor) -> None:
     """Keep the columns ``index`` (B, P) of ``layer`` and free the rest."""
     held = cache.layers[layer]
+    if isinstance(held, CodedLayer):
+        held.keep_columns(index)
+        return
     if type(held) is not DynamicLayer:
         raise ValueError(
             f"stage 'cache' cannot shorten a {type(held).__name__}; allowed: the layers of a DynamicCache. "
@@ -164,12 +168,15 @@ def num_bytes(cache: Cache | None, columns: int | None = None) -> int:
     """Bytes of keys and values held; with ``columns``, those that layers of the same kind would hold of so many columns.
 
     Layers with a sliding window hold what fits into it, static ones their whole allocation whatever came in, recurrent
-    ones no keys.
+    ones no keys; of what is coded, tensors that layers share count once, and where ``columns`` is given it is not coded.
     """
-    total = 0
+    total, seen = 0, set[int]()
     for layer in () if cache is None else cache.layers:
         for x in (getattr(layer, "keys", None), getattr(layer, "values", None)):
-            if isinstance(x, Tensor) and x.numel():
-                held = x.shape[-2] if columns is None else held_columns(layer, columns)
-                total += x.numel() // x.shape[-2] * held * x.element_size()
+            if isinstance(x, Tensor) and x.ndim == 4:
+                held = x.shape[2] if columns is None else held_columns(layer, columns)
+                total += x.shape[0] * x.shape[1] * held * x.shape[3] * x.element_size()
+        for x in layer.coded_tensors() if columns is None and isinstance(layer, CodedLayer) else ():
+            total += x.numel() * x.element_size() * (id(x) not in seen)
+            seen.add(id(x))
     return total

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tokenreduce.adapters.attention_functions import KeySelection
 from tokenreduce.adapters.hooks import decoder_inputs, deepstack
+from tokenreduce.adapters.hooks.cache_coding import code_cache, code_written
 from tokenreduce.adapters.hooks.cache_reading import CachedPictures, StepReading
 from tokenreduce.adapters.hooks.cache_trimming import trim_cache
 from tokenreduce.adapters.hooks.cached_pictures import cached_pictures
@@ -94,6 +95,7 @@ class VisionLanguageHooks(ModelHooks):
         if self.call is None or embeds is None:
             return None
         state = state_of(cache)
+        code_written(cache, state)
         length = embeds.shape[1]
         if state is None and length == 1:
             return None  # a step after a prompt that was not reduced
@@ -225,6 +227,8 @@ class VisionLanguageHooks(ModelHooks):
             groups = reduced.groups
             with self.pipeline.stopwatch(hidden.device):
                 trim_cache(reduced, hidden)
+                scope = self.scopes.scope
+                code_cache(reduced, scope.prompt if scope is not None and scope.generates else None)
             if reduced.cache is None:
                 self._remember(reduced)
             else:

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tokenreduce.registry import shortens
 from tokenreduce.timing import REPEATS, Lap, Spread, speed_up, time_prefill
 
 from .scene_questions import KINDS, Question
@@ -138,6 +139,9 @@ def servable(model: nn.Module, names: Sequence[str], keeps: Sequence[float | int
     reasons = {}
     media = {row["name"]: row["media"] for row in tr.methods()}
     for name in names:
+        if not shortens(name):
+            reasons[name] = "no token leaves, so that no budget is filled"
+            continue
         if "image" not in media[name]:
             reasons[name] = f"it reduces {media[name]} only; see the table of videos"
             continue

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenreduce import own_methods
-from tokenreduce.registry import AUTO, named
+from tokenreduce.registry import AUTO, named, shortens
 
 from ..harness import TASKS
 from ..recipe import Recipe, budget
@@ -133,7 +133,9 @@ def _recipes(content: Mapping[str, Any], seeds: Sequence[int], model: str) -> It
     import tokenreduce as tr
 
     shared = _budgets(content.get("keep")) or list(KEEP)
-    named = _several(content.get("methods")) or [row["name"] for row in tr.methods() if "image" in row["media"]]
+    named = _several(content.get("methods")) or [
+        row["name"] for row in tr.methods() if "image" in row["media"] and shortens(row["name"])
+    ]
     chosen = [recipe for entry in named for recipe in _spanned(entry, shared, model)]
     budgets = shared + [m.keep for recipe, _ in chosen if len(recipe.methods) == 1 for m in recipe.methods]
     control = [(Recipe.of("random", keep), False) for keep in dict.fromkeys(budgets) if not isinstance(keep, str)]

@@ -168,7 +168,7 @@ def test_an_image_cut_in_two_by_chunked_prefill(model):
 def test_generation_without_the_cache_that_a_method_shortens(model):
     inputs = prompt(model, [1])
     with tr.wrapped(model, "mustdrop", keep=6, window=2), torch.no_grad():
-        with pytest.raises(ValueError, match=r"use_cache=False.*shortens the cache.*trim_cache=False"):
+        with pytest.raises(ValueError, match=r"use_cache=False.*changes the cache.*trim_cache=False"):
             model.generate(**inputs, max_new_tokens=2, use_cache=False)
         assert torch.equal(model(**inputs, use_cache=False).logits, model(**inputs).logits)  # nothing is written here
     with tr.wrapped(model, "mustdrop", keep=6, window=2, trim_cache=False):

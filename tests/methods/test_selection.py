@@ -28,7 +28,9 @@ from tokenreduce.signals import (
 from tokenreduce.tokens import VisualTokens
 
 #: methods that fill a budget; merging inside the encoder follows a schedule of amounts instead
-IMAGES = [name for name, cls in registry().items() if "encoder" not in cls.stages and "image" in cls.media]
+IMAGES = [
+    name for name, cls in registry().items() if "encoder" not in cls.stages and "image" in cls.media and cls.shortens
+]
 
 
 #: tested by what they need: test_layer_by_layer.py (an average over layers), test_sparsevlm.py, test_cdpruner.py, test_dart.py

@@ -11,6 +11,7 @@ from rich.console import Console
 from tokenreduce.cli.app import FAILED, Debug, app, teaching
 from tokenreduce.cli.arguments import mapping
 from tokenreduce.cli.options import Imports
+from tokenreduce.registry import shortens
 
 if TYPE_CHECKING:
     from tokenreduce.eval.tune import Choice, Point
@@ -85,7 +86,9 @@ def tune(
     })  # fmt: skip
     check(grid)
     candidates = list(
-        dict.fromkeys(["random", *(chosen or [r["name"] for r in tr.methods() if "image" in r["media"]])])
+        dict.fromkeys(
+            ["random", *(chosen or [r["name"] for r in tr.methods() if "image" in r["media"] and shortens(r["name"])])]
+        )
     )
 
     def told(name: str, keep: float) -> Point:
