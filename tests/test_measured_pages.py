@@ -19,6 +19,12 @@ def test_before_and_inside_the_tower():
     assert made.PAGE.read_text() == made.page(*made.measured()), "run python benchmarks/tower_page.py"
 
 
+def test_bits_of_the_cache():
+    made = script("benchmarks/cache_bits.py")
+    text = made.PAGE.read_text()
+    assert text == made.page(text, json.loads(made.DATA.read_text())), "run python benchmarks/cache_bits.py --page"
+
+
 def test_serving():
     made = script("benchmarks/serving_page.py")
     text = made.PAGE.read_text()
