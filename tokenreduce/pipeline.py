@@ -12,6 +12,7 @@ from tokenreduce.encoder_steps import EncoderStep, encoder_steps
 from tokenreduce.groups import ImageGroup
 from tokenreduce.learned_method import LearnedMethod
 from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.methods_together import check_together
 from tokenreduce.per_thread import PerThread, nothing
 from tokenreduce.projection import Projector
 from tokenreduce.reduction import Reduction
@@ -22,8 +23,8 @@ from tokenreduce.step_checks import (
     check_method,
     check_plan,
     check_step,
-    check_together,
     is_bounded,
+    substitutes_of,
 )
 from tokenreduce.stopwatch import Stopwatch
 from tokenreduce.tokens import STAGES, Stage, VisualTokens
@@ -60,7 +61,7 @@ class Pipeline:
         for method in self.methods:
             check_method(method, facts)
             method.plan(facts)  # raises where the grid is known and the budget does not fit
-            self.substitutes += _substitutes(method, facts)
+            self.substitutes += substitutes_of(method, facts)
             planned = method.plan(dataclasses.replace(facts, tower_grid=None))
             check_plan(method.name, planned)
             for step in planned:
@@ -212,16 +213,6 @@ class Pipeline:
         of = view_of(views, group.source, group.assign)
         first = of[0].tolist()
         return reduce_views(method, tokens, views, of, [first.count(p) for p in range(len(views))])
-
-
-def _substitutes(method: Method, facts: ModelFacts) -> tuple[str, ...]:
-    found = method.substitutes(facts)
-    if found and method.strict:
-        raise ValueError(
-            f"method={method.name!r} with strict=True would run on this {facts.family} model with {found[0]}; allowed: "
-            "strict=False, which takes the substitute and names it in the report, or a model that has what the paper uses"
-        )
-    return tuple(f"{method.name}: {clause}" for clause in found)
 
 
 def acts(method: Method, group: ImageGroup) -> bool:

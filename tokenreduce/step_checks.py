@@ -220,31 +220,6 @@ def is_bounded(steps: Sequence[Step]) -> bool:
     return len(steps) == 1 and steps[0].stage != "encoder"
 
 
-def check_together(steps: Sequence[tuple[Method, Step]]) -> None:
-    """Raise where methods cannot act on one model together."""
-    if len({step.layer for _, step in steps if step.stage == "pixels"}) > 1:
-        raise ValueError(
-            f"methods={[m.name for m, step in steps if step.stage == 'pixels']} of stage 'pixels' act in front of different "
-            "blocks of the vision tower; allowed: the same block"
-        )
-    reading = [method.name for method, step in steps if step.stage == "decode"]
-    if len(reading) > 1:
-        raise ValueError(
-            f"methods={reading} choose what is read while decoding in {len(reading)} steps; allowed: one step of stage 'decode'"
-        )
-    coding = [method.name for method, step in steps if step.codec is not None]
-    if len(coding) > 1:
-        raise ValueError(f"methods={coding} hold the cache in few bits, each in its own way; allowed: one of them")
-    first, inside = (
-        next((m.name for m, step in steps if step.stage == stage), None) for stage in ("pixels", "encoder")
-    )
-    if first is not None and inside is not None:
-        raise ValueError(
-            f"method={inside!r} merges inside the vision tower, but method={first!r} leaves it only a part of the picture; "
-            "allowed with a method of stage 'pixels': methods of the stages 'projector', 'llm', 'cache' and 'decode'"
-        )
-
-
 def check_count(method: Method, plan: Reduction, n: int, layout: Layout) -> None:
     """Raise where ``plan`` leaves more of ``n`` tokens of a picture of ``layout`` than the budget of a bounded ``method``."""
     most, kept = max(method.most(n), method.always_left(layout)), plan.num_kept
@@ -255,3 +230,14 @@ def check_count(method: Method, plan: Reduction, n: int, layout: Layout) -> None
             f"method={method.name!r} left {kept} of {n} tokens; allowed: at most {most}, which is keep={method.keep!r}. Take "
             "k = self.budget.count(tokens.num_tokens); where more is meant, say so in most(n)"
         )
+
+
+def substitutes_of(method: Method, facts: ModelFacts) -> tuple[str, ...]:
+    """What stands in for something that the model lacks; raise where ``method`` is to run as published."""
+    found = method.substitutes(facts)
+    if found and method.strict:
+        raise ValueError(
+            f"method={method.name!r} with strict=True would run on this {facts.family} model with {found[0]}; allowed: "
+            "strict=False, which takes the substitute and names it in the report, or a model that has what the paper uses"
+        )
+    return tuple(f"{method.name}: {clause}" for clause in found)
