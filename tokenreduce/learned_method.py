@@ -23,7 +23,7 @@ class LearnedMethod(Method):
     dtype of the model's tensors. It is no part of the model: not of its state dict or its parameters, and gone with ``unwrap``.
 
     Attributes:
-        weights: a file of ``tokenreduce train``, or what was read from one. None: the module as it is made, from seed 0.
+        weights: a file that ``tr.Weights.save`` wrote, or what was read from one. None: the module as it is made, from seed 0.
         version: of how the method reads its weights; files of another one are refused.
         shaped_by: the parameters that ``module`` is built by; where one is None, it is as the weights say.
     """
@@ -69,11 +69,7 @@ class LearnedMethod(Method):
         return Header(self.name, self.version, Base.of(facts), self._shape, training)
 
     def substitutes(self, facts: ModelFacts) -> tuple[str, ...]:
-        return (
-            ()
-            if self.weights is not None
-            else ("weights that nobody trained, from seed 0: tokenreduce train makes some",)
-        )
+        return () if self.weights is not None else ("weights that nobody trained, from seed 0",)
 
     @property
     def _shape(self) -> dict[str, Any]:

@@ -119,7 +119,7 @@ class Weights:
                     f"{given['sha256'][:12]}...; allowed: the same file, or a new run"
                 )
             return found
-        raise TypeError(f"weights={given!r}; allowed: a .safetensors file that tokenreduce train wrote, or tr.Weights")
+        raise TypeError(f"weights={given!r}; allowed: a .safetensors file that tr.Weights.save wrote, or tr.Weights")
 
     @classmethod
     def made(cls, header: Header, module: nn.Module) -> Weights:
@@ -138,7 +138,7 @@ class Weights:
 
     def check(self, method: str, version: int, shape: Mapping[str, Any], facts: ModelFacts) -> None:
         """Raise where these are of another method, version or shape, or belong to another model than that of ``facts``."""
-        own, made = self.header, f"Train weights for this one: tokenreduce train MODEL --method {method} ..."
+        own, made = self.header, "Give weights that were trained for this one"
         if own.method != method:
             raise ValueError(f"method={method!r}: the weights are of method {own.method!r}; allowed: its own. {made}")
         if own.version != version:
@@ -177,14 +177,14 @@ def read(path: str | PathLike[str]) -> Weights:
     """The weights in a file that ``Weights.save`` wrote. Errors: ``ValueError`` for no file, or another one."""
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"weights={str(path)!r} is no file; allowed: one that tokenreduce train or Weights.save wrote")
+        raise ValueError(f"weights={str(path)!r} is no file; allowed: one that tr.Weights.save wrote")
     try:
         header, tensors = unpacked(path, KIND)
         made = Header.read(header)
     except Exception as error:  # safetensors raises its own kind of error
         raise ValueError(
-            f"weights={str(path)!r} holds no weights of a method ({error}); allowed: a .safetensors file that tokenreduce train "
-            "or Weights.save wrote"
+            f"weights={str(path)!r} holds no weights of a method ({error}); allowed: a .safetensors file that "
+            "tr.Weights.save wrote"
         ) from error
     return Weights(str(path.resolve()), hashlib.sha256(path.read_bytes()).hexdigest(), made, tensors)
 

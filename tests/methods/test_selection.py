@@ -33,8 +33,8 @@ IMAGES = [
 ]
 
 
-#: tested by what they need: test_layer_by_layer.py (an average over layers), test_sparsevlm.py, test_cdpruner.py, test_dart.py
-ELSEWHERE = ("aim", "pyramiddrop", "sparsevlm", "cdpruner", "dart")
+#: tested by what they need: test_layer_by_layer.py (an average over layers), and files of their own
+ELSEWHERE = ("aim", "pyramiddrop", "sparsevlm", "cdpruner", "dart", "dyvte")
 
 
 # methods that answer for a single image with exactly the budget
