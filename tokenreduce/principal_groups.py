@@ -26,11 +26,17 @@ class Selected(NamedTuple):
 def loadings(x: Tensor, q: int) -> Tensor:
     """(B, N, q) loadings of the rows ``x`` (B, N, C) on their q leading principal components.
 
-    Singular vectors of sigmoid(x), each row less its mean; from the eigenvectors of the table of products, in float64.
+    Singular vectors of sigmoid(x), each row less its mean; from the eigenvectors of the table of products, of rows or of
+    channels, whichever are fewer, in float64. A component beyond the rank of more rows than channels has loadings of 0.
     """
     rows = torch.sigmoid(x.detach().float()).double()
     rows = rows - rows.mean(dim=2, keepdim=True)
-    return torch.linalg.eigh(rows @ rows.mT).eigenvectors[..., -q:].flip(-1)
+    if rows.shape[1] <= rows.shape[2]:
+        return torch.linalg.eigh(rows @ rows.mT).eigenvectors[..., -q:].flip(-1)
+    value, vector = torch.linalg.eigh(rows.mT @ rows)
+    value, vector = value[:, None, -q:].flip(-1), vector[..., -q:].flip(-1)
+    least = value[..., :1] * rows.shape[1] * torch.finfo(value.dtype).eps
+    return (rows @ vector / value.clamp_min(torch.finfo(value.dtype).tiny).sqrt()).masked_fill(value <= least, 0)
 
 
 def select(x: Tensor, k: int, score: Tensor | None = None, *, cls: int = 0, loading: Tensor | None = None) -> Selected:
