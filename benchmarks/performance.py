@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import cost_curves
 import long_videos
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, RESULTS = ROOT / "docs/performance.md", ROOT / "benchmarks/results/bench"
-
 SECTIONS = (ROOT / "benchmarks/performance_notes.md").read_text().split("## ")[1:]
 NOTES = {name: text.strip() for name, _, text in (section.partition("\n") for section in SECTIONS)}
 HEADINGS = {"ops": "Operations", "models": "Models", "towers": "Vision towers of timm"}
@@ -33,7 +33,7 @@ def page() -> str:
         for name, content in found.items():
             if content["what"] == what:
                 parts += [caption(name, content), TABLES[what](content["rows"]), ""]
-    parts += [long_videos.section(), "## What was aimed at", "", reached(list(found.values()))]
+    parts += [long_videos.section(), cost_curves.section(), "## What was aimed at", "", reached(list(found.values()))]
     return "\n".join(parts) + "\n"
 
 
