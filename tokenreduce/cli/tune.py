@@ -11,7 +11,6 @@ from rich.console import Console
 from tokenreduce.cli.app import FAILED, Debug, app, teaching
 from tokenreduce.cli.arguments import mapping
 from tokenreduce.cli.options import Imports
-from tokenreduce.registry import shortens
 
 if TYPE_CHECKING:
     from tokenreduce.eval.tune import Choice, Point
@@ -71,7 +70,7 @@ def tune(
     from tokenreduce.eval.sweep.pool import Processes
     from tokenreduce.eval.tune import Calibration, Wish, search
     from tokenreduce.own_methods import load
-    from tokenreduce.registry import named
+    from tokenreduce.registry import named, shortens
 
     require()
     flops = _flops(flops, speedup)
