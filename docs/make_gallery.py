@@ -42,7 +42,8 @@ ALONE = {
     "fastvggt": {"joins": 8},
 }  # of eight frames, in the tower by itself
 BEFORE_THE_TOWER = ("pixelprune", "rlt")  # drawn on what they are made for
-ELSEWHERE = (*BEFORE_THE_TOWER, "dymu", "dyvte")  # drawn in other ways than at three budgets
+ELSEWHERE = (*BEFORE_THE_TOWER, "dymu", "dyvte", "learned_selector")  # drawn in other ways than at three budgets
+SHOWN_STEPS, SHOWN_BATCH = 30, 8  # of training, for a picture
 WIDE = 280  # pixels of one picture
 
 
@@ -144,6 +145,25 @@ def in_few_bits(model, processor, scene) -> None:
     traces = [traced(model, processor, scene.image, "vidkv", question=question) for question in asked]
     drawn = [draw(trace, scene.image, processor, caption=False, side=420) for trace in traces]
     save_page("vidkv", sheet(drawn, asked, len(drawn), tile=WIDE))
+
+
+def by_training(model, processor, scene) -> None:
+    """What LearnedSelector keeps of one scene, trained for each budget on other scenes."""
+    asked = demo.questions("train", 200, per_image=2)
+
+    def data(step):
+        own = [asked[(SHOWN_BATCH * step + i) % len(asked)] for i in range(SHOWN_BATCH)]
+        text = [demo.prompt(question.question) for question in own]
+        return dict(processor(images=[q.image for q in own], text=text, return_tensors="pt", padding=True))
+
+    drawn = []
+    for keep in PAGE_KEEPS:
+        settings = tr.TrainingSettings(steps=SHOWN_STEPS)
+        weights = tr.train(model, "learned_selector", data, keep=keep, settings=settings).weights
+        parameters = {"weights": weights, "keep": keep}
+        trace = traced(model, processor, scene.image, "learned_selector", question=scene.question, **parameters)
+        drawn.append(draw(trace, scene.image, processor, caption=False, side=420))
+    save_page("learned_selector", sheet(drawn, [f"keep={keep}" for keep in PAGE_KEEPS], len(drawn), tile=WIDE))
 
 
 def stages(model, processor, cat: Image.Image, scene) -> list[str]:
@@ -317,6 +337,7 @@ def main() -> None:
     in_few_bits(model, processor, scene)
     by_content(model, processor, scene)
     by_layer(model, processor, scene)
+    by_training(model, processor, scene)
     videos_one_by_one(model, processor)
     before_the_tower(save_page)
     (HERE / "gallery.md").write_text("\n".join(lines))

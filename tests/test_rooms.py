@@ -50,6 +50,7 @@ ALLOWED = {
         "principal_groups",
         "projector_rows",
         "redundancy_trees",
+        "relaxed_selection",
         "schedules",
         "segment_stream",
         "soft_clusters",

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from tokenreduce.methods.gtp import GTP
     from tokenreduce.methods.hiprune import HiPrune
     from tokenreduce.methods.holitom import HoliTom
+    from tokenreduce.methods.learned_selector import LearnedSelector
     from tokenreduce.methods.mustdrop import MustDrop
     from tokenreduce.methods.pitome import PiToMe
     from tokenreduce.methods.pool import Pool
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from tokenreduce.threshold_search import calibrate
     from tokenreduce.tokens import VisualTokens
     from tokenreduce.traces import Trace, load_trace
+    from tokenreduce.training import Trained, TrainingSettings, train
     from tokenreduce.visual_exits import exit_layers
     from tokenreduce.weights import Weights
     from tokenreduce.wrapping import budget, unwrap, wrap, wrapped
@@ -105,6 +107,8 @@ _HOME = {
     "stream": "streams",
     "text_tower": "adapters.upstream.joint_space",
     "trace": "attachment",
+    "train": "training",
+    "TrainingSettings": "training",
     "unwrap": "wrapping",
     "versions": "tested",
     "wrap": "wrapping",

@@ -25,11 +25,13 @@ class LearnedMethod(Method):
     Attributes:
         weights: a file that ``tr.Weights.save`` wrote, or what was read from one. None: the module as it is made, from seed 0.
         version: of how the method reads its weights; files of another one are refused.
-        shaped_by: the parameters that ``module`` is built by; where one is None, it is as the weights say.
+        shaped_by: the parameters that ``module`` is built by, and what None stands for in new weights; given ones say it.
+        trains: whether ``reduce`` answers with what gradients can pass while ``tokens.learned.training``.
     """
 
     version: ClassVar[int] = 1
-    shaped_by: ClassVar[tuple[str, ...]] = ()
+    shaped_by: ClassVar[Mapping[str, Any]] = {}
+    trains: ClassVar[bool] = True
 
     weights: Weights | str | PathLike[str] | Mapping[str, Any] | None = None
 
@@ -61,16 +63,18 @@ class LearnedMethod(Method):
         if self.weights is None:
             return Learned(self.untrained(facts))
         weights = Weights.of(self.weights)
-        weights.check(self.name, self.version, self._shape, facts)
+        weights.check(self.name, self.version, self.shape, facts)
         return weights.beside(facts, lambda: self.module(facts))
 
     def header(self, facts: ModelFacts, training: Mapping[str, Any]) -> Header:
         """What a file of weights trained beside a model of ``facts`` says of them."""
-        return Header(self.name, self.version, Base.of(facts), self._shape, training)
+        return Header(self.name, self.version, Base.of(facts), self.shape, training)
 
     def substitutes(self, facts: ModelFacts) -> tuple[str, ...]:
         return () if self.weights is not None else ("weights that nobody trained, from seed 0",)
 
     @property
-    def _shape(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.shaped_by}
+    def shape(self) -> dict[str, Any]:
+        """The parameters that ``module`` is built by."""
+        own = {name: getattr(self, name) for name in self.shaped_by}
+        return {name: self.shaped_by[name] if value is None else value for name, value in own.items()}

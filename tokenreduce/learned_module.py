@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +12,16 @@ from torch import Tensor, nn
 class Learned:
     """A module beside a model, no part of it: what is asked for is where the model's tensors are, in their dtype.
 
-    ``temperature``: how soft choices are while ``module.training``, where everything is one module in float32.
+    While ``module.training`` everything is one module in float32, and choices are made so that gradients can pass: in the way
+    ``relax``, as soft as ``temperature``, at random by ``generator``.
     """
+
+    relax: Literal["noise", "straight_through"] = "noise"
+    temperature = 1.0
+    generator: torch.Generator | None = None
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module.eval().requires_grad_(False)
-        self.temperature = 1.0
         self._placed: dict[str, tuple[torch.device, torch.dtype, nn.Module]] = {}
 
     @property

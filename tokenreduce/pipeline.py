@@ -175,7 +175,8 @@ class Pipeline:
                     if ProjectorInput() in tokens.signals:
                         tokens.projector = source.projector(group)
                     reduction = decided[len(done)] if decided else self._ask(method, tokens, group, parted)
-                    if not decided and any(method is bounded for bounded in self._bounded):
+                    trained = number in self.learned and getattr(self.learned[number], "training", False)
+                    if not decided and not trained and any(method is bounded for bounded in self._bounded):
                         check_count(method, reduction, group.num_tokens, group.layout)
                     done.append(reduction)
                     group = group.noting(number, reduction)

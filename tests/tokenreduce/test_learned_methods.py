@@ -7,6 +7,7 @@ import gc
 import json
 import weakref
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -27,11 +28,11 @@ class Liked(tr.LearnedMethod, register=False):
     name = "liked"
     title = "a line through the features"
     stages = ("projector",)
-    shaped_by = ("lines",)
+    shaped_by = MappingProxyType({"lines": 1})
     lines: int | None = None
 
     def module(self, facts):
-        return nn.Linear(facts.decoder_width, self.lines or 1)
+        return nn.Linear(facts.decoder_width, self.shape["lines"])
 
     def reduce(self, tokens):
         line = tokens.learned.part("", tokens.features)
@@ -126,7 +127,7 @@ def test_weights_that_do_not_fit_are_refused_by_name(model, tmp_path):
     weights = trained(model)
     with pytest.raises(ValueError, match="the weights are of method 'dyvte'"):
         tr.wrap(model, Liked(weights=gates()))
-    with pytest.raises(ValueError, match="lines=3, but the weights were trained with lines=None"):
+    with pytest.raises(ValueError, match="lines=3, but the weights were trained with lines=1"):
         tr.wrap(model, Liked(weights=weights, lines=3))
     older = tr.Weights.made(dataclasses.replace(weights.header, version=0), nn.Linear(32, 1))
     with pytest.raises(ValueError, match="of version 0, not 1"):

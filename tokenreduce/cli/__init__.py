@@ -15,6 +15,7 @@ from tokenreduce.cli import (
     reproduce,
     run,
     sweep,
+    train,
     tune,
 )
 from tokenreduce.cli.app import app
@@ -29,6 +30,7 @@ COMMANDS = (
     "tune",
     "bench",
     "calibrate",
+    "train",
     "methods",
     "models",
     "doctor",
@@ -52,6 +54,7 @@ __all__ = [
     "reproduce",
     "run",
     "sweep",
+    "train",
     "tune",
 ]
 

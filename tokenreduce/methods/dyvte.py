@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,6 @@ from tokenreduce.tokens import Rows, VisualTokens
 from tokenreduce.validation import in_range, whole
 
 TEXT = Text("end", Hidden())
-HIDDEN = 2048  # of a gate, as published
 HALF = 0.5  # where neither gates nor a budget say when
 
 
@@ -67,7 +67,8 @@ class DyVTE(LearnedMethod):
     stages = ("llm",)
     looks_at = "text behind the pictures, every decoder layer"
     counts_at = "layers"
-    shaped_by = ("hidden",)
+    trains = False
+    shaped_by = MappingProxyType({"hidden": 2048})  # as published
 
     keep: float | int | str | None = None
     fixed_layer: int | None = None
@@ -96,7 +97,7 @@ class DyVTE(LearnedMethod):
         return n  # all stay, or none
 
     def module(self, facts: ModelFacts) -> nn.Module:
-        return Gates(facts.decoder_depth, facts.decoder_width, self.hidden or HIDDEN)
+        return Gates(facts.decoder_depth, facts.decoder_width, self.shape["hidden"])
 
     def learned(self, facts: ModelFacts) -> Learned | None:
         return None if self.weights is None else super().learned(facts)

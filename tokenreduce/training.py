@@ -1,0 +1,250 @@
+"""Train what a method learns, beside a frozen model: by what that model says with all tokens, or by given answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokenreduce.attachment import attachment_of, is_wrapped
+from tokenreduce.learned_method import LearnedMethod
+from tokenreduce.learned_module import Learned
+from tokenreduce.registry import make
+from tokenreduce.training_state import load_state, save_state
+from tokenreduce.validation import choice, in_range, whole
+from tokenreduce.weights import Weights
+from tokenreduce.wrapping import wrapped
+
+Data = Sequence[Mapping[str, Any]] | Callable[[int], Mapping[str, Any]]
+WARMUP = 0.05  # of the steps
+CLIP = 1.0  # norm of a gradient
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """How a method is trained; what a checkpoint has to agree with.
+
+    Attributes:
+        steps: of the optimizer, one call of the data each.
+        learning_rate: the peak, after a twentieth of the steps, from where it falls as a cosine.
+        loss: ``distillation``, the divergence from what the unreduced model says, or ``answers``, cross-entropy of ``labels``.
+        relax: how gradients pass the choice, as ``relaxed_selection`` says.
+        temperature: how soft it is, at the first step and at the last, falling geometrically.
+        seed: of every draw.
+    """
+
+    steps: int = 300
+    learning_rate: float = 3e-3
+    loss: Literal["distillation", "answers"] = "distillation"
+    relax: Literal["noise", "straight_through"] = "noise"
+    temperature: tuple[float, float] = (1.0, 0.1)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        whole("steps", self.steps, 1)
+        whole("seed", self.seed, 0)
+        in_range("learning_rate", self.learning_rate, 1e-9, 10.0)
+        choice("loss", self.loss, ("distillation", "answers"))
+        choice("relax", self.relax, ("noise", "straight_through"))
+        if not (isinstance(self.temperature, tuple) and len(self.temperature) == 2):
+            raise ValueError(
+                f"temperature={self.temperature!r}; allowed: two numbers, at the first step and at the last"
+            )
+        for value in self.temperature:
+            in_range("temperature", value, 1e-3, 1e3)
+
+    def rate(self, step: int) -> float:
+        """The learning rate at ``step`` (0-based)."""
+        warmup = max(1, round(WARMUP * self.steps))
+        rest = max(0, step - warmup) / max(1, self.steps - warmup)
+        return self.learning_rate * min(1.0, (step + 1) / warmup) * (0.5 + 0.5 * math.cos(math.pi * rest))
+
+    def soft(self, step: int) -> float:
+        """The temperature at ``step`` (0-based)."""
+        first, last = self.temperature
+        return first * (last / first) ** (step / max(1, self.steps - 1))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training gave.
+
+    Attributes:
+        weights: not saved yet; ``weights.save(path)``.
+        losses: the loss of each step.
+    """
+
+    weights: Weights
+    losses: tuple[float, ...]
+
+    def draw(self, path: str | PathLike[str]) -> None:
+        """Write the curve of the loss as a picture: each step, and the mean of the twentieth of the steps before it."""
+        from matplotlib.figure import Figure
+
+        window = max(1, len(self.losses) // 20)
+        means = [
+            sum(own) / len(own)
+            for own in (self.losses[max(0, i - window + 1) : i + 1] for i in range(len(self.losses)))
+        ]
+        axes = (figure := Figure(figsize=(6, 3.2), layout="constrained")).subplots()
+        axes.plot(self.losses, color="0.75", linewidth=0.8, label="each step")
+        axes.plot(means, color="black", label=f"mean of {window}")
+        axes.set(xlabel="step", ylabel=self.weights.header.training["loss"], yscale="log")
+        axes.legend(frameon=False)
+        figure.savefig(Path(path), dpi=120)
+
+
+def train(
+    model: Any,
+    method: str | LearnedMethod | type[LearnedMethod],
+    data: Data,
+    *,
+    checkpoint: str | PathLike[str] | None = None,
+    every: int = 50,
+    progress: bool = False,
+    settings: TrainingSettings | None = None,
+    **parameters: Any,
+) -> Trained:
+    """Train the weights of ``method`` on ``data``, ``model`` being frozen and left as it was.
+
+    Args:
+        model: a vision-language model that is not wrapped, on its device and in its dtype.
+        method: a method that learns, or its name; with weights it goes on from them.
+        data: what the model is called with at each step, a sequence that is gone through in a new order each time, or a
+            function of the step. Where there are ``labels``, (B, L), the loss is that of the tokens they name; else that of
+            the last token of each prompt.
+        checkpoint: a .safetensors file to go on from where it is there, written ``every`` so many steps and removed at the end.
+            On one CPU, a run that was killed gives the same weights as one that was not.
+        progress: show a bar.
+        settings: loss, steps, learning rate and so on.
+        parameters: of the method, such as ``keep``, the number of tokens it is trained for.
+
+    Errors: ``ValueError`` for a method that is none to train, a model that is wrapped, a checkpoint of another run.
+    """
+    made, settings = make(method, **parameters), settings or TrainingSettings()
+    whole("every", every, 1)
+    if not isinstance(made, LearnedMethod) or not made.trains:
+        raise ValueError(
+            f"method={made.name!r} has nothing to train; allowed: a method that learns, as learned_selector"
+        )
+    if is_wrapped(model):
+        raise ValueError("model is wrapped; call tr.unwrap(model) first, training wraps it by itself")
+    if not callable(data) and not len(data):
+        raise ValueError(
+            "data is empty; allowed: a sequence of what the model is called with, or a function of the step"
+        )
+    path = None if checkpoint is None else Path(checkpoint)
+    with _frozen(model), wrapped(model, made), ExitStack() as shown:
+        attached = attachment_of(model)
+        (learned,) = attached.hooks.pipeline.learned.values()
+        header = made.header(attached.facts, {**dataclasses.asdict(settings), "keep": made.keep})
+        with _training(learned, settings):
+            optimizer = torch.optim.AdamW(learned.module.parameters(), lr=settings.learning_rate, weight_decay=0.0)
+            losses = load_state(path, header, learned.module, optimizer)
+            tell = _bar(shown, settings.steps, len(losses)) if progress else lambda loss: None
+            for step in range(len(losses), settings.steps):
+                losses.append(_step(model, learned, optimizer, _at(data, step, settings.seed), settings, step))
+                tell(losses[-1])
+                if path is not None and (step + 1) % every == 0:
+                    save_state(path, header, learned.module, optimizer, losses)
+            weights = Weights.made(header, learned.module)
+    if path is not None:
+        path.unlink(missing_ok=True)
+    return Trained(weights, tuple(losses))
+
+
+def _step(
+    model: Any,
+    learned: Learned,
+    optimizer: torch.optim.Optimizer,
+    given: Mapping[str, Any],
+    settings: TrainingSettings,
+    step: int,
+) -> float:
+    inputs = {name: value for name, value in given.items() if name != "labels"}
+    labels, told = given.get("labels"), {}
+    if labels is not None:  # the question ends where the answer begins
+        said = labels != -100
+        told = {"prompt_length": [int(row.nonzero()[0]) for row in said]}
+    learned.temperature = settings.soft(step)
+    learned.generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
+    with torch.no_grad():
+        before = model(**inputs, **told, tr_keep=None).logits if settings.loss == "distillation" else None
+    after = model(**inputs, **told).logits
+    found = _loss(before, after, labels, inputs.get("attention_mask"))
+    for group in optimizer.param_groups:
+        group["lr"] = settings.rate(step)
+    optimizer.zero_grad()
+    found.backward()
+    nn.utils.clip_grad_norm_(learned.module.parameters(), CLIP)
+    optimizer.step()
+    return float(found.detach())
+
+
+def _loss(before: Tensor | None, after: Tensor, labels: Tensor | None, mask: Tensor | None) -> Tensor:
+    """The mean over answer tokens, or over last tokens, of the divergence from ``before`` (B, L, V), or of cross-entropy."""
+    if labels is not None:
+        rows, columns = (labels[:, 1:] != -100).nonzero(as_tuple=True)
+        wanted = labels[rows, columns + 1]
+    elif before is None:
+        raise ValueError("loss='answers' without labels; allowed: data with labels, (B, L), or loss='distillation'")
+    else:
+        real = torch.ones(after.shape[:2], device=after.device) if mask is None else mask
+        columns = (real * torch.arange(real.shape[1], device=real.device)).argmax(dim=1)
+        rows = torch.arange(len(columns), device=columns.device)
+    own = after[rows, columns].float()
+    if before is None:
+        return F.cross_entropy(own, wanted)
+    return F.kl_div(
+        own.log_softmax(-1), before[rows, columns].float().log_softmax(-1), reduction="batchmean", log_target=True
+    )
+
+
+def _at(data: Data, step: int, seed: int) -> Mapping[str, Any]:
+    if callable(data):
+        return data(step)
+    epoch, index = divmod(step, len(data))
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+    return data[int(order[index])]
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter of ``model`` learns, and nothing in it is drawn at random."""
+    asked, modes = ([(p, p.requires_grad) for p in model.parameters()], [(m, m.training) for m in model.modules()])
+    model.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, was in asked:
+            parameter.requires_grad_(was)
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def _training(learned: Learned, settings: TrainingSettings) -> Iterator[None]:
+    learned.relax = settings.relax
+    learned.module.float().train().requires_grad_(True)
+    try:
+        yield
+    finally:
+        learned.module.eval().requires_grad_(False)
+
+
+def _bar(shown: ExitStack, steps: int, done: int) -> Callable[[float], None]:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bar = Progress(TextColumn("training"), BarColumn(), TextColumn("{task.fields[loss]}"), TimeRemainingColumn())
+    shown.enter_context(bar)
+    task = bar.add_task("", total=steps, completed=done, loss="")
+    return lambda loss: bar.update(task, advance=1, loss=f"loss {loss:.4f}")
