@@ -142,11 +142,15 @@ def train(
         raise ValueError(
             "data is empty; allowed: a sequence of what the model is called with, or a function of the step"
         )
-    path = None if checkpoint is None else Path(checkpoint)
+    path, start = None if checkpoint is None else Path(checkpoint), ""
+    if made.weights is not None:  # others may hold the module that these weights already have beside them
+        given = Weights.of(made.weights)
+        start, made = given.sha256, dataclasses.replace(made, weights=given.copy())
     with _frozen(model), wrapped(model, made), ExitStack() as shown:
         attached = attachment_of(model)
         (learned,) = attached.hooks.pipeline.learned.values()
-        header = made.header(attached.facts, {**dataclasses.asdict(settings), "keep": made.keep})
+        assert learned is not None, "a method that trains has a module"
+        header = made.header(attached.facts, {**dataclasses.asdict(settings), "keep": made.keep, "start": start})
         with _training(learned, settings):
             optimizer = torch.optim.AdamW(learned.module.parameters(), lr=settings.learning_rate, weight_decay=0.0)
             losses = load_state(path, header, learned.module, optimizer)

@@ -127,6 +127,10 @@ class Weights:
         tensors = {name: x.detach().to("cpu", copy=True).contiguous() for name, x in module.state_dict().items()}
         return cls("", hashlib.sha256(_content(header, tensors)).hexdigest(), header, tensors)
 
+    def copy(self) -> Weights:
+        """The same weights, beside no model yet."""
+        return Weights(self.path, self.sha256, self.header, self.tensors)
+
     def save(self, path: str | PathLike[str], *, overwrite: bool = False) -> Weights:
         """Write a .safetensors file, whole or not at all; returns the weights of that file.
 

@@ -70,6 +70,8 @@ def test_weights_are_trained_and_the_model_is_left_as_it_was(model, relax, asks,
     with tr.wrapped(model, "learned_selector", weights=found.weights, keep=5), torch.no_grad():
         model(**prompt(model, [1, 2], "left"))
         assert {len(image.kept(0)) for image in tr.trace(model).images} == {5}
+    further = tr.train(model, "learned_selector", data(), weights=found.weights, settings=tr.TrainingSettings(steps=1))
+    assert further.weights.header.training["start"] == found.weights.sha256
 
 
 def test_a_loss_falls_where_there_is_something_to_learn(model):
