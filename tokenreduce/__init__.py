@@ -61,7 +61,8 @@ if TYPE_CHECKING:
     from tokenreduce.threshold_search import calibrate
     from tokenreduce.tokens import VisualTokens
     from tokenreduce.traces import Trace, load_trace
-    from tokenreduce.training import Trained, TrainingSettings, train
+    from tokenreduce.training import Trained, train
+    from tokenreduce.training_settings import TrainingSettings
     from tokenreduce.visual_exits import exit_layers
     from tokenreduce.weights import Weights
     from tokenreduce.wrapping import budget, unwrap, wrap, wrapped
@@ -108,7 +109,7 @@ _HOME = {
     "text_tower": "adapters.upstream.joint_space",
     "trace": "attachment",
     "train": "training",
-    "TrainingSettings": "training",
+    "TrainingSettings": "training_settings",
     "unwrap": "wrapping",
     "versions": "tested",
     "wrap": "wrapping",

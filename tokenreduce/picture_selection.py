@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tokenreduce.groups import Image, ImageGroup, group_images
 from tokenreduce.layout import Layout, PixelUnit
+from tokenreduce.learned_method import LearnedMethod
 from tokenreduce.method import Method, ModelFacts
 from tokenreduce.pipeline import Pipeline, acts
 from tokenreduce.projection import Projector
@@ -78,6 +79,11 @@ class Selection:
         self, method: str | Method | type[Method], *, facts: ModelFacts | None = None, **parameters: Any
     ) -> None:
         self.method = made = make(method, **parameters)
+        if isinstance(made, LearnedMethod):
+            raise ValueError(
+                f"method={made.name!r} learns, and its weights belong beside the whole model; allowed where a prompt is laid out "
+                "before its pictures are encoded: methods without weights"
+            )
         self.facts = USUAL if facts is None else facts
         for step in made.plan(self.facts):
             if step.stage != "projector":

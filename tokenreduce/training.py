@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,59 +18,14 @@ from tokenreduce.attachment import attachment_of, is_wrapped
 from tokenreduce.learned_method import LearnedMethod
 from tokenreduce.learned_module import Learned
 from tokenreduce.registry import make
+from tokenreduce.training_settings import TrainingSettings
 from tokenreduce.training_state import load_state, save_state
-from tokenreduce.validation import choice, in_range, whole
+from tokenreduce.validation import whole
 from tokenreduce.weights import Weights
 from tokenreduce.wrapping import wrapped
 
 Data = Sequence[Mapping[str, Any]] | Callable[[int], Mapping[str, Any]]
-WARMUP = 0.05  # of the steps
 CLIP = 1.0  # norm of a gradient
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingSettings:
-    """How a method is trained; what a checkpoint has to agree with.
-
-    Attributes:
-        steps: of the optimizer, one call of the data each.
-        learning_rate: the peak, after a twentieth of the steps, from where it falls as a cosine.
-        loss: ``distillation``, the divergence from what the unreduced model says, or ``answers``, cross-entropy of ``labels``.
-        relax: how gradients pass the choice, as ``relaxed_selection`` says.
-        temperature: how soft it is, at the first step and at the last, falling geometrically.
-        seed: of every draw.
-    """
-
-    steps: int = 300
-    learning_rate: float = 3e-3
-    loss: Literal["distillation", "answers"] = "distillation"
-    relax: Literal["noise", "straight_through"] = "noise"
-    temperature: tuple[float, float] = (1.0, 0.1)
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        whole("steps", self.steps, 1)
-        whole("seed", self.seed, 0)
-        in_range("learning_rate", self.learning_rate, 1e-9, 10.0)
-        choice("loss", self.loss, ("distillation", "answers"))
-        choice("relax", self.relax, ("noise", "straight_through"))
-        if not (isinstance(self.temperature, tuple) and len(self.temperature) == 2):
-            raise ValueError(
-                f"temperature={self.temperature!r}; allowed: two numbers, at the first step and at the last"
-            )
-        for value in self.temperature:
-            in_range("temperature", value, 1e-3, 1e3)
-
-    def rate(self, step: int) -> float:
-        """The learning rate at ``step`` (0-based)."""
-        warmup = max(1, round(WARMUP * self.steps))
-        rest = max(0, step - warmup) / max(1, self.steps - warmup)
-        return self.learning_rate * min(1.0, (step + 1) / warmup) * (0.5 + 0.5 * math.cos(math.pi * rest))
-
-    def soft(self, step: int) -> float:
-        """The temperature at ``step`` (0-based)."""
-        first, last = self.temperature
-        return first * (last / first) ** (step / max(1, self.steps - 1))
 
 
 @dataclass(frozen=True)
@@ -178,12 +132,24 @@ def _step(
     labels, told = given.get("labels"), {}
     if labels is not None:  # the question ends where the answer begins
         said = labels != -100
+        silent = (~said.any(dim=1)).nonzero()
+        if len(silent):
+            raise ValueError(
+                f"labels of step {step}, sample {int(silent[0])}, are -100 everywhere; allowed: at least one token to learn in "
+                "each row, or no labels at all"
+            )
         told = {"prompt_length": [int(row.nonzero()[0]) for row in said]}
     learned.temperature = settings.soft(step)
     learned.generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
     with torch.no_grad():
         before = model(**inputs, **told, tr_keep=None).logits if settings.loss == "distillation" else None
     after = model(**inputs, **told).logits
+    if not after.requires_grad:
+        (method,) = attachment_of(model).hooks.pipeline.methods
+        raise ValueError(
+            f"keep={method.keep!r} leaves out no token of a picture of step {step}, so that there is nothing to learn; allowed: "
+            "fewer tokens than its pictures have, such as keep=0.25, and data with pictures"
+        )
     found = _loss(before, after, labels, inputs.get("attention_mask"))
     for group in optimizer.param_groups:
         group["lr"] = settings.rate(step)

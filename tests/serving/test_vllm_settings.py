@@ -35,6 +35,7 @@ def test_budgets_are_of_the_same_kind_after_their_journey():
         ({"method": "fastv"}, r"'fastv' acts at stage 'llm'.*paged cache"),
         ({"method": "pixelprune"}, r"'pixelprune' acts at stage 'pixels'.*how many tokens"),
         ({"method": "tome", "keep": 0.5}, r"'tome' acts at stage 'encoder'"),
+        ({"method": "learned_selector", "keep": 0.5}, "'learned_selector' learns.*allowed.*without weights"),
         ({"method": "cdpruner"}, "'cdpruner' looks at the text"),
         ({"method": "prumerge", "keep": "auto"}, "keep='auto'"),
         ({"method": "hiprune", "positions": "keep"}, r"positions='keep'.*allowed: positions='renumber'"),

@@ -51,7 +51,7 @@ class LearnedSelector(LearnedMethod):
 
     Source: in the manner of the image predictor of Huang et al., "Dynamic-LLaVA: Efficient Multimodal Large Language Models
         via Dynamic Vision-language Context Sparsification", ICLR 2025, arXiv 2412.00876.
-    Departures from the release: the language model stays frozen; the predictor is smaller; an exact number of tokens stays;
+    Departures from the paper: the language model stays frozen; the predictor is smaller; an exact number of tokens stays;
         how it is trained is a choice (``tr.train``); the text of the prompt may be read. Not part of it: the predictor
         of output tokens.
     """
