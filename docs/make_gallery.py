@@ -43,7 +43,7 @@ ALONE = {
 }  # of eight frames, in the tower by itself
 BEFORE_THE_TOWER = ("pixelprune", "rlt")  # drawn on what they are made for
 ELSEWHERE = (*BEFORE_THE_TOWER, "dymu", "dyvte", "learned_selector")  # drawn in other ways than at three budgets
-SHOWN_STEPS, SHOWN_BATCH = 120, 8  # of training, for a picture
+SHOWN_STEPS, SHOWN_BATCH = 40, 8  # of training, for a picture
 WIDE = 280  # pixels of one picture
 
 

@@ -27,7 +27,7 @@ class TrainingSettings:
     steps: int = 300
     learning_rate: float = 3e-3
     loss: Literal["distillation", "answers"] = "distillation"
-    relax: Literal["noise", "straight_through"] = "noise"
+    relax: Literal["straight_through", "noise"] = "straight_through"
     temperature: tuple[float, float] = (1.0, 0.1)
     seed: int = 0
 
@@ -36,7 +36,7 @@ class TrainingSettings:
         whole("seed", self.seed, 0)
         in_range("learning_rate", self.learning_rate, 1e-9, 10.0)
         choice("loss", self.loss, ("distillation", "answers"))
-        choice("relax", self.relax, ("noise", "straight_through"))
+        choice("relax", self.relax, ("straight_through", "noise"))
         if not (isinstance(self.temperature, tuple) and len(self.temperature) == 2):
             raise ValueError(
                 f"temperature={self.temperature!r}; allowed: two numbers, at the first step and at the last"

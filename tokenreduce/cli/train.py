@@ -24,8 +24,8 @@ class Loss(StrEnum):
 
 
 class Relax(StrEnum):
-    noise = "noise"
     straight_through = "straight_through"
+    noise = "noise"
 
 
 class Asked(NamedTuple):
@@ -62,7 +62,7 @@ def train(
     loss: Annotated[
         Loss, typer.Option(help="From what the unreduced model says, or from answers.")
     ] = Loss.distillation,
-    relax: Annotated[Relax, typer.Option(help="How gradients pass the choice of tokens.")] = Relax.noise,
+    relax: Annotated[Relax, typer.Option(help="How gradients pass the choice of tokens.")] = Relax.straight_through,
     seed: Annotated[int, typer.Option(min=0, help="Of every draw.")] = 0,
     checkpoint: Annotated[
         Path | None, typer.Option(help="A .safetensors file to go on from, written on the way. [default: beside --out]")
