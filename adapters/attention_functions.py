@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -221,25 +221,27 @@ class KeyBias:
         self.front.leave_if_idle()
 
 
-class KeySelection:
-    """Lets one attention module attend to the keys that ``selection()`` names, and to no other, on its own attention kernel."""
+class _FrontPart:
+    """What one attention module does otherwise until it is removed; ``part`` names it at the front."""
 
-    def __init__(self, module: Any, selection: Selection) -> None:
+    part: ClassVar[str]
+
+    def __init__(self, module: Any, given: Any) -> None:
         self.front = Front.of(module)
-        self.front.selection = selection
+        setattr(self.front, self.part, given)
 
     def remove(self) -> None:
-        self.front.selection = None
+        setattr(self.front, self.part, None)
         self.front.leave_if_idle()
 
 
-class MergedAttention:
-    """Lets one attention module attend on fewer rows, ``around()``, and gives each place the result of its row."""
+class KeySelection(_FrontPart):
+    """Lets one attention module attend to the keys that a ``Selection`` names, and to no other, on its own attention kernel."""
 
-    def __init__(self, module: Any, around: Around) -> None:
-        self.front = Front.of(module)
-        self.front.around = around
+    part = "selection"
 
-    def remove(self) -> None:
-        self.front.around = None
-        self.front.leave_if_idle()
+
+class MergedAttention(_FrontPart):
+    """Lets one attention module attend on fewer rows, as ``Around`` says, and gives each place the result of its row."""
+
+    part = "around"

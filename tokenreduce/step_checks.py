@@ -21,8 +21,10 @@ from tokenreduce.signals import (
     block_of,
 )
 
+NO_ENTRIES = "Its layers keep states or sliding windows, not an entry per token: leave "
 WAYS_OUT = {
-    "cache": "Its layers keep states or windows, not an entry per token: leave trimming out: trim_cache=False or truncate=0"
+    "trims": f"{NO_ENTRIES}trimming out, as trim_cache=False or truncate=0 does",
+    "codes": f"{NO_ENTRIES}it out",
 }
 
 #: what a step may say
@@ -70,9 +72,10 @@ def check_step(name: str, step: Step, facts: ModelFacts) -> None:
                 f"method={name!r}: {word}={getattr(step, word)!r} in a Step; allowed: {', '.join(map(repr, allowed))}"
             )
     if step.stage not in facts.stages:
+        does = step.stage if step.stage != "cache" else "trims" if step.codec is None else "codes"
         raise ValueError(
             f"method={name!r} acts at stage {step.stage!r}, which a {facts.family} model does not offer; it offers: "
-            f"{', '.join(facts.stages)}. {WAYS_OUT.get(step.stage, 'Use a method of these stages')}"
+            f"{', '.join(facts.stages)}. {WAYS_OUT.get(does, 'Use a method of these stages')}"
         )
     if step.stage == "projector":
         if step.layer is not None:

@@ -179,7 +179,7 @@ def test_generation_without_the_cache_that_a_method_shortens(model):
 @pytest.mark.parametrize("key", ["gemma3", "aya_vision", "paligemma2"])
 def test_layers_with_a_sliding_window_cannot_be_trimmed(key):
     model, settings = tiny_models.build(key), {"keep": 0.75, "window": 2}
-    with pytest.raises(ValueError, match=r"stage 'cache'.* windows.*trim_cache=False"):
+    with pytest.raises(ValueError, match=r"stage 'cache'.* sliding windows.*trim_cache=False"):
         tr.wrap(model, "mustdrop", trim_cache=True, **settings)
     assert not tr.is_wrapped(model)
     with tr.wrapped(model, "mustdrop", **settings), torch.no_grad():
