@@ -26,6 +26,7 @@ NOUNS = {
     "reduction",
     "signals",
     "tokens",
+    "training_step",
     "uploading",
     "weights",
 }
@@ -39,6 +40,7 @@ ALLOWED = {
         "by_count",
         "channel_coding",
         "energy_merging",
+        "exit_labels",
         "k_medoids",
         "kernels",
         "matching",

@@ -93,6 +93,7 @@ class ImageGroup:
             entered=self.entered,  # type: ignore[arg-type]  # filled in where it is None
             assign=self.assign,
             notes=self.notes.get(number, {}),
+            sample=self.samples,
             **more,
         )
 

@@ -8,10 +8,12 @@ from os import PathLike
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from tokenreduce.distillation import distilled
 from tokenreduce.learned_module import Learned
 from tokenreduce.method import Method, ModelFacts
+from tokenreduce.training_step import TrainingStep
 from tokenreduce.weights import Base, Header, Weights
 
 
@@ -26,7 +28,8 @@ class LearnedMethod(Method):
         weights: a file that ``tr.Weights.save`` wrote, or what was read from one. None: the module as it is made, from seed 0.
         version: of how the method reads its weights; files of another one are refused.
         shaped_by: the parameters that ``module`` is built by, and what None stands for in new weights; given ones say it.
-        trains: whether ``reduce`` answers with what gradients can pass while ``tokens.learned.training``.
+        trains: whether ``lesson`` has a gradient; by default, whether ``reduce`` answers with what gradients can pass while
+            ``tokens.learned.training``.
     """
 
     version: ClassVar[int] = 1
@@ -65,6 +68,11 @@ class LearnedMethod(Method):
         weights = Weights.of(self.weights)
         weights.check(self.name, self.version, self.shape, facts)
         return weights.beside(facts, lambda: self.module(facts))
+
+    def lesson(self, step: TrainingStep) -> Tensor:
+        """The loss of a step of training, a number with a gradient for the module ``step.learned``: unless a method says
+        otherwise, how far what the reduced model says is from what it says with all tokens, or from answers."""
+        return distilled(step, self.keep)
 
     def header(self, facts: ModelFacts, training: Mapping[str, Any]) -> Header:
         """What a file of weights trained beside a model of ``facts`` says of them."""

@@ -87,6 +87,7 @@ class VisualTokens:
         cell: (B, N) long, inside an encoder: where in the grid of ``layout`` each token sits, counted row by row; below 0 for
             those of the prefix that are no patches.
         amount: what the method's plan attached to this step, such as how many tokens to merge in this block.
+        sample: (B,) long, the row of the call that each image belongs to; None where there is none to tell.
         learned: the module of a method that learns (``LearnedMethod``), which follows the model's tensors; None: there is none.
     """
 
@@ -107,6 +108,7 @@ class VisualTokens:
     window: Tensor | None = None
     cell: Tensor | None = None
     amount: Any = None
+    sample: Tensor | None = None
     learned: Learned | None = None
 
     def __post_init__(self) -> None:

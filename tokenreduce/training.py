@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from tokenreduce.attachment import attachment_of, is_wrapped
+from tokenreduce.adapters.registry import family_of
+from tokenreduce.attachment import attachment_of, is_wrapped, plain_model
 from tokenreduce.learned_method import LearnedMethod
 from tokenreduce.learned_module import Learned
 from tokenreduce.registry import make
 from tokenreduce.training_settings import TrainingSettings
 from tokenreduce.training_state import load_state, save_state
+from tokenreduce.training_step import TrainingStep
 from tokenreduce.validation import whole
 from tokenreduce.weights import Weights
 from tokenreduce.wrapping import wrapped
@@ -96,21 +97,25 @@ def train(
         raise ValueError(
             "data is empty; allowed: a sequence of what the model is called with, or a function of the step"
         )
-    path, start = None if checkpoint is None else Path(checkpoint), ""
-    if made.weights is not None:  # others may hold the module that these weights already have beside them
-        given = Weights.of(made.weights)
-        start, made = given.sha256, dataclasses.replace(made, weights=given.copy())
+    path, facts = None if checkpoint is None else Path(checkpoint), family_of(plain_model(model)).offers()
+    start = "" if made.weights is None else Weights.of(made.weights).sha256
+    header = made.header(facts, {**dataclasses.asdict(settings), "keep": made.keep, "start": start})
+    # of their own: others may hold the module that given weights already have beside them
+    given = Weights.made(header, made.untrained(facts)) if made.weights is None else Weights.of(made.weights).copy()
+    made = dataclasses.replace(made, weights=given)
     with _frozen(model), wrapped(model, made), ExitStack() as shown:
-        attached = attachment_of(model)
-        (learned,) = attached.hooks.pipeline.learned.values()
-        assert learned is not None, "a method that trains has a module"
-        header = made.header(attached.facts, {**dataclasses.asdict(settings), "keep": made.keep, "start": start})
+        (learned,) = attachment_of(model).hooks.pipeline.learned.values()
+        assert learned is not None, "a method with weights has a module"
         with _training(learned, settings):
             optimizer = torch.optim.AdamW(learned.module.parameters(), lr=settings.learning_rate, weight_decay=0.0)
             losses = load_state(path, header, learned.module, optimizer)
             tell = _bar(shown, settings.steps, len(losses)) if progress else lambda loss: None
             for step in range(len(losses), settings.steps):
-                losses.append(_step(model, learned, optimizer, _at(data, step, settings.seed), settings, step))
+                inputs = dict(_at(data, step, settings.seed))
+                labels = inputs.pop("labels", None)
+                losses.append(
+                    _step(made, optimizer, TrainingStep(model, facts, learned, inputs, labels, settings, step))
+                )
                 tell(losses[-1])
                 if path is not None and (step + 1) % every == 0:
                     save_state(path, header, learned.module, optimizer, losses)
@@ -120,63 +125,18 @@ def train(
     return Trained(weights, tuple(losses))
 
 
-def _step(
-    model: Any,
-    learned: Learned,
-    optimizer: torch.optim.Optimizer,
-    given: Mapping[str, Any],
-    settings: TrainingSettings,
-    step: int,
-) -> float:
-    inputs = {name: value for name, value in given.items() if name != "labels"}
-    labels, told = given.get("labels"), {}
-    if labels is not None:  # the question ends where the answer begins
-        said = labels != -100
-        silent = (~said.any(dim=1)).nonzero()
-        if len(silent):
-            raise ValueError(
-                f"labels of step {step}, sample {int(silent[0])}, are -100 everywhere; allowed: at least one token to learn in "
-                "each row, or no labels at all"
-            )
-        told = {"prompt_length": [int(row.nonzero()[0]) for row in said]}
-    learned.temperature = settings.soft(step)
-    learned.generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
-    with torch.no_grad():
-        before = model(**inputs, **told, tr_keep=None).logits if settings.loss == "distillation" else None
-    after = model(**inputs, **told).logits
-    if not after.requires_grad:
-        (method,) = attachment_of(model).hooks.pipeline.methods
-        raise ValueError(
-            f"keep={method.keep!r} leaves out no token of a picture of step {step}, so that there is nothing to learn; allowed: "
-            "fewer tokens than its pictures have, such as keep=0.25, and data with pictures"
-        )
-    found = _loss(before, after, labels, inputs.get("attention_mask"))
+def _step(made: LearnedMethod, optimizer: torch.optim.Optimizer, step: TrainingStep) -> float:
+    settings, learned = step.settings, step.learned
+    learned.temperature = settings.soft(step.number)
+    learned.generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step.number)
+    found = made.lesson(step)
     for group in optimizer.param_groups:
-        group["lr"] = settings.rate(step)
+        group["lr"] = settings.rate(step.number)
     optimizer.zero_grad()
     found.backward()
     nn.utils.clip_grad_norm_(learned.module.parameters(), CLIP)
     optimizer.step()
     return float(found.detach())
-
-
-def _loss(before: Tensor | None, after: Tensor, labels: Tensor | None, mask: Tensor | None) -> Tensor:
-    """The mean over answer tokens, or over last tokens, of the divergence from ``before`` (B, L, V), or of cross-entropy."""
-    if labels is not None:
-        rows, columns = (labels[:, 1:] != -100).nonzero(as_tuple=True)
-        wanted = labels[rows, columns + 1]
-    elif before is None:
-        raise ValueError("loss='answers' without labels; allowed: data with labels, (B, L), or loss='distillation'")
-    else:
-        real = torch.ones(after.shape[:2], device=after.device) if mask is None else mask
-        columns = (real * torch.arange(real.shape[1], device=real.device)).argmax(dim=1)
-        rows = torch.arange(len(columns), device=columns.device)
-    own = after[rows, columns].float()
-    if before is None:
-        return F.cross_entropy(own, wanted)
-    return F.kl_div(
-        own.log_softmax(-1), before[rows, columns].float().log_softmax(-1), reduction="batchmean", log_target=True
-    )
 
 
 def _at(data: Data, step: int, seed: int) -> Mapping[str, Any]:

@@ -118,6 +118,7 @@ def _view(tokens: VisualTokens, layout: Layout, index: Tensor, local: Tensor, ow
         entered=None,  # type: ignore[arg-type]  # a view is an image of its own, shown once
         assign=None,  # type: ignore[arg-type]
         notes={},
+        sample=None if tokens.sample is None else tokens.sample.repeat_interleave(count),
     )
 
 

@@ -6,14 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from tokenreduce.exit_labels import can_leave
 from tokenreduce.methods.dyvte import DyVTE
 from tokenreduce.wrapping import wrapped
-
-AGREEMENT = 0.99  # share of answer tokens that have to stay the most likely ones
-LOSS = 1.03  # times the loss with all tokens
 
 
 @torch.no_grad()
@@ -41,16 +38,3 @@ def exit_layers(model: Any, inputs: Mapping[str, Any]) -> Tensor:
         with wrapped(model, DyVTE(fixed_layer=layer)):
             found[can_leave(before, model(**inputs).logits, labels)] = layer
     return found
-
-
-def can_leave(before: Tensor, after: Tensor, labels: Tensor) -> Tensor:
-    """(B,) bool: whether logits ``after`` (B, L, V) the exit say of the answer in ``labels`` (B, L) what those ``before`` say."""
-    wanted = labels[:, 1:]
-    said = wanted != -100
-    count = said.sum(dim=1)
-    same = ((before[:, :-1].argmax(-1) == after[:, :-1].argmax(-1)) & said).sum(dim=1) / count
-    old, new = (
-        F.cross_entropy(logits[:, :-1].float().transpose(1, 2), wanted, reduction="none").sum(dim=1) / count
-        for logits in (before, after)
-    )
-    return (same > AGREEMENT) & (new < LOSS * old)

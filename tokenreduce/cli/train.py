@@ -49,7 +49,13 @@ def train(
             "model brings its own.",
         ),
     ] = None,
-    keep: Annotated[str, typer.Option(help="Budget it is trained for: a fraction such as 0.11, or a count.")] = "0.25",
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            help="Budget it is trained for: a fraction such as 0.11, or a count. [default: that of the method]",
+            show_default=False,
+        ),
+    ] = None,
     parameter: Parameters = None,
     imports: Imports = None,
     out: Annotated[Path, typer.Option(help="File to write, .safetensors; never one that is there.")] = Path(
@@ -84,6 +90,8 @@ def train(
     - `tokenreduce train demo --method learned_selector --keep 8 --steps 200 --out selector.safetensors --curve loss.png`
 
     - `tokenreduce train llava-hf/llava-1.5-7b-hf --method learned_selector -p asks=true --keep 64 --data asked.jsonl`
+
+    - `tokenreduce train llava-hf/llava-1.5-7b-hf --method dyvte --data asked.jsonl --learning-rate 6e-5`
 
     - `tokenreduce run --model demo --method learned_selector --keep 8 -p weights=selector.safetensors`
     """
@@ -128,9 +136,8 @@ def train(
     if curve is not None:
         found.draw(curve)
         console.print(f"wrote {curve}", markup=False)
-    console.print(
-        f"wrote {out}; use it: tr.wrap(model, {made.name!r}, weights={str(out)!r}, keep={keep})", markup=False
-    )
+    told = "" if keep is None else f", keep={keep}"
+    console.print(f"wrote {out}; use it: tr.wrap(model, {made.name!r}, weights={str(out)!r}{told})", markup=False)
 
 
 def batches(

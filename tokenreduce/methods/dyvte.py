@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -11,12 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenreduce.budgets import Budget
+from tokenreduce.exit_labels import can_leave
 from tokenreduce.learned_method import LearnedMethod
 from tokenreduce.learned_module import Learned
 from tokenreduce.method import ModelFacts, Step
 from tokenreduce.reduction import Reduction
 from tokenreduce.signals import Hidden, Text
 from tokenreduce.tokens import Rows, VisualTokens
+from tokenreduce.training_step import TrainingStep
 from tokenreduce.validation import in_range, whole
 
 TEXT = Text("end", Hidden())
@@ -67,7 +69,6 @@ class DyVTE(LearnedMethod):
     stages = ("llm",)
     looks_at = "text behind the pictures, every decoder layer"
     counts_at = "layers"
-    trains = False
     shaped_by = MappingProxyType({"hidden": 2048})  # as published
 
     keep: float | int | str | None = None
@@ -159,9 +160,54 @@ class DyVTE(LearnedMethod):
             return self._without(batch, n, leave.device)
         return Reduction.where(~leave[:, None].expand(batch, n), positions=self.positions)
 
+    def lesson(self, step: TrainingStep) -> Tensor:
+        """Cross-entropy of one gate, drawn for this step, with whether tokens can leave behind its layer (paper, training)."""
+        step = step.answered()
+        assert step.labels is not None
+        leaving = Leaving(
+            drawn=int(torch.randint(self.plan(step.facts)[0].amount.last, (), generator=step.generator)), like=self
+        )
+        with torch.no_grad():
+            label = can_leave(step.logits(tr_keep=None), step.logits(tr_method=leaving), step.labels).long()
+        if not leaving.read:
+            raise ValueError(
+                f"no prompt of step {step.number} has text between its pictures and its answer, which gates read; allowed: "
+                "data in which a question follows the pictures"
+            )
+        samples, own = zip(*sorted(leaving.read.items()))
+        gate = step.learned.part(f"gates.{leaving.drawn}", own[0])
+        return F.cross_entropy(gate_logits(gate, torch.stack(own)), label[list(samples)])
+
     def _without(self, batch: int, n: int, device: torch.device) -> Reduction:
         nothing = torch.empty(batch, 0, dtype=torch.long, device=device)
         return Reduction.select(nothing, n, positions=self.positions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leaving(DyVTE, register=False):
+    """While gates are trained: tokens leave behind the layer ``drawn``, and what its gate would have read, (2D,), is told by
+    sample in ``read``. ``like``: the method that trains."""
+
+    drawn: int
+    like: DyVTE
+    read: dict[int, Tensor] = field(default_factory=dict)
+
+    def learned(self, facts: ModelFacts) -> Learned | None:
+        return None
+
+    def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
+        return self.like.plan(facts)
+
+    def reduce(self, tokens: VisualTokens) -> Reduction:
+        if tokens.layer != self.drawn + 1:
+            return Reduction.identity(tokens)
+        text = tokens.signal(TEXT)
+        assert tokens.sample is not None, "inside the language model they are known"
+        for sample, x, any_text in zip(tokens.sample.tolist(), gate_input(text), text.valid.any(dim=1)):
+            if any_text:
+                self.read[sample] = x
+        batch, n = tokens.features.shape[:2]
+        return self._without(batch, n, tokens.features.device)
 
 
 def gate_input(text: Rows) -> Tensor:
