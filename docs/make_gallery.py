@@ -42,7 +42,13 @@ ALONE = {
     "fastvggt": {"joins": 8},
 }  # of eight frames, in the tower by itself
 BEFORE_THE_TOWER = ("pixelprune", "rlt")  # drawn on what they are made for
-ELSEWHERE = (*BEFORE_THE_TOWER, "dymu", "dyvte", "learned_selector")  # drawn in other ways than at three budgets
+ELSEWHERE = (
+    *BEFORE_THE_TOWER,
+    "dymu",
+    "dyvte",
+    "learned_selector",
+    "query_compressor",
+)  # drawn in other ways than at three budgets
 SHOWN_STEPS, SHOWN_BATCH = 40, 8  # of training, for a picture
 WIDE = 280  # pixels of one picture
 
@@ -147,8 +153,8 @@ def in_few_bits(model, processor, scene) -> None:
     save_page("vidkv", sheet(drawn, asked, len(drawn), tile=WIDE))
 
 
-def by_training(model, processor, scene) -> None:
-    """What LearnedSelector keeps of one scene, trained for each budget on other scenes."""
+def by_training(model, processor, scene, name: str) -> None:
+    """What a method that learns keeps of one scene, or what its new rows read, trained for each budget on other scenes."""
     asked = demo.questions("train", 200, per_image=2)
 
     def data(step):
@@ -159,11 +165,11 @@ def by_training(model, processor, scene) -> None:
     drawn = []
     for keep in PAGE_KEEPS:
         settings = tr.TrainingSettings(steps=SHOWN_STEPS)
-        weights = tr.train(model, "learned_selector", data, keep=keep, settings=settings).weights
-        parameters = {"weights": weights, "keep": keep}
-        trace = traced(model, processor, scene.image, "learned_selector", question=scene.question, **parameters)
-        drawn.append(draw(trace, scene.image, processor, caption=False, side=420))
-    save_page("learned_selector", sheet(drawn, [f"keep={keep}" for keep in PAGE_KEEPS], len(drawn), tile=WIDE))
+        weights = tr.train(model, name, data, keep=keep, settings=settings).weights
+        trace = traced(model, processor, scene.image, name, question=scene.question, weights=weights, keep=keep)
+        heat = name == "query_compressor"
+        drawn.append(draw(trace, scene.image, processor, heat=heat, caption=False, side=420))
+    save_page(name, sheet(drawn, [f"keep={keep}" for keep in PAGE_KEEPS], len(drawn), tile=WIDE))
 
 
 def stages(model, processor, cat: Image.Image, scene) -> list[str]:
@@ -337,7 +343,8 @@ def main() -> None:
     in_few_bits(model, processor, scene)
     by_content(model, processor, scene)
     by_layer(model, processor, scene)
-    by_training(model, processor, scene)
+    by_training(model, processor, scene, "learned_selector")
+    by_training(model, processor, scene, "query_compressor")
     videos_one_by_one(model, processor)
     before_the_tower(save_page)
     (HERE / "gallery.md").write_text("\n".join(lines))

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from tokenreduce.methods.pool import Pool
     from tokenreduce.methods.promptdistill import PromptDistill
     from tokenreduce.methods.pyramiddrop import PyramidDrop
+    from tokenreduce.methods.query_compressor import QueryCompressor
     from tokenreduce.methods.random import Random
     from tokenreduce.methods.sparsevlm import SparseVLM
     from tokenreduce.methods.tempme import TempMe
