@@ -9,7 +9,7 @@ import torch
 from models import IMAGE_TOKEN, llava, prompt
 
 import tokenreduce as tr
-from tokenreduce.eval import demo
+from tokenreduce.eval import demo, tiny_models
 from tokenreduce.training_step import TrainingStep
 
 LAYERS = 5
@@ -107,6 +107,9 @@ def test_what_gates_cannot_learn_from_is_refused(model):
     text.pop("pixel_values", None)
     with pytest.raises(ValueError, match="no prompt of step 0 has text between its pictures and its answer"):
         tr.train(model, "dyvte", [text], hidden=8)
+    several = tiny_models.build("gemma3n")
+    with pytest.raises(ValueError, match=r"tokens have 3 states of 32 channels each.*no weights, and keep or"):
+        tr.train(several, "dyvte", [tiny_models.inputs("gemma3n", "mixed", several)], hidden=4)
 
 
 @pytest.mark.slow

@@ -26,10 +26,11 @@ HALF = 0.5  # where neither gates nor a budget say when
 
 
 class Depth(NamedTuple):
-    """Decoder layers: how many there are, and the last one in front of which tokens can leave."""
+    """Decoder layers: how many there are, the last one in front of which tokens can leave, and channels of a token."""
 
     layers: int
     last: int
+    width: int
 
 
 class Gates(nn.Module):
@@ -116,7 +117,7 @@ class DyVTE(LearnedMethod):
                 f"fixed_layer={self.fixed_layer} of a language model of {layers} layers; allowed: 0 to {layers - 2}, layers that "
                 "another follows"
             )
-        depth = Depth(layers, last)
+        depth = Depth(layers, last, facts.decoder_width)
         if isinstance(self.budget.keep, float):
             self.seen_by(depth, 1)
         needs = () if self.weights is None else (TEXT,)
@@ -151,7 +152,7 @@ class DyVTE(LearnedMethod):
             return self._without(batch, n, tokens.features.device)
         if tokens.learned is None:
             return Reduction.identity(tokens)
-        text = tokens.signal(TEXT)
+        text = heard(tokens)
         gate = tokens.learned.part(f"gates.{tokens.layer - 1}", tokens.features)
         leave = leaves(gate_logits(gate, gate_input(text)), self.bias) & text.valid.any(dim=1)
         if not bool(leave.any()):
@@ -201,13 +202,25 @@ class Leaving(DyVTE, register=False):
     def reduce(self, tokens: VisualTokens) -> Reduction:
         if tokens.layer != self.drawn + 1:
             return Reduction.identity(tokens)
-        text = tokens.signal(TEXT)
+        text = heard(tokens)
         assert tokens.sample is not None, "inside the language model they are known"
         for sample, x, any_text in zip(tokens.sample.tolist(), gate_input(text), text.valid.any(dim=1)):
             if any_text:
                 self.read[sample] = x
         batch, n = tokens.features.shape[:2]
         return self._without(batch, n, tokens.features.device)
+
+
+def heard(tokens: VisualTokens) -> Rows:
+    """The text that gates read. Errors: ``ValueError`` where a token has several states."""
+    text: Rows = tokens.signal(TEXT)
+    width, found = tokens.amount.width, text.features.shape[2]
+    if found != width:
+        raise ValueError(
+            f"method='dyvte': inside this language model tokens have {found // width} states of {width} channels each, and gates "
+            "read one; allowed with this model: no weights, and keep or fixed_layer to say when"
+        )
+    return text
 
 
 def gate_input(text: Rows) -> Tensor:
