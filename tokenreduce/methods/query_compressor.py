@@ -104,14 +104,15 @@ class QueryCompressor(LearnedMethod):
         region, centre = regions(tokens, k)
         asked = part.asked(tokens.signal(TEXT).mean() if self.shape["asks"] else None, x)
         score = part.scores(x, group_mean(x, region, k, tokens.size), region, asked)
-        attention = softmax_within(score + tokens.size.log(), region, k)
-        rows = group_mean(x, region, k, attention)
+        weight = relative(score + tokens.size.log(), region, k)
+        rows = group_mean(x, region, k, weight)
         rows = (rows + part.more(rows, asked)).to(tokens.features.dtype)
+        mass = weight.new_zeros(len(x), k).scatter_add(1, region, weight.detach())
+        attention = weight.detach() / mass.gather(1, region)
         return Reduction(centre, region, features=rows, score=attention, positions=self.positions)
 
 
-def softmax_within(score: Tensor, region: Tensor, k: int) -> Tensor:
-    """(B, N): the softmax of ``score`` (B, N) over the tokens of each of the ``k`` regions ``region`` (B, N)."""
+def relative(score: Tensor, region: Tensor, k: int) -> Tensor:
+    """(B, N) in (0, 1]: exp of ``score`` (B, N), relative to the largest in each of the ``k`` regions ``region`` (B, N)."""
     top = score.new_full((len(score), k), -torch.inf).scatter_reduce(1, region, score.detach(), "amax")
-    weight = (score - top.gather(1, region)).exp()
-    return weight / weight.new_zeros(len(score), k).scatter_add(1, region, weight).gather(1, region)
+    return (score - top.gather(1, region)).exp()
