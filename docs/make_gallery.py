@@ -48,6 +48,7 @@ ELSEWHERE = (
     "dyvte",
     "learned_selector",
     "query_compressor",
+    "videollm_mod",
 )  # drawn in other ways than at three budgets
 SHOWN_STEPS, SHOWN_BATCH = 40, 8  # of training, for a picture
 WIDE = 280  # pixels of one picture
@@ -137,12 +138,12 @@ def by_content(model, processor, scene) -> None:
     save_page("dymu", sheet(drawn, said, len(drawn), tile=WIDE))
 
 
-def by_layer(model, processor, scene) -> None:
-    """What each decoder layer sees with DyVTE, for its page."""
-    trace = traced(model, processor, scene.image, "dyvte", question=scene.question, keep=0.5)
+def by_layer(model, processor, scene, name: str, keep: float) -> None:
+    """What each decoder layer sees with a method that acts in several, for its page."""
+    trace = traced(model, processor, scene.image, name, question=scene.question, keep=keep)
     layers = range(model.get_decoder().config.num_hidden_layers)
     drawn = [draw(trace, scene.image, processor, layer=layer, caption=False, side=420) for layer in layers]
-    save_page("dyvte", sheet(drawn, [f"layer {layer}" for layer in layers], len(drawn), tile=WIDE))
+    save_page(name, sheet(drawn, [f"layer {layer}" for layer in layers], len(drawn), tile=WIDE))
 
 
 def in_few_bits(model, processor, scene) -> None:
@@ -342,7 +343,8 @@ def main() -> None:
     one_by_one(model, processor, scene)
     in_few_bits(model, processor, scene)
     by_content(model, processor, scene)
-    by_layer(model, processor, scene)
+    by_layer(model, processor, scene, "dyvte", 0.5)
+    by_layer(model, processor, scene, "videollm_mod", 0.2)
     by_training(model, processor, scene, "learned_selector")
     by_training(model, processor, scene, "query_compressor")
     videos_one_by_one(model, processor)

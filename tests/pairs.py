@@ -114,7 +114,9 @@ def counts(method: Method, trace: tr.Trace, report: tr.Report, depth: int) -> No
         if medium not in method.media:
             assert lengths == [n] * depth
             continue
-        if method.counts_at != "kept":  # an average over layers, in the counting of its paper
+        if method.counts_at == "passed_by":  # in the layers that tokens pass by, and all in the others
+            assert {n} != set(lengths) <= {n, method.budget.count(n)}
+        elif method.counts_at != "kept":  # an average over layers, in the counting of its paper
             counted = [*lengths[1:], lengths[-1]] if method.counts_at == "output_average" else lengths
             near = 0.7 if method.counts_at != "layers" else n / depth / 2 + 1e-6  # half a layer
             assert math.isclose(sum(counted) / depth, method.budget.keep * n, abs_tol=near)

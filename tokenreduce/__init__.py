@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from tokenreduce.methods.tempme import TempMe
     from tokenreduce.methods.tome import ToMe
     from tokenreduce.methods.uniform import Uniform
+    from tokenreduce.methods.videollm_mod import VideoLLMMoD
     from tokenreduce.picture_selection import selection
     from tokenreduce.prompts import prompt_length, question
     from tokenreduce.reduction import Reduction

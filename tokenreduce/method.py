@@ -72,7 +72,8 @@ class Step:
             token reads only the entries that the plan selects; the cache keeps all of them, and the method is asked anew.
         needs: signals shown there; ``amount``, what the plan worked out, handed back as ``tokens.amount``, such as how many
             tokens merge here. At the encoder it may be None as long as ``tower_grid`` is: another plan follows then.
-        when: in an encoder, ``before`` the block, in its ``middle``, behind attention, ``after`` it, or around ``attention``.
+        when: in an encoder, ``before`` the block, in its ``middle``, behind attention, ``after`` it, or around ``attention``. In
+            a decoder around a ``layer``, which tokens that the plan drops pass by; they are there again behind it.
         joins: in front of it, so many neighbours of the batch, frames of a video, become one sequence, first their prefix rows;
             ``prefix``, what becomes of these: ``keep`` all, or the ``mean`` over the frames, one row of each kind.
         decode_ids: at the cache, ids of tokens written behind: ``continue`` the prompt's, or each layer's ``cache_length``.
@@ -87,7 +88,7 @@ class Step:
     layer: int | None = None
     needs: tuple[Signal, ...] = ()
     amount: Any = None
-    when: Literal["before", "middle", "after", "attention"] = "middle"
+    when: Literal["before", "middle", "after", "attention", "layer"] = "middle"
     joins: int = 1
     prefix: Literal["keep", "mean"] = "keep"
     proportional: bool = False
@@ -97,8 +98,8 @@ class Step:
     codec: Codec | None = None
 
 
-#: ``keep`` counts tokens ``kept`` in the end, or, over layers, the ``average`` taken in, in whole ``layers``, or handed on
-CountsAt = Literal["kept", "average", "layers", "output_average"]
+#: ``keep`` counts tokens ``kept`` in the end; over layers, the ``average`` in, whole ``layers``, or handed on; each ``passed_by``
+CountsAt = Literal["kept", "average", "layers", "output_average", "passed_by"]
 
 _REGISTERED: dict[str, type[Method]] = {}
 _LOOKED_AT: set[tuple[object, ...]] = set()
@@ -236,9 +237,8 @@ class Method:
         if not isinstance(reduction, Reduction):
             found = f"{type(self).__name__}.reduce returned a {type(reduction).__name__}; allowed: a Reduction, from "
             raise TypeError(f"{found}Reduction.top, .select, .merge or .identity")
-        return reduction.check(
-            tokens, values=look and (fresh or not type(self).__module__.startswith(f"{__package__}."))
-        )
+        own = type(self).__module__.startswith(f"{__package__}.")
+        return reduction.check(tokens, values=look and (fresh or not own))
 
     def checked_together(self, groups: Sequence[VisualTokens]) -> list[Reduction]:
         """``checked`` for each of ``groups``, all images of a pass of a tower; overridden where they are seen together."""

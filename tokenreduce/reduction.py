@@ -31,7 +31,7 @@ class Reduction:
             nearest one between those of the rows around it.
         assign: (B, N) long. Row that input token n is represented by, or -1 when it is dropped.
         merges: True when a row is the weighted mean of the tokens assigned to it, False when it is its source, unchanged.
-        weight: (B, N) float, relative weight of token n in its row; None: equal weights.
+        weight: (B, N) float, relative weight of token n in its row; around a layer, how often what it adds counts; None: 1.
         features: (B, K, D) features of the rows, only where they are neither their source nor such a mean; inside an encoder
             never, where rows may be units of several patches: ``mix`` says how they come about.
         mix: what some rows of a selection gain of other tokens. A token that a row is a sum of is assigned to that row.

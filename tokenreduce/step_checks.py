@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tokenreduce.block_signals import AttentionMap, BlockInput
+from tokenreduce.layer_checks import check_around_layer
 from tokenreduce.layout import Layout
 from tokenreduce.method import Method, ModelFacts, Step
 from tokenreduce.reduction import Reduction
@@ -28,7 +29,7 @@ WAYS_OUT = {
 }
 
 #: what a step may say
-WORDS = {"when": ("before", "middle", "after", "attention"), "prefix": ("keep", "mean")}
+WORDS = {"when": ("before", "middle", "after", "attention", "layer"), "prefix": ("keep", "mean")}
 WORDS |= {"decode_ids": ("continue", "cache_length")}
 DEEP = 1024  # blocks, more than any tower has, so that every block a user names is one of them
 
@@ -107,6 +108,7 @@ def check_step(name: str, step: Step, facts: ModelFacts) -> None:
             f"method={name!r}: {step} has a codec; allowed: at stage 'cache', without through and survivors_of"
         )
     _check_before(name, step, facts)
+    check_around_layer(name, step, facts)
     if (step.through is None) != (step.survivors_of is None):
         raise ValueError(f"method={name!r}: {step} has one of through and survivors_of; allowed: both, or neither")
     if step.through is not None and step.survivors_of is not None:

@@ -17,7 +17,7 @@ from tokenreduce.traces import Trace
 
 def at_full_length(reduced: DecoderPass, output: Any) -> Any:
     """``output`` of the decoder with a hidden state for every column of the prompt; None where nothing is to change."""
-    final = reduced.packings.at(reduced.depth - 1)
+    final = reduced.packings.behind(reduced.depth - 1)
     if not final.moved or output[0].shape[1] == 1 < final.width:  # a decoder that was asked for the last column alone
         return None
     full = final.fill(output[0])
@@ -26,7 +26,7 @@ def at_full_length(reduced: DecoderPass, output: Any) -> Any:
     output["last_hidden_state"] = full
     states = output.get("hidden_states")
     if states is not None:  # what went into each layer, and what came out of the last one
-        owners = [reduced.packings.at(max(i - 1, 0)) for i in range(len(states) - 1)]
+        owners = [reduced.packings.behind(max(i - 1, 0)) for i in range(len(states) - 1)]
         filled = [h if h is None or not p.moved else p.fill(h) for h, p in zip(states, owners)]
         output["hidden_states"] = (*filled, full if states[-1] is not None else None)
     return output

@@ -62,5 +62,5 @@ def joined(reduced: DecoderPass, layer: int, hidden: Tensor) -> Tensor:
     """``hidden`` (B, W, D) with what the decoder itself would have added in front of ``layer``, had no tokens left."""
     if not reduced.beside or layer not in reduced.joined_at:
         return hidden
-    parts = reduced.beside[reduced.packings.start(max(layer - 1, 0))].split(hidden.shape[-1], dim=-1)
+    parts = reduced.beside[reduced.packings.start_behind(max(layer - 1, 0))].split(hidden.shape[-1], dim=-1)
     return hidden + parts[reduced.joined_at.index(layer)].to(hidden)

@@ -81,15 +81,25 @@ class LayerPackings:
     Attributes:
         by_first: by first layer of such a stretch; 0 is what the decoder is handed.
         visual_counts: likewise, how many visual columns are left in each row.
+        alone: stretches of a single layer, which tokens pass by that are there again behind it.
     """
 
     def __init__(self, packing: Packing, visual_counts: list[int]) -> None:
         self.by_first = {0: packing}
         self.visual_counts = {0: visual_counts}
+        self.alone: set[int] = set()
 
     def start(self, layer: int) -> int:
         """First layer of the stretch that ``layer`` belongs to."""
-        return max(first for first in self.by_first if first <= layer)
+        return layer if layer in self.alone else self.start_behind(layer)
+
+    def start_behind(self, layer: int) -> int:
+        """First layer of the stretch to which belongs what leaves ``layer``."""
+        return max(first for first in self.by_first if first <= layer and first not in self.alone)
+
+    def behind(self, layer: int) -> Packing:
+        """The packing of what leaves ``layer``."""
+        return self.by_first[self.start_behind(layer)]
 
     def at(self, layer: int) -> Packing:
         return self.by_first[self.start(layer)]

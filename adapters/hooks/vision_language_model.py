@@ -32,6 +32,7 @@ from tokenreduce.adapters.hooks.decoder_signals import DecoderSignals
 from tokenreduce.adapters.hooks.kv_cache import adopt, state_of
 from tokenreduce.adapters.hooks.model_hooks import ModelHooks
 from tokenreduce.adapters.hooks.packed_rows import note_documents
+from tokenreduce.adapters.hooks.passing_by import check_passing
 from tokenreduce.adapters.hooks.sequence_packing import Packing, real_columns
 from tokenreduce.adapters.hooks.tower_passes import Encoded
 from tokenreduce.adapters.hooks.unmerging_layers import UnmergingLayer, unmerging_layers
@@ -55,6 +56,7 @@ class VisionLanguageHooks(ModelHooks):
     def hook(self, handles: list[Any]) -> None:
         decoder = self.family.decoder
         check_decoder(decoder)
+        check_passing(self.family, self.pipeline)
         handles.append(decoder.register_forward_pre_hook(self.enter, with_kwargs=True))
         handles.append(decoder.register_forward_hook(self.leave, with_kwargs=True))
         if self.pipeline.unmerges:
@@ -63,8 +65,7 @@ class VisionLanguageHooks(ModelHooks):
         if self.pipeline.by_layer:
             signals = DecoderSignals(self.family, self.pipeline, self.under_way)
             for i, layer in enumerate(decoder.layers):
-                hook = LayerHooks(i, signals)
-                handles.append(layer.register_forward_pre_hook(hook.enter, with_kwargs=True))
+                handles += LayerHooks(i, signals).attach(layer)
             signals.attach(handles)
         if self.pipeline.decodes is not None:
             first = self.pipeline.decodes[1].layer or 0

@@ -26,7 +26,7 @@ BUDGETS = [0.25, 7, 1.0, 1, 500]
 REFUSED = {
     "stage": ("aim", "fastv", "gtp", "holitom", "pixelprune", "promptdistill", "rlt", "sparsevlm", "tome"),
     "text": ("cdpruner",),
-    "learns, and its weights": ("learned_selector", "query_compressor", "dyvte"),
+    "learns, and its weights": ("learned_selector", "query_compressor", "dyvte", "videollm_mod"),
     "what each picture needs": ("storm",),
 }
 
