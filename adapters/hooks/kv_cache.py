@@ -119,15 +119,20 @@ def keep_columns(cache: Cache, layer: int, index: Tensor) -> None:
     if isinstance(held, CodedLayer):
         held.keep_columns(index)
         return
-    if type(held) is not DynamicLayer:
-        raise ValueError(
-            f"stage 'cache' cannot shorten a {type(held).__name__}; allowed: the layers of a DynamicCache. "
-            "Leave out cache_implementation and the cache you pass, or use a method without a cache stage."
-        )
+    refuse_other_layers(held, "shorten")
     assert held.keys is not None and held.values is not None, "the layer has just run"  # noqa: PT018
     at = index[:, None, :, None]
     held.keys = held.keys.gather(2, at.expand(-1, held.keys.shape[1], -1, held.keys.shape[3]))
     held.values = held.values.gather(2, at.expand(-1, held.values.shape[1], -1, held.values.shape[3]))
+
+
+def refuse_other_layers(held: CacheLayerMixin, what: str) -> None:
+    """Raise unless ``held`` holds keys as they come, one after another, of which stage 'cache' can do ``what``."""
+    if type(held) is not DynamicLayer:
+        raise ValueError(
+            f"stage 'cache' cannot {what} a {type(held).__name__}; allowed: the layers of a DynamicCache. "
+            "Leave out cache_implementation and the cache you pass, or use a method without a cache stage."
+        )
 
 
 def cut(cache: Cache, columns: int) -> None:
