@@ -115,7 +115,7 @@ def physical_length(cache: Cache | None, layer: int) -> Any:
 
 def keep_columns(cache: Cache, layer: int, index: Tensor) -> None:
     """Keep the columns ``index`` (B, P) of ``layer`` and free the rest."""
-    held = cache.layers[layer]
+    held: Any = cache.layers[layer]
     if isinstance(held, CodedLayer):
         held.keep_columns(index)
         return
@@ -126,7 +126,7 @@ def keep_columns(cache: Cache, layer: int, index: Tensor) -> None:
     held.values = held.values.gather(2, at.expand(-1, held.values.shape[1], -1, held.values.shape[3]))
 
 
-def refuse_other_layers(held: CacheLayerMixin, what: str) -> None:
+def refuse_other_layers(held: object, what: str) -> None:
     """Raise unless ``held`` holds keys as they come, one after another, of which stage 'cache' can do ``what``."""
     if type(held) is not DynamicLayer:
         raise ValueError(
