@@ -138,3 +138,29 @@ def test_routers_learn_through_what_their_layers_add(model):
     untrained = tr.VideoLLMMoD(keep=KEEP).untrained(family_of(model).offers())
     for name, before in untrained.state_dict().items():
         assert not torch.equal(found.weights.tensors[name], before), name
+
+
+@torch.no_grad()
+def test_turns_that_follow_and_looked_up_answers_read_what_each_layer_holds(model):
+    inputs, more = prompt(model, [1]), torch.tensor([[5, 9, 11]])
+    method, lines = routers(model)
+    mask = torch.cat([inputs["attention_mask"], torch.ones_like(more)], dim=1)
+    with tr.wrapped(model, method):
+        first = model(**inputs, use_cache=True)
+        pictures = pictures_of(model, inputs["input_ids"])
+        second = model(input_ids=more, attention_mask=mask, past_key_values=first.past_key_values).logits
+        written, looked_up = (
+            model.generate(**inputs, max_new_tokens=8, do_sample=False, **how)
+            for how in ({}, {"prompt_lookup_num_tokens": 2})
+        )
+    whole = {**inputs, "input_ids": torch.cat([inputs["input_ids"], more], dim=1), "attention_mask": mask}
+    expected = passing_oracle.logits(model, whole, pictures, lines, KEEP)[0][-3:]
+    assert_close(second[0], expected, atol=2e-4, rtol=1e-4)  # float32: sums in another order
+    assert written.tolist() == looked_up.tolist()
+
+
+@torch.no_grad()
+def test_counts_of_each_sample_are_refused(model):
+    refused = pytest.raises(ValueError, match=r"videollm_mod.*unlike counts.*allowed")
+    with tr.wrapped(model, tr.VideoLLMMoD()), tr.budget(model, keep=[0.25, 0.5]), refused:
+        model(**prompt(model, [1, 1], "left"))
