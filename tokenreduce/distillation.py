@@ -10,8 +10,8 @@ from tokenreduce.training_step import TrainingStep
 
 
 def distilled(step: TrainingStep, keep: object) -> Tensor:
-    """The mean over answer tokens, or over last tokens of prompts where there are no labels, of the divergence from what the
-    model says with all tokens; or, where ``step.settings.loss`` says ``answers``, of cross-entropy.
+    """Of each answer token, or of each prompt's last token where there are no labels, (n,): the divergence from what the model
+    says with all tokens; or, where ``step.settings.loss`` says ``answers``, cross-entropy.
 
     Errors: ``ValueError`` where nothing is left out of the pictures of the step by the budget ``keep``.
     """
@@ -34,7 +34,6 @@ def distilled(step: TrainingStep, keep: object) -> Tensor:
     own = after[rows, columns].float()
     if before is None:
         assert step.labels is not None, "refused when the step was made"
-        return F.cross_entropy(own, step.labels[rows, columns + 1])
-    return F.kl_div(
-        own.log_softmax(-1), before[rows, columns].float().log_softmax(-1), reduction="batchmean", log_target=True
-    )
+        return F.cross_entropy(own, step.labels[rows, columns + 1], reduction="none")
+    whole = before[rows, columns].float().log_softmax(-1)
+    return F.kl_div(own.log_softmax(-1), whole, reduction="none", log_target=True).sum(dim=-1)

@@ -70,8 +70,9 @@ class LearnedMethod(Method):
         return weights.beside(facts, lambda: self.module(facts))
 
     def lesson(self, step: TrainingStep) -> Tensor:
-        """The loss of a step of training, a number with a gradient for the module ``step.learned``: unless a method says
-        otherwise, how far what the reduced model says is from what it says with all tokens, or from answers."""
+        """The losses of a step of training, (n,), one for each thing that it teaches, or () for all of them, with a gradient for
+        the module ``step.learned``; their mean counts. Unless a method says otherwise, how far what the reduced model says
+        is from what it says with all tokens, or from answers."""
         return distilled(step, self.keep)
 
     def header(self, facts: ModelFacts, training: Mapping[str, Any]) -> Header:

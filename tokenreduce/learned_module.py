@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -13,12 +14,13 @@ class Learned:
     """A module beside a model, no part of it: what is asked for is where the model's tensors are, in their dtype.
 
     While ``module.training`` everything is one module in float32, and choices are made so that gradients can pass: in the way
-    ``relax``, as soft as ``temperature``, at random by ``generator``.
+    ``relax``, as soft as ``temperature``, at random by ``generator``; ``share``, which of how many processes draws.
     """
 
     relax: Literal["noise", "straight_through"] = "noise"
     temperature = 1.0
     generator: torch.Generator | None = None
+    share = (0, 1)
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module.eval().requires_grad_(False)
@@ -27,6 +29,12 @@ class Learned:
     @property
     def training(self) -> bool:
         return self.module.training
+
+    def drawn(self, draw: Callable[..., Tensor], shape: torch.Size) -> Tensor:
+        """``draw``, torch.rand or torch.randn, of ``shape`` (B, ...): this process's rows, as if those of all were one batch."""
+        which, of = self.share
+        rows = draw((of * shape[0], *shape[1:]), generator=self.generator)
+        return rows[which * shape[0] : (which + 1) * shape[0]]
 
     def part(self, name: str, like: Tensor) -> nn.Module:
         """The submodule ``name``, all of it where that is empty, on the device of ``like`` and in its dtype."""

@@ -41,7 +41,7 @@ def relaxed(tokens: VisualTokens, logits: Tensor, k: int, learned: Learned) -> R
     arXiv 1308.3432; Jang et al., arXiv 1611.01144; Kool et al., arXiv 1903.06059). ``noise``: all tokens, each replaced by noise
     like it to the degree to which it would not be chosen (Schulz et al., arXiv 2001.00396).
     """
-    uniform = torch.rand(logits.shape, generator=learned.generator).clamp(1e-6, 1 - 1e-6).to(logits.device)
+    uniform = learned.drawn(torch.rand, logits.shape).clamp(1e-6, 1 - 1e-6).to(logits.device)
     drawn = logits - learned.temperature * (-uniform.log()).log()
     share = soft_top_k(drawn, k, learned.temperature)
     features = tokens.features
@@ -51,7 +51,7 @@ def relaxed(tokens: VisualTokens, logits: Tensor, k: int, learned: Learned) -> R
         plan.features = plan.carry(features) * (1 + chosen - chosen.detach()).to(features.dtype)
         return plan
     mean, deviation = features.mean(dim=1, keepdim=True), features.std(dim=1, keepdim=True)
-    noise = torch.randn(features.shape, generator=learned.generator).to(features)
+    noise = learned.drawn(torch.randn, features.shape).to(features)
     share = share[..., None].to(features.dtype)
     plan = replace(Reduction.identity(tokens), in_order=False)  # rows are made anew
     plan.features = share * features + (1 - share) * (mean + deviation * noise).detach()

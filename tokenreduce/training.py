@@ -18,6 +18,7 @@ from tokenreduce.attachment import attachment_of, is_wrapped, plain_model
 from tokenreduce.learned_method import LearnedMethod
 from tokenreduce.learned_module import Learned
 from tokenreduce.registry import make
+from tokenreduce.training_group import TrainingGroup
 from tokenreduce.training_settings import TrainingSettings
 from tokenreduce.training_state import load_state, save_state
 from tokenreduce.training_step import TrainingStep
@@ -75,10 +76,12 @@ def train(
         model: a vision-language model that is not wrapped, on its device and in its dtype.
         method: a method that learns, or its name; with weights it goes on from them.
         data: what the model is called with at each step, a sequence that is gone through in a new order each time, or a
-            function of the step. Where there are ``labels``, (B, L), the loss is that of the tokens they name; else that of
-            the last token of each prompt.
+            function of the step. Of P processes that train together (torch.distributed), process p takes number P s + p at step
+            s. Where there are ``labels``, (B, L), the loss is that of the tokens they name; else that of the last token of
+            each prompt.
         checkpoint: a .safetensors file to go on from where it is there, written ``every`` so many steps and removed at the end.
-            On one CPU, a run that was killed gives the same weights as one that was not.
+            Of several processes the first writes it, and all read it. On one CPU, a run that was killed gives the same
+            weights as one that was not.
         progress: show a bar.
         settings: loss, steps, learning rate and so on.
         parameters: of the method, such as ``keep``, the number of tokens it is trained for.
@@ -97,9 +100,12 @@ def train(
         raise ValueError(
             "data is empty; allowed: a sequence of what the model is called with, or a function of the step"
         )
+    group = TrainingGroup.joined()
     path, facts = None if checkpoint is None else Path(checkpoint), family_of(plain_model(model)).offers()
     start = "" if made.weights is None else Weights.of(made.weights).sha256
-    header = made.header(facts, {**dataclasses.asdict(settings), "keep": made.keep, "start": start})
+    header = made.header(
+        facts, {**dataclasses.asdict(settings), "keep": made.keep, "start": start, "processes": group.size}
+    )
     # of their own: others may hold the module that given weights already have beside them
     given = Weights.made(header, made.untrained(facts)) if made.weights is None else Weights.of(made.weights).copy()
     made = dataclasses.replace(made, weights=given)
@@ -109,34 +115,38 @@ def train(
         with _training(learned, settings):
             optimizer = torch.optim.AdamW(learned.module.parameters(), lr=settings.learning_rate, weight_decay=0.0)
             losses = load_state(path, header, learned.module, optimizer)
-            tell = _bar(shown, settings.steps, len(losses)) if progress else lambda loss: None
+            learned.share = group.rank, group.size
+            group.agree("weights, settings or steps", (Weights.made(header, learned.module).sha256, len(losses)))
+            tell = _bar(shown, settings.steps, len(losses)) if progress and group.rank == 0 else lambda loss: None
             for step in range(len(losses), settings.steps):
-                inputs = dict(_at(data, step, settings.seed))
+                inputs = dict(_at(data, step * group.size + group.rank, settings.seed))
                 labels = inputs.pop("labels", None)
-                losses.append(
-                    _step(made, optimizer, TrainingStep(model, facts, learned, inputs, labels, settings, step))
-                )
+                now = TrainingStep(model, facts, learned, inputs, labels, settings, step)
+                losses.append(_step(made, optimizer, now, group))
                 tell(losses[-1])
-                if path is not None and (step + 1) % every == 0:
+                if path is not None and group.rank == 0 and (step + 1) % every == 0:
                     save_state(path, header, learned.module, optimizer, losses)
             weights = Weights.made(header, learned.module)
-    if path is not None:
+    if path is not None and group.rank == 0:
         path.unlink(missing_ok=True)
+    group.wait()  # or another run would find that file
     return Trained(weights, tuple(losses))
 
 
-def _step(made: LearnedMethod, optimizer: torch.optim.Optimizer, step: TrainingStep) -> float:
+def _step(made: LearnedMethod, optimizer: torch.optim.Optimizer, step: TrainingStep, group: TrainingGroup) -> float:
     settings, learned = step.settings, step.learned
     learned.temperature = settings.soft(step.number)
     learned.generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step.number)
-    found = made.lesson(step)
-    for group in optimizer.param_groups:
-        group["lr"] = settings.rate(step.number)
+    losses = made.lesson(step).reshape(-1)
+    found = losses.sum() / group.total(len(losses), losses)
+    for own in optimizer.param_groups:
+        own["lr"] = settings.rate(step.number)
     optimizer.zero_grad()
     found.backward()
+    group.sum_gradients(learned.module.parameters())
     nn.utils.clip_grad_norm_(learned.module.parameters(), CLIP)
     optimizer.step()
-    return float(found.detach())
+    return float(group.summed(found.detach()))
 
 
 def _at(data: Data, step: int, seed: int) -> Mapping[str, Any]:

@@ -63,7 +63,7 @@ def train(
     ),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Let --out replace a file.")] = False,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the optimizer.")] = 300,
-    batch: Annotated[int, typer.Option(min=1, help="Prompts per step.")] = 16,
+    batch: Annotated[int, typer.Option(min=1, help="Prompts per step, of each process.")] = 16,
     learning_rate: Annotated[float, typer.Option(help="Its peak.")] = 3e-3,
     loss: Annotated[
         Loss, typer.Option(help="From what the unreduced model says, or from answers.")
@@ -83,7 +83,8 @@ def train(
     """Train the few weights of a method that learns; the model beside it stays as it is.
 
     By default the method learns to let the model say what it says with all tokens, so that answers need not be known. A run that
-    was stopped goes on where its last checkpoint is. Two CPU cores train a selector for the demo model in minutes.
+    was stopped goes on where its last checkpoint is. Two CPU cores train a selector for the demo model in minutes. Launched by
+    `accelerate launch` or `torchrun`, processes share the data and train the same weights.
 
     **Examples**
 
@@ -92,6 +93,8 @@ def train(
     - `tokenreduce train llava-hf/llava-1.5-7b-hf --method learned_selector -p asks=true --keep 64 --data asked.jsonl`
 
     - `tokenreduce train llava-hf/llava-1.5-7b-hf --method dyvte --data asked.jsonl --learning-rate 6e-5`
+
+    - `accelerate launch --multi_gpu -m tokenreduce.cli train llava-hf/llava-1.5-7b-hf --method dyvte --data asked.jsonl`
 
     - `tokenreduce run --model demo --method learned_selector --keep 8 -p weights=selector.safetensors`
     """
@@ -102,6 +105,7 @@ def train(
     from tokenreduce.files import why_not_writable
     from tokenreduce.headed_tensors import SUFFIX
     from tokenreduce.loading import quiet
+    from tokenreduce.training_group import TrainingGroup
 
     reason = why_not_writable(out)
     if reason is None and out.suffix.lower() != SUFFIX:
@@ -119,18 +123,21 @@ def train(
         steps=steps, learning_rate=learning_rate, loss=loss.value, relax=relax.value, seed=seed
     )
     quiet()
-    network, processor = load(model, dtype, device, attention)
-    asked = _demo() if data is None else _lines(data, processor)
     state = checkpoint or out.with_name(f".{out.stem}.checkpoint{SUFFIX}")
-    found = tr.train(
-        network,
-        made,  # type: ignore[arg-type]  # what is no method that learns is refused there
-        batches(network, processor, asked, batch, seed),
-        checkpoint=state,
-        every=every,
-        progress=True,
-        settings=settings,
-    )
+    with TrainingGroup.launched() as group:
+        network, processor = load(model, dtype, device, attention)
+        asked = _demo() if data is None else _lines(data, processor)
+        found = tr.train(
+            network,
+            made,  # type: ignore[arg-type]  # what is no method that learns is refused there
+            batches(network, processor, asked, batch, seed),
+            checkpoint=state,
+            every=every,
+            progress=True,
+            settings=settings,
+        )
+    if group.rank > 0:
+        return
     found.weights.save(out, overwrite=overwrite)
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     if curve is not None:

@@ -177,7 +177,7 @@ class DyVTE(LearnedMethod):
             )
         samples, own = zip(*sorted(leaving.read.items()))
         gate = step.learned.part(f"gates.{leaving.drawn}", own[0])
-        return F.cross_entropy(gate_logits(gate, torch.stack(own)), label[list(samples)])
+        return F.cross_entropy(gate_logits(gate, torch.stack(own)), label[list(samples)], reduction="none")
 
     def _without(self, batch: int, n: int, device: torch.device) -> Reduction:
         nothing = torch.empty(batch, 0, dtype=torch.long, device=device)
