@@ -20,7 +20,7 @@ from tokenreduce.learned_module import Learned
 from tokenreduce.registry import make
 from tokenreduce.training_group import TrainingGroup
 from tokenreduce.training_settings import TrainingSettings
-from tokenreduce.training_state import load_state, save_state
+from tokenreduce.training_state import follow, load_state, save_state
 from tokenreduce.training_step import TrainingStep
 from tokenreduce.validation import whole
 from tokenreduce.weights import Weights
@@ -145,6 +145,7 @@ def _step(made: LearnedMethod, optimizer: torch.optim.Optimizer, step: TrainingS
     found.backward()
     group.sum_gradients(learned.module.parameters())
     nn.utils.clip_grad_norm_(learned.module.parameters(), CLIP)
+    follow(optimizer)
     optimizer.step()
     return float(group.summed(found.detach()))
 

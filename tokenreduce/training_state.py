@@ -58,6 +58,14 @@ def load_state(path: Path | None, header: Header, module: nn.Module, optimizer: 
     return list(said["losses"])
 
 
+def follow(optimizer: torch.optim.Optimizer) -> None:
+    """Bring what the optimizer holds of each parameter to where that is: a module that learns moves when it first runs."""
+    for parameter, own in optimizer.state.items():
+        own |= {
+            n: x.to(parameter.device) for n, x in own.items() if isinstance(x, Tensor) and x.shape == parameter.shape
+        }
+
+
 def flat(content: dict[str, object], before: str = "") -> dict[str, object]:
     """Values by their path; sequences are lists, as JSON has them."""
     found: dict[str, object] = {}

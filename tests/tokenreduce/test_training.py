@@ -18,6 +18,7 @@ import tokenreduce as tr
 from tokenreduce.cli import app
 from tokenreduce.eval import demo
 from tokenreduce.relaxed_selection import soft_top_k
+from tokenreduce.training_state import follow
 
 HERE = Path(__file__).resolve().parent.parent
 
@@ -157,6 +158,18 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(model, one_thread, tm
     whole = tr.train(model, "learned_selector", lambda step: made[step % 3], keep=5, settings=settings)
     assert killed.weights.sha256 == whole.weights.sha256
     assert killed.losses == whole.losses
+
+
+def test_what_the_optimizer_holds_goes_where_the_module_went():
+    module = torch.nn.Linear(
+        3, 2, device="meta"
+    )  # as where a checkpoint was read before the first forward pass moved it
+    optimizer = torch.optim.AdamW(module.parameters())
+    for parameter in module.parameters():
+        optimizer.state[parameter] = {"step": torch.tensor(4.0), "exp_avg": torch.zeros(parameter.shape)}
+    follow(optimizer)
+    for own in optimizer.state.values():
+        assert (own["step"].device.type, own["exp_avg"].device.type) == ("cpu", "meta")
 
 
 def test_a_checkpoint_of_another_run_is_refused(model, tmp_path):
