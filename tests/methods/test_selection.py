@@ -35,6 +35,7 @@ IMAGES = [
 
 #: tested by what they need: test_layer_by_layer.py (an average over layers), and files of their own
 ELSEWHERE = ("aim", "pyramiddrop", "sparsevlm", "cdpruner", "dart", "dyvte", "learned_selector", "query_compressor")
+ELSEWHERE += ("videollm_mod",)
 
 
 # methods that answer for a single image with exactly the budget
