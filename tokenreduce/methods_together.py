@@ -22,16 +22,12 @@ def check_together(steps: Sequence[tuple[Method, Step]]) -> None:
     coding = [method.name for method, step in steps if step.codec is not None]
     if len(coding) > 1:
         raise ValueError(f"methods={coding} hold the cache in few bits, each in its own way; allowed: one of them")
-    passing = {method.name for method, step in steps if step.when == "layer"}
+    passing = [(method.name, step.layer) for method, step in steps if step.when == "layer"]
     later = [m.name for m, step in steps if step.stage in ("llm", "cache", "decode") and step.when != "layer"]
-    if passing and (
-        later
-        or len(passing) > 1
-        or len({step.layer for _, step in steps if step.when == "layer"})
-        < sum(step.when == "layer" for _, step in steps)
-    ):
+    names = {name for name, _ in passing}
+    if passing and (later or len(names) > 1 or len(set(passing)) < len(passing)):
         raise ValueError(
-            f"methods={sorted(passing)} let tokens pass by decoder layers, beside methods={later} inside the language model; "
+            f"methods={sorted(names)} let tokens pass by decoder layers, beside methods={later} inside the language model; "
             "allowed: one such method, beside methods of the stages 'pixels', 'encoder' and 'projector'"
         )
     first, inside = (

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from models import IMAGE_TOKEN, llava, prompt
+from probe_methods import CacheHalf
 
 import tokenreduce as tr
 from tokenreduce.method import Method, Step
@@ -93,26 +94,9 @@ def test_features_made_for_a_cache_are_refused(model):
         model(**prompt(model, [1]))
 
 
-@dataclass(frozen=True, kw_only=True)
-class FirstHalf(Method, register=False):
-    """From ``layer`` on a cache keeps the first half of the tokens."""
-
-    name = "first_half"
-    title = "the first half"
-    stages = ("cache",)
-    layer: int = 0
-
-    def plan(self, facts):
-        return (Step("cache", layer=self.layer),)
-
-    def reduce(self, tokens):
-        n = tokens.num_tokens
-        return Reduction.select(torch.arange(n // 2).expand(len(tokens.features), -1), n)
-
-
 def test_what_one_cache_step_dropped_stays_dropped_at_a_later_one(model):
     inputs = prompt(model, [1])
     n, length = int((inputs["input_ids"] == IMAGE_TOKEN).sum()), inputs["input_ids"].shape[1]
-    with torch.no_grad(), tr.wrapped(model, FirstHalf(), FirstHalf(layer=2)):
+    with torch.no_grad(), tr.wrapped(model, CacheHalf(keep=0.5), CacheHalf(keep=0.5, layer=2)):
         cache = model(**inputs).past_key_values
     assert [layer.keys.shape[2] for layer in cache.layers] == [length - n // 2] * 2 + [length - n + n // 4] * 3

@@ -32,15 +32,12 @@ IMAGES = [
     name for name, cls in registry().items() if "encoder" not in cls.stages and "image" in cls.media and cls.shortens
 ]
 
-
 #: tested by what they need: test_layer_by_layer.py (an average over layers), and files of their own
 ELSEWHERE = ("aim", "pyramiddrop", "sparsevlm", "cdpruner", "dart", "dyvte", "learned_selector", "query_compressor")
 ELSEWHERE += ("videollm_mod",)
 
-
 # methods that answer for a single image with exactly the budget
 NAMES = [name for name in IMAGES if name not in ELSEWHERE]
-
 
 every_method = pytest.mark.parametrize("name", NAMES)
 

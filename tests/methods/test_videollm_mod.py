@@ -164,3 +164,12 @@ def test_counts_of_each_sample_are_refused(model):
     refused = pytest.raises(ValueError, match=r"videollm_mod.*unlike counts.*allowed")
     with tr.wrapped(model, tr.VideoLLMMoD()), tr.budget(model, keep=[0.25, 0.5]), refused:
         model(**prompt(model, [1, 1], "left"))
+
+
+def test_weights_say_which_layers_are_routed():
+    facts = family_of(llava()).offers()
+    made = tr.VideoLLMMoD(every=3)
+    weights = tr.Weights.made(made.header(facts, {}), made.untrained(facts))
+    assert tr.VideoLLMMoD(weights=weights).routed(facts) == (2,) == made.routed(facts)
+    with pytest.raises(ValueError, match="every=2, but the weights were trained with every=3"):
+        tr.VideoLLMMoD(weights=weights, every=2).learned(facts)

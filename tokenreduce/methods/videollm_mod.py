@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -32,7 +33,7 @@ class VideoLLMMoD(LearnedMethod):
 
     Attributes:
         keep: visual tokens that such a layer takes in, as a fraction or a count per image; the paper's is 0.2.
-        every: distance of these layers; the first is ``every`` - 1 (0-based).
+        every: distance of these layers; the first is ``every`` - 1 (0-based). None: as the weights say; new ones have 2.
 
     Source: Wu et al., "VideoLLM-MoD: Efficient Video-Language Streaming with Mixture-of-Depths Vision Computation", NeurIPS 2024,
         arXiv 2408.16730; the router is that of Raposo et al., "Mixture-of-Depths", arXiv 2404.02258, equation 1.
@@ -45,18 +46,20 @@ class VideoLLMMoD(LearnedMethod):
     stages = ("llm",)
     counts_at = "passed_by"
     looks_at = "hidden states, every second decoder layer"
+    shaped_by = MappingProxyType({"every": 2})  # as in the paper
 
     keep: float | int | str | None = 0.2
-    every: int = 2
+    every: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole("every", self.every, 2, ", which is every second layer, as in the paper")
+        whole("every", self.every, 2, ", which is every second layer, as in the paper", none=True)
         choice("positions", self.positions, ("keep",))
 
     def routed(self, facts: ModelFacts) -> tuple[int, ...]:
         """The decoder layers that tokens pass by."""
-        return tuple(range(self.every - 1, facts.decoder_depth, self.every))
+        every = self.shape["every"]
+        return tuple(range(every - 1, facts.decoder_depth, every))
 
     def module(self, facts: ModelFacts) -> nn.Module:
         return Routers(self.routed(facts), facts.decoder_width)
@@ -65,7 +68,8 @@ class VideoLLMMoD(LearnedMethod):
         layers = self.routed(facts)
         if not layers:
             raise ValueError(
-                f"every={self.every} of a language model of {facts.decoder_depth} layers; allowed: 2 to {facts.decoder_depth}"
+                f"every={self.shape['every']} of a language model of {facts.decoder_depth} layers; allowed: 2 to "
+                f"{facts.decoder_depth}"
             )
         return tuple(Step("llm", layer=layer, when="layer") for layer in layers)
 
