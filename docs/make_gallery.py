@@ -48,8 +48,9 @@ def save(name: str, picture: Image.Image) -> str:
 
 def every_method(model, processor, photo: Image.Image) -> list[str]:
     """All methods on one photograph, and what those that rank were ranking by."""
-    names = [row["name"] for row in tr.methods() if row["name"] in registry() and registry()[row["name"]].shortens]
-    refused = servable(model, [name for name in names if "image" in registry()[name].media], [KEEP])
+    known = {name: cls for name, cls in registry().items() if cls.shortens and "image" in cls.media}
+    names = [row["name"] for row in tr.methods() if row["name"] in known]
+    refused = servable(model, names, [KEEP])
     names = [name for name in names if name not in refused]
     kept, ranked = [], []
     for name in names:
@@ -60,7 +61,7 @@ def every_method(model, processor, photo: Image.Image) -> list[str]:
     return [
         "## Every method\n",
         f"A photograph at {KEEP:.0%} of the tokens: kept patches in their pixels, dropped ones dark, merged groups in their mean "
-        f"colour, outlines by role. Methods for video leave a single picture alone. In this order: {', '.join(names)}."
+        f"colour, outlines by role. Methods for video alone are drawn on their pages. In this order: {', '.join(names)}."
         + "".join(f" Not here: {name} ({why.partition(';')[0]})." for name, why in refused.items())
         + "\n",
         save("every_method", sheet(*map(list, zip(*kept)), 6, tile=190)),
