@@ -10,7 +10,8 @@ import reduced
 import torch
 
 from tokenreduce.eval.tiny_models.llava import best_tiles, without_padding
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method, Step
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.reduction import Reduction
 from tokenreduce.traces import Trace
 

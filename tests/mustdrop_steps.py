@@ -6,8 +6,9 @@ from typing import Any
 
 from standins import FACTS
 
-from tokenreduce.method import ModelFacts, Step
+from tokenreduce.method import Step
 from tokenreduce.methods.mustdrop import MustDrop
+from tokenreduce.model_facts import ModelFacts
 
 
 def facts(**more: Any) -> ModelFacts:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from tokenreduce.kernels.fingerprint import hash_uniform
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method, Step
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.reduction import Reduction
 from tokenreduce.signals import ImageFingerprint, Keys, LastQueryAttention
 from tokenreduce.tokens import VisualTokens

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method, Step
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.reduction import Reduction
 
 LAYER = 3

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from tokenreduce.layout import Layout
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method, Step
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.reduction import Reduction
 from tokenreduce.registry import registry
 from tokenreduce.signals import (

@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from tokenreduce.method import ModelFacts
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.tokens import STAGES
 
 #: a CLIP-L/14-336 tower under a 7B language model

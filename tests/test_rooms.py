@@ -23,6 +23,7 @@ NOUNS = {
     "projection",
     "layout",
     "method",
+    "model_facts",
     "reduction",
     "signals",
     "tokens",

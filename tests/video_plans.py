@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenreduce.layout import Layout
-from tokenreduce.method import Method, ModelFacts
+from tokenreduce.method import Method
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.reduction import Reduction
 from tokenreduce.tokens import STAGES, VisualTokens
 

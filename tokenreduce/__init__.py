@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tokenreduce.layout import Layout
     from tokenreduce.learned_method import LearnedMethod
     from tokenreduce.measurements import clear_measured
-    from tokenreduce.method import Method, ModelFacts, Step
+    from tokenreduce.method import Method, Step
     from tokenreduce.methods.aim import AIM
     from tokenreduce.methods.cdpruner import CDPruner
     from tokenreduce.methods.dart import DART
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from tokenreduce.methods.tome import ToMe
     from tokenreduce.methods.uniform import Uniform
     from tokenreduce.methods.videollm_mod import VideoLLMMoD
+    from tokenreduce.model_facts import ModelFacts
     from tokenreduce.picture_selection import selection
     from tokenreduce.prompts import prompt_length, question
     from tokenreduce.reduction import Reduction
@@ -77,7 +78,7 @@ _HOME = {
     "Budget": "budgets",
     "Report": "cost",
     "Method": "method",
-    "ModelFacts": "method",
+    "ModelFacts": "model_facts",
     "Step": "method",
     "explore": "draw.explorer",
     "families": "tables",

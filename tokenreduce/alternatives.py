@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tokenreduce.method import Method, ModelFacts
+from tokenreduce.method import Method
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.pipeline import Pipeline
 from tokenreduce.registry import registry
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from tokenreduce.best_known_table import OWN, Row, rows_of
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method, Step
+from tokenreduce.model_facts import ModelFacts
 
 KINDS = ("document", "photo", "video")
 

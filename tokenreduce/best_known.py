@@ -11,7 +11,8 @@ from typing import Any
 
 from tokenreduce.auto import Auto
 from tokenreduce.best_known_table import ranked
-from tokenreduce.method import Method, ModelFacts
+from tokenreduce.method import Method
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.pipeline import Pipeline
 from tokenreduce.registry import make
 

@@ -16,7 +16,7 @@ import torch
 
 from tokenreduce.files import writing
 from tokenreduce.headed_tensors import SUFFIX, differing, packed, unpacked
-from tokenreduce.method import ModelFacts
+from tokenreduce.model_facts import ModelFacts
 
 KIND = "tokenreduce calibration"
 SUFFIXES = (".json", SUFFIX)

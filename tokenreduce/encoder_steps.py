@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method, Step
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.step_checks import check_step
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tokenreduce.method import ModelFacts, Step
+from tokenreduce.method import Step
+from tokenreduce.model_facts import ModelFacts
 
 
 def check_around_layer(name: str, step: Step, facts: ModelFacts) -> None:

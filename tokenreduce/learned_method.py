@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from tokenreduce.distillation import distilled
 from tokenreduce.learned_module import Learned
-from tokenreduce.method import Method, ModelFacts
+from tokenreduce.method import Method
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.training_step import TrainingStep
 from tokenreduce.weights import Base, Header, Weights
 

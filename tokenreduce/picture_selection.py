@@ -12,7 +12,8 @@ from torch import Tensor
 from tokenreduce.groups import Image, ImageGroup, group_images
 from tokenreduce.layout import Layout, PixelUnit
 from tokenreduce.learned_method import LearnedMethod
-from tokenreduce.method import Method, ModelFacts
+from tokenreduce.method import Method
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.pipeline import Pipeline, acts
 from tokenreduce.projection import Projector
 from tokenreduce.reduction import Reduction
@@ -40,9 +41,7 @@ Keep = float | int | None
 
 
 class Reduced(NamedTuple):
-    """Rows (K, D) that are left of a picture's features, the token (K,) long whose place, and position id, each has, and the rows
-    (K, E) of what travelled beside them.
-    """
+    """Rows (K, D) left of a picture, the token (K,) long whose place and position id each has, and what came beside them, (K, E)."""
 
     rows: Tensor
     place: Tensor

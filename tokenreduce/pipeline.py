@@ -11,8 +11,9 @@ from typing import Any, Protocol
 from tokenreduce.encoder_steps import EncoderStep, encoder_steps
 from tokenreduce.groups import ImageGroup
 from tokenreduce.learned_method import LearnedMethod
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method, Step
 from tokenreduce.methods_together import check_together
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.per_thread import PerThread, nothing
 from tokenreduce.projection import Projector
 from tokenreduce.reduction import Reduction

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tokenreduce.method import ModelFacts
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.projection import Projector
 from tokenreduce.signals import ProjectorInput
 from tokenreduce.tokens import VisualTokens

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Literal, NamedTuple
 
-from tokenreduce.method import ModelFacts
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.validation import in_range
 
 Place = Literal["encoder", "projector"]

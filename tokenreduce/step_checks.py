@@ -8,7 +8,8 @@ from dataclasses import replace
 from tokenreduce.block_signals import AttentionMap, BlockInput
 from tokenreduce.layer_checks import check_around_layer
 from tokenreduce.layout import Layout
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method, Step
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.reduction import Reduction
 from tokenreduce.signals import (
     AttentionReceived,

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from tokenreduce.attachment import attachment_of, is_wrapped
 from tokenreduce.calibration import Calibration, Tower
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method, Step
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.reduction import Reduction
 from tokenreduce.schedules import STAIRCASES, fit, needs_encoder, staircase
 from tokenreduce.signals import Keys

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from tokenreduce.method import ModelFacts
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.signals import AttentionReceived, ClsAttention, Signal
 
 #: ``cls``: attention of the [CLS] query; ``global_mean``: attention received, averaged over all queries

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tokenreduce.learned_module import Learned
-from tokenreduce.method import ModelFacts
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.training_settings import TrainingSettings
 
 WRITTEN = 32  # tokens of an answer that the model writes itself, at the most

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tokenreduce.files import writing
 from tokenreduce.headed_tensors import SUFFIX, differing, packed, unpacked
 from tokenreduce.learned_module import Learned
-from tokenreduce.method import ModelFacts
+from tokenreduce.model_facts import ModelFacts
 
 KIND = "tokenreduce weights"
 

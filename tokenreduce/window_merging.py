@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tokenreduce.kernels.top_k import top_k
-from tokenreduce.method import ModelFacts
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.schedules import can_merge_inside
 
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from tokenreduce.adapters.encoders.blocks import Block
 from tokenreduce.adapters.encoders.patch_grid import PatchGrid
 from tokenreduce.adapters.registry import register
-from tokenreduce.method import ModelFacts
+from tokenreduce.model_facts import ModelFacts
 
 
 class EncoderFamily:

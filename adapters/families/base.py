@@ -15,7 +15,7 @@ from tokenreduce.adapters.registry import register
 from tokenreduce.adapters.upstream.decoder import RECURRENT, TOKENWISE, attention_of, holders, layer_type, layers_holder
 from tokenreduce.adapters.upstream.model import special_ids
 from tokenreduce.adapters.visual_inputs import Join, Medium, Placed
-from tokenreduce.method import ModelFacts
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.uploading import uploaded
 
 DECODER_LAYERS = ("full_attention", "sliding_attention")

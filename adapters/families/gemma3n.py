@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tokenreduce.adapters.families.base import Family
 from tokenreduce.adapters.visual_inputs import Picture, Projection, TowerCall
 from tokenreduce.layout import Layout
-from tokenreduce.method import ModelFacts
+from tokenreduce.model_facts import ModelFacts
 
 
 class Gemma3n(Family):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tokenreduce.adapters.families.any_resolution import AnyresTower
 from tokenreduce.adapters.visual_inputs import Picture, Projection, TowerCall
-from tokenreduce.method import ModelFacts
+from tokenreduce.model_facts import ModelFacts
 
 
 class Granite4Vision(AnyresTower):

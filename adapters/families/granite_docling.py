@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tokenreduce.adapters.families.tile_grid import TileGrid
 from tokenreduce.adapters.visual_inputs import Picture, Projection, TowerCall
 from tokenreduce.layout import Layout
-from tokenreduce.method import ModelFacts
+from tokenreduce.model_facts import ModelFacts
 
 
 class GraniteDocling(TileGrid):

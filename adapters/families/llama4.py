@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenreduce.adapters.families.tile_grid import TileGrid
-from tokenreduce.method import ModelFacts
+from tokenreduce.model_facts import ModelFacts
 
 
 class Llama4(TileGrid):

@@ -12,7 +12,7 @@ from tokenreduce.adapters.families.grid_units import patches_of_tokens, pixels_o
 from tokenreduce.adapters.upstream.model import feature_layer
 from tokenreduce.adapters.visual_inputs import NotedCall, Picture, Projection, TowerCall
 from tokenreduce.layout import Layout, PixelUnit
-from tokenreduce.method import ModelFacts
+from tokenreduce.model_facts import ModelFacts
 
 HALF = (0.5, 0.5, 0.5)
 TOWERS = {"clip_vision_model": 1, "siglip_vision_model": 0}  # rows before the first patch

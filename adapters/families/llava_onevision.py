@@ -10,7 +10,7 @@ from torch import Tensor
 from tokenreduce.adapters.families.any_resolution import AnyresTower
 from tokenreduce.adapters.visual_inputs import Picture, TowerCall
 from tokenreduce.layout import Layout
-from tokenreduce.method import ModelFacts
+from tokenreduce.model_facts import ModelFacts
 
 
 class LlavaOnevision(AnyresTower):

@@ -14,7 +14,7 @@ from tokenreduce.adapters.families.tower_facts import by_channel
 from tokenreduce.adapters.visual_inputs import Picture, Placed, TowerCall
 from tokenreduce.groups import Image
 from tokenreduce.layout import Layout
-from tokenreduce.method import ModelFacts
+from tokenreduce.model_facts import ModelFacts
 
 
 class Mllama(Family):

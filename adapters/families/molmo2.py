@@ -12,7 +12,7 @@ from torch import Tensor
 from tokenreduce.adapters.families.base import Family
 from tokenreduce.adapters.visual_inputs import NotedCall, Picture, Projection, TowerCall
 from tokenreduce.layout import Layout, Medium
-from tokenreduce.method import ModelFacts
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.uploading import uploaded
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tokenreduce.adapters.families.packed_raster import PackedRaster, from_windows
 from tokenreduce.adapters.visual_inputs import Picture, Projection, TowerCall
-from tokenreduce.method import ModelFacts
+from tokenreduce.model_facts import ModelFacts
 
 
 class MuseGlimmer(PackedRaster):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tokenreduce.adapters.families.packed_raster import PackedRaster
 from tokenreduce.adapters.visual_inputs import Medium, NotedCall, Picture, TowerCall
-from tokenreduce.method import ModelFacts
+from tokenreduce.model_facts import ModelFacts
 
 
 class NemotronHOmni(PackedRaster):

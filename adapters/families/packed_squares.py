@@ -9,7 +9,7 @@ from torch import Tensor
 from tokenreduce.adapters.families.base import Family
 from tokenreduce.adapters.visual_inputs import Picture, TowerCall
 from tokenreduce.layout import Layout
-from tokenreduce.method import ModelFacts
+from tokenreduce.model_facts import ModelFacts
 
 
 class PackedSquares(Family):

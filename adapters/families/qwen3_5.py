@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tokenreduce.adapters.families.qwen3_vl import Qwen3VL
-from tokenreduce.method import ModelFacts
+from tokenreduce.model_facts import ModelFacts
 
 
 class Qwen3_5(Qwen3VL):

@@ -7,7 +7,7 @@ from dataclasses import replace
 from tokenreduce.adapters.families.deepseek_ocr2 import TilesAndPage, halved
 from tokenreduce.adapters.visual_inputs import TowerCall
 from tokenreduce.layout import Layout
-from tokenreduce.method import ModelFacts
+from tokenreduce.model_facts import ModelFacts
 
 
 class Step3p7(TilesAndPage):

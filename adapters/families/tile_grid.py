@@ -11,7 +11,7 @@ from tokenreduce.adapters.families.base import Family
 from tokenreduce.adapters.families.grid_units import patches_of_tokens, pixels_of_tokens
 from tokenreduce.adapters.visual_inputs import Picture, TowerCall
 from tokenreduce.layout import Layout, PixelUnit
-from tokenreduce.method import ModelFacts
+from tokenreduce.model_facts import ModelFacts
 
 
 class TileGrid(Family):

@@ -12,7 +12,7 @@ from tokenreduce.adapters.encoders.blocks import Block, TransformersBlock, atten
 from tokenreduce.adapters.encoders.patch_grid import PatchGrid
 from tokenreduce.adapters.visual_inputs import NotedCall, Picture, Projection, TowerCall
 from tokenreduce.layout import Layout, PixelUnit
-from tokenreduce.method import ModelFacts
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.uploading import uploaded
 
 

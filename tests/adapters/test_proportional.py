@@ -18,7 +18,8 @@ from tokenreduce.adapters.encoders.blocks import MultiheadBlock
 from tokenreduce.adapters.registry import family_of
 from tokenreduce.eval import tiny_models as zoo
 from tokenreduce.eval.bench.timing import LargestTensor
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method, Step
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.reduction import Reduction
 from tokenreduce.signals import AttentionReceived, ClsAttention
 

@@ -7,7 +7,8 @@ import torch
 from models import llava, prompt
 
 import tokenreduce as tr
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method, Step
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.reduction import Reduction
 from tokenreduce.signals import (
     AttentionReceived,

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlavaConfig, LlavaForCon
 
 import tokenreduce as tr
 from tokenreduce.eval import tiny_models
-from tokenreduce.method import ModelFacts
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.pipeline import Pipeline
 from tokenreduce.registry import make
 

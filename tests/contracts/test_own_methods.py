@@ -11,7 +11,8 @@ from probe_methods import Nothing, Remembers
 
 import tokenreduce as tr
 from tokenreduce.layout import Layout
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method, Step
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.pipeline import Pipeline
 from tokenreduce.reduction import Reduction
 from tokenreduce.registry import registry

@@ -15,7 +15,8 @@ from transformers import DynamicCache
 import tokenreduce as tr
 from tokenreduce.eval import tiny_models as zoo
 from tokenreduce.eval.doctor.beside import fewer_rows, merged, rows_left
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method, Step
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.reduction import Reduction
 from tokenreduce.signals import AttentionReceived, Keys, ProjectorInput
 

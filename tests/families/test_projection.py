@@ -10,7 +10,8 @@ from test_zoo import VARIANTS
 import tokenreduce as tr
 from tokenreduce.adapters.registry import family_of
 from tokenreduce.eval import tiny_models as zoo
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method, Step
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.reduction import Reduction
 from tokenreduce.signals import ClsAttention, ProjectorInput, TowerPrefix
 

@@ -11,7 +11,8 @@ from golden_cases.vectors import Meta
 from torch import Tensor
 
 from tokenreduce.layout import Layout
-from tokenreduce.method import Method, ModelFacts
+from tokenreduce.method import Method
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.reduction import Reduction
 from tokenreduce.tokens import STAGES, VisualTokens
 

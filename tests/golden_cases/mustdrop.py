@@ -22,8 +22,9 @@ from tokenreduce.groups import Image, ImageGroup, group_images
 from tokenreduce.kernels.attention_row import attention_row
 from tokenreduce.kernels.window_similarity import window_similarity
 from tokenreduce.layout import Layout
-from tokenreduce.method import ModelFacts, Step
+from tokenreduce.method import Step
 from tokenreduce.methods.mustdrop import KEY, ROLES, MustDrop
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.reduction import Reduction
 from tokenreduce.signals import ClsAttention
 from tokenreduce.text_attention import attended, key_set

@@ -15,8 +15,9 @@ from torch import Tensor
 import tokenreduce as tr
 from tokenreduce.kernels.temporal_segmentation import temporal_segmentation
 from tokenreduce.layout import Layout
-from tokenreduce.method import ModelFacts, Step
+from tokenreduce.method import Step
 from tokenreduce.methods.holitom import HoliTom
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.segment_stream import Segment
 from tokenreduce.signals import AttentionReceived, LastQueryAttention
 from tokenreduce.tokens import STAGES

@@ -13,8 +13,9 @@ from transformers import DynamicCache, StaticCache
 
 import tokenreduce as tr
 from tokenreduce.layout import Layout
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method, Step
 from tokenreduce.methods.promptdistill import smoothed
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.reduction import Reduction
 from tokenreduce.signals import LastQueryAttention
 from tokenreduce.tokens import VisualTokens

@@ -13,8 +13,8 @@ from pitome_tokens import shown, sizes
 from standins import FACTS, alone, random
 
 from tokenreduce.energy_merging import PRESETS, Merge, merges, spread_by_share
-from tokenreduce.method import ModelFacts
 from tokenreduce.methods.pitome import PiToMe
+from tokenreduce.model_facts import ModelFacts
 
 
 def left(facts: ModelFacts, method: PiToMe, rows: int | None = None) -> int:

@@ -8,7 +8,8 @@ from typing import Literal
 
 from tokenreduce.budgets import Budget
 from tokenreduce.matching import in_rounds, match, ordered
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method, Step
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.projector_rows import rows_substitute
 from tokenreduce.reduction import Reduction
 from tokenreduce.schedules import Line, rounded

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tokenreduce.joint_space import JointSpace, Question
 from tokenreduce.kernels.greedy_selection import dpp_selection
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method, Step
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.reduction import Reduction
 from tokenreduce.schedules import largest_remainder
 from tokenreduce.signals import Hidden, Text, TowerRows

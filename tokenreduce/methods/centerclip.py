@@ -19,7 +19,8 @@ from tokenreduce.k_medoids import (
     spectral_rows,
     unit,
 )
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method, Step
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.reduction import Reduction
 from tokenreduce.tokens import VisualTokens
 from tokenreduce.validation import choice, whole

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from tokenreduce.kernels.rows import unit_rows
 from tokenreduce.kernels.top_k import top_k
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method, Step
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.reduction import Reduction
 from tokenreduce.signals import Columns, DecoderKeys, Hidden, Text
 from tokenreduce.tokens import VisualTokens

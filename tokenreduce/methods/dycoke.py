@@ -12,7 +12,8 @@ from torch import Tensor
 
 from tokenreduce.kernels.top_k import top_k
 from tokenreduce.layout import Layout
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method, Step
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.reduction import Reduction
 from tokenreduce.signals import LastQueryAttention
 from tokenreduce.tokens import VisualTokens

@@ -11,7 +11,8 @@ from typing import Any
 from tokenreduce.block_schedule import BlockSchedule
 from tokenreduce.calibration import Calibration
 from tokenreduce.matching import OutputOrder, match
-from tokenreduce.method import ModelFacts, Step
+from tokenreduce.method import Step
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.reduction import Reduction
 from tokenreduce.schedules import fit, needs_encoder, spread
 from tokenreduce.signals import Keys

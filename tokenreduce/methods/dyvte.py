@@ -14,7 +14,8 @@ from tokenreduce.budgets import Budget
 from tokenreduce.exit_labels import can_leave
 from tokenreduce.learned_method import LearnedMethod
 from tokenreduce.learned_module import Learned
-from tokenreduce.method import ModelFacts, Step
+from tokenreduce.method import Step
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.reduction import Reduction
 from tokenreduce.signals import Hidden, Text
 from tokenreduce.tokens import Rows, VisualTokens

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from tokenreduce.block_schedule import BlockSchedule
 from tokenreduce.matching import OutputOrder
-from tokenreduce.method import ModelFacts, Step
+from tokenreduce.method import Step
 from tokenreduce.mixing import Mix
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.reduction import Reduction
 from tokenreduce.soft_clusters import Cells, nearest, neighbour_temperature, rebuilding, soft_clusters
 from tokenreduce.token_rectangles import Rectangle, rectangles

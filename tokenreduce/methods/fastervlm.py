@@ -7,7 +7,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method, Step
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.reduction import Reduction
 from tokenreduce.tokens import VisualTokens
 from tokenreduce.tower_saliency import SCORES, Score, saliency, saliency_substitute

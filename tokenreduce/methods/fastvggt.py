@@ -14,7 +14,8 @@ from torch import Tensor
 from tokenreduce.attention_rows import AttentionRows
 from tokenreduce.kernels.bipartite_matching import bipartite_matching
 from tokenreduce.kernels.fingerprint import hash_uniform
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method, Step
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.reduction import Reduction
 from tokenreduce.tokens import VisualTokens
 from tokenreduce.validation import choice, whole

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenreduce.anchor_merging import absorbed, shares
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method, Step
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.reduction import Reduction
 from tokenreduce.signals import AttentionReceived
 from tokenreduce.tokens import VisualTokens

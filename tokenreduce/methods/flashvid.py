@@ -12,7 +12,8 @@ from torch import Tensor
 
 from tokenreduce.kernels.greedy_selection import max_min_selection
 from tokenreduce.kernels.top_k import top_k
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method, Step
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.reduction import Reduction
 from tokenreduce.redundancy_trees import Compressed, cuts, gathered, grown, merging, parents, thinned
 from tokenreduce.schedules import scaled_layers

@@ -14,8 +14,9 @@ from tokenreduce.block_schedule import BlockSchedule
 from tokenreduce.block_signals import AttentionMap, BlockInput
 from tokenreduce.kernels.rows import unit_rows
 from tokenreduce.matching import OutputOrder
-from tokenreduce.method import ModelFacts, Step
+from tokenreduce.method import Step
 from tokenreduce.mixing import Mix
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.reduction import DROPPED, Reduction
 from tokenreduce.schedules import schedule, spread
 from tokenreduce.tokens import VisualTokens

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tokenreduce.anchors_and_registers import select, with_closest
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method, Step
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.reduction import Reduction
 from tokenreduce.signals import AttentionReceived, Hidden, Text
 from tokenreduce.text_relevance import cosine_to_text

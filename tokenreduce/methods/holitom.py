@@ -16,7 +16,8 @@ from tokenreduce.kernels.temporal_segmentation import MAX_WINDOW, temporal_segme
 from tokenreduce.kernels.temporal_similarity import temporal_similarity
 from tokenreduce.kernels.top_k import top_k
 from tokenreduce.matching import fold
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method, Step
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.reduction import Reduction
 from tokenreduce.segment_stream import SegmentStream
 from tokenreduce.signals import AttentionReceived, LastQueryAttention

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tokenreduce.allotment import allot
 from tokenreduce.kernels.rows import take_rows
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method, Step
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.reduction import Reduction
 from tokenreduce.tokens import VisualTokens
 from tokenreduce.tower_saliency import SCORES, Score, saliency, saliency_substitute

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from tokenreduce.kernels.suppressed_selection import suppressed_selection
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method, Step
 from tokenreduce.methods.divprune import in_order_of_choice
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.reduction import Reduction
 from tokenreduce.signals import LastQueryAttention
 from tokenreduce.tokens import VisualTokens

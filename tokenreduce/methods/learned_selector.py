@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from tokenreduce.learned_method import LearnedMethod
-from tokenreduce.method import ModelFacts, Step
+from tokenreduce.method import Step
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.reduction import Reduction
 from tokenreduce.relaxed_selection import relaxed
 from tokenreduce.signals import Text

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tokenreduce.layout import Layout
 from tokenreduce.matching import halvings, in_rounds, match, ordered
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method, Step
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.projector_rows import needs_cls
 from tokenreduce.reduction import Reduction
 from tokenreduce.schedules import largest_remainder

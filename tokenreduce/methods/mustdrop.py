@@ -11,7 +11,8 @@ import torch
 
 from tokenreduce.budgets import Budget
 from tokenreduce.kernels.window_similarity import window_similarity
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method, Step
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.reduction import Reduction
 from tokenreduce.schedules import decay, lengths, scaled_layers
 from tokenreduce.signals import TextAttention

@@ -22,7 +22,8 @@ from tokenreduce.matching import (
     match_energy_bsm,
     ordered,
 )
-from tokenreduce.method import ModelFacts, Step
+from tokenreduce.method import Step
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.reduction import DROPPED, Reduction
 from tokenreduce.schedules import PLACES, Place, merging_place, needs_encoder, place_substitute, schedule
 from tokenreduce.signals import Keys

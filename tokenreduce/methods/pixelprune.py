@@ -7,7 +7,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method, Step
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.novelty import newer, on_grid, unit_values
 from tokenreduce.predictive_coding import (
     Scan,

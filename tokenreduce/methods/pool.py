@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method, Step
 from tokenreduce.methods.uniform import regions
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.reduction import Reduction
 from tokenreduce.tokens import VisualTokens
 

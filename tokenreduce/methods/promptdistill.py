@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tokenreduce.budgets import Budget
 from tokenreduce.layout import Layout
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method, Step
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.reduction import Reduction
 from tokenreduce.schedules import scaled_layers
 from tokenreduce.signals import LastQueryAttention

@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 
 from tokenreduce.kernels.rows import take_rows
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method, Step
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.outlier_absorption import absorb, by_count, by_outliers
 from tokenreduce.projector_rows import in_front, rows_of, rows_substitute
 from tokenreduce.reduction import Reduction

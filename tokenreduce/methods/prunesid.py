@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from tokenreduce.by_count import by_count
 from tokenreduce.kernels.rows import take_rows
 from tokenreduce.matching import ordered
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method, Step
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.principal_groups import select, shares_by_spread, spread
 from tokenreduce.projector_rows import in_front, needs_cls, rows_of, rows_substitute
 from tokenreduce.reduction import DROPPED, Reduction

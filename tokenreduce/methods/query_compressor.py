@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from tokenreduce.kernels.group_mean import group_mean
 from tokenreduce.learned_method import LearnedMethod
-from tokenreduce.method import ModelFacts, Step
+from tokenreduce.method import Step
 from tokenreduce.methods.uniform import regions
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.reduction import Reduction
 from tokenreduce.signals import Text
 from tokenreduce.tokens import VisualTokens

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method, Step
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.novelty import newer, on_grid, unit_values
 from tokenreduce.reduction import Reduction
 from tokenreduce.tokens import VisualTokens

@@ -10,7 +10,8 @@ import torch
 
 from tokenreduce.by_count import by_count
 from tokenreduce.matching import ordered
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method, Step
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.reduction import Reduction
 from tokenreduce.schedules import scaled_layers
 from tokenreduce.signals import AttentionRank, CorrectedAttention, Hidden, Text, TextAttention

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from tokenreduce.budgets import Budget
 from tokenreduce.matching import best_pairs
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method, Step
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.reduction import Reduction
 from tokenreduce.schedules import rounded
 from tokenreduce.signals import Keys

@@ -9,7 +9,8 @@ from typing import Any
 
 from tokenreduce.block_schedule import BlockSchedule
 from tokenreduce.matching import OutputOrder, in_rounds, match, ordered
-from tokenreduce.method import ModelFacts, Step
+from tokenreduce.method import Step
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.reduction import Reduction
 from tokenreduce.schedules import (
     PLACES,

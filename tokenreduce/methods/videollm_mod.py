@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from tokenreduce.learned_method import LearnedMethod
-from tokenreduce.method import ModelFacts, Step
+from tokenreduce.method import Step
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.reduction import Reduction
 from tokenreduce.tokens import VisualTokens
 from tokenreduce.validation import choice, whole

@@ -13,7 +13,8 @@ from tokenreduce.cache_codec import Coded
 from tokenreduce.channel_coding import coded_keys, coded_values
 from tokenreduce.kernels.top_k import top_k
 from tokenreduce.layout import Layout
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method, Step
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.reduction import Reduction
 from tokenreduce.signals import Text
 from tokenreduce.tokens import VisualTokens

@@ -13,7 +13,8 @@ from tokenreduce.kernels.group_mean import group_mean
 from tokenreduce.kernels.rows import take_rows
 from tokenreduce.kernels.top_k import top_k
 from tokenreduce.matching import ordered
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method, Step
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.projector_rows import in_front, needs_cls, rows_of, rows_substitute
 from tokenreduce.reduction import DROPPED, Reduction
 from tokenreduce.signals import Keys, ProjectorInput, TowerPrefix

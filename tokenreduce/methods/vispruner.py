@@ -10,7 +10,8 @@ from torch import Tensor
 
 from tokenreduce.kernels.rows import take_rows, unit_rows
 from tokenreduce.kernels.top_k import top_k
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method, Step
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.projector_rows import rows_substitute
 from tokenreduce.reduction import Reduction
 from tokenreduce.signals import ProjectorInput

@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method, Step
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.reduction import Reduction
 from tokenreduce.tokens import VisualTokens
 from tokenreduce.tower_saliency import SCORES, Score, saliency, saliency_substitute

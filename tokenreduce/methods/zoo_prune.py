@@ -10,7 +10,8 @@ from torch import Tensor
 
 from tokenreduce.kernels.fingerprint import hash_normal
 from tokenreduce.kernels.greedy_selection import max_min_selection
-from tokenreduce.method import Method, ModelFacts, Step
+from tokenreduce.method import Method, Step
+from tokenreduce.model_facts import ModelFacts
 from tokenreduce.projection import Projector
 from tokenreduce.projector_rows import rows_substitute
 from tokenreduce.reduction import Reduction

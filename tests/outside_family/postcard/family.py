@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from tokenreduce.adapters.families.base import Family
 from tokenreduce.adapters.visual_inputs import Picture, Projection
 from tokenreduce.layout import Layout
-from tokenreduce.method import ModelFacts
+from tokenreduce.model_facts import ModelFacts
 
 
 class Postcard(Family):
