@@ -41,7 +41,7 @@ Keep = float | int | None
 
 
 class Reduced(NamedTuple):
-    """Rows (K, D) left of a picture, the token (K,) long whose place and position id each has, and what came beside them, (K, E)."""
+    """Rows (K, D) left of a picture, the token (K,) long whose place and position id each has, and what came beside, (K, E)."""
 
     rows: Tensor
     place: Tensor
