@@ -29,6 +29,7 @@ ALONE = {
     "centerclip": {"joins": 4},
     "fastvggt": {"joins": 8},
 }  # of eight frames, in the tower by itself
+BLOCKS = {"video_xl_2": {"chunk_size": 1, "topk": 2, "run": 9}}  # of a video of eight frames
 BEFORE_THE_TOWER = ("pixelprune", "rlt")  # drawn on what they are made for
 ELSEWHERE = (
     *BEFORE_THE_TOWER,
@@ -188,7 +189,7 @@ def videos_one_by_one(model, processor, *names: str) -> None:
         ):
             continue
         alone = ALONE.get(row["name"])
-        made_by = method(keep=VIDEO_KEEP, **alone or {})
+        made_by = method(keep=VIDEO_KEEP, **(alone or BLOCKS.get(row["name"], {})))
         if row["name"] == "fastvggt":
             images, frames = filmed_around(model, processor, made_by)
         else:

@@ -21,6 +21,7 @@ from tokenreduce.registry import registry
 
 #: for models this small: a window that divides grids of 4 x 4, a budget that five layers can meet, groups that fit a prompt
 SMALL: dict[str, dict[str, Any]] = {"mustdrop": {"window": 2, "keep": 0.75}, "vidkv": {"group": 4, "residual": 4}}
+SMALL["video_xl_2"] = {"block_size": 1, "previous": 0, "chunk_size": 1, "run": 2}
 ADVICE = ("allowed", "use ", "pass ", "give ", "offers", "choose")
 WORKS, PASSES, REFUSES = "works", "passes them through", "refuses: "
 

@@ -25,6 +25,12 @@ def test_bits_of_the_cache():
     assert text == made.page(text, json.loads(made.DATA.read_text())), "run python benchmarks/cache_bits.py --page"
 
 
+def test_a_pooled_cache():
+    made = script("benchmarks/pooled_cache.py")
+    text = made.PAGE.read_text()
+    assert text == made.page(text, json.loads(made.DATA.read_text())), "run python benchmarks/pooled_cache.py --page"
+
+
 def test_serving():
     made = script("benchmarks/serving_page.py")
     text = made.PAGE.read_text()

@@ -36,6 +36,7 @@ ALLOWED = {
     "tokenreduce/methods": {
         "allotment",
         "anchor_merging",
+        "bilevel_cache",
         "block_schedule",
         "anchors_and_registers",
         "by_count",

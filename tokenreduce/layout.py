@@ -65,6 +65,13 @@ class Layout:
         return _split(self, by)
 
     @property
+    def frame(self) -> tuple[int, ...]:
+        """Frame of every token; of an image seen in several views, the view."""
+        parts = self.split("frame")
+        owner = {n: t for t, (_, own) in enumerate(parts) for n in own}
+        return tuple(owner[n] for n in range(self.num_tokens))
+
+    @property
     def patches(self) -> tuple[int, ...]:
         """Cell of every token, counted through the complete grids of all views."""
         if not self.views:

@@ -39,6 +39,9 @@ class Step:
             works on, without asking the method again; None: from ``layer`` on, to what it answers.
         codec: at the cache, how it holds, from ``layer`` on, what every reduction left. Which original tokens are to lose less,
             the method notes as ``protected``, (B, N0) bool.
+        split: at the cache, text behind the last picture of a prompt is read only once the cache is as all steps leave it.
+        chunks: with that, of a video, (frames of a chunk, chunks): each chunk sees itself, so many chunks of its video before it,
+            and everything else that comes before it; None: all.
         proportional: at the encoder, whether attention from then on counts a merged token as many times as its size.
     """
 
@@ -54,6 +57,8 @@ class Step:
     through: int | None = None
     survivors_of: int | None = None
     codec: Codec | None = None
+    split: bool = False
+    chunks: tuple[int, int] | None = None
 
 
 #: ``keep`` counts tokens ``kept`` in the end; over layers, the ``average`` in, whole ``layers``, or handed on; each ``passed_by``

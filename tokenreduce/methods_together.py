@@ -30,6 +30,14 @@ def check_together(steps: Sequence[tuple[Method, Step]]) -> None:
             f"methods={sorted(names)} let tokens pass by decoder layers, beside methods={later} inside the language model; "
             "allowed: one such method, beside methods of the stages 'pixels', 'encoder' and 'projector'"
         )
+    split = [method.name for method, step in steps if step.split]
+    inner = sorted({m.name for m, step in steps if step.stage in ("llm", "cache", "decode") and not step.split})
+    if split and (inner or len(split) > 1):
+        raise ValueError(
+            f"methods={split} have the text behind a picture read by what is left of it in the cache, beside "
+            f"methods={inner} inside the language model; allowed: one such method, beside methods of the stages 'pixels', "
+            "'encoder' and 'projector'"
+        )
     first, inside = (
         next((m.name for m, step in steps if step.stage == stage), None) for stage in ("pixels", "encoder")
     )

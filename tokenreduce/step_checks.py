@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tokenreduce.block_signals import AttentionMap, BlockInput
+from tokenreduce.cache_checks import check_cache_step
 from tokenreduce.layer_checks import check_around_layer
 from tokenreduce.layout import Layout
 from tokenreduce.method import Method, Step
@@ -104,20 +105,9 @@ def check_step(name: str, step: Step, facts: ModelFacts) -> None:
             )
     if step.stage == "decode":
         _check_decode(name, step)
-    if step.codec is not None and (step.stage != "cache" or step.through is not None):
-        raise ValueError(
-            f"method={name!r}: {step} has a codec; allowed: at stage 'cache', without through and survivors_of"
-        )
     _check_before(name, step, facts)
     check_around_layer(name, step, facts)
-    if (step.through is None) != (step.survivors_of is None):
-        raise ValueError(f"method={name!r}: {step} has one of through and survivors_of; allowed: both, or neither")
-    if step.through is not None and step.survivors_of is not None:
-        last = facts.decoder_depth - 1
-        if step.stage != "cache" or not (step.layer or 0) <= step.through < step.survivors_of <= last or step.needs:
-            raise ValueError(
-                f"method={name!r}: {step}; allowed at stage 'cache', without needs: layer <= through < survivors_of <= {last}"
-            )
+    check_cache_step(name, step, facts)
     for need in step.needs:
         if not isinstance(need, Signal):
             raise TypeError(f"method={name!r} needs {need!r}; allowed: signals, such as ClsAttention(22)")

@@ -26,6 +26,7 @@ class LayerMasks:
         two_way_layers: kinds of layers in which such blocks attend both ways; None: all.
         windowed: whether sliding windows cut such blocks.
         documents: (B, L) long, the document of each column, where a row holds several that must not see each other.
+        chunks: (B, L) long, chunk of a video that each column belongs to, and how many before its own each sees; -1: none.
         given: (B, L, L) bool, which columns see which, where the caller said so in a way that is none of these.
     """
 
@@ -49,6 +50,7 @@ class LayerMasks:
         self.two_way_layers: tuple[str, ...] | None = None
         self.windowed = True
         self.documents: Tensor | None = None
+        self.chunks: tuple[Tensor, int] | None = None
         self.given: Tensor | None = None
         self._once: dict[Any, Any] = {}
 
@@ -93,6 +95,11 @@ class LayerMasks:
         """Whether the caller said more about who sees whom than which columns are padding."""
         return self.documents is not None or self.given is not None
 
+    @property
+    def says_more(self) -> bool:
+        """Whether masks say more than which columns are padding, and have to be made."""
+        return self.caller_says or self.chunks is not None
+
     def documents_at(self, layer: int) -> Tensor | None:
         """(B, W) long, the document of each slot."""
         return None if self.documents is None else self.documents.gather(1, self.packings.at(layer).order)
@@ -120,8 +127,15 @@ class LayerMasks:
             visible,
             also=None if blocks is None else both_ways(blocks, self.past[layer]),
             windowed=self.windowed,
-            only=None if self.documents is None else same_document(self.documents_at(layer)),
+            only=self._only(layer),
         )
+
+    def _only(self, layer: int) -> Callable[..., Tensor] | None:
+        """Mask function of the pairs that may see each other at all; None: all."""
+        if self.chunks is not None:
+            chunk, before = self.chunks
+            return near_chunk(chunk.gather(1, self.packings.at(layer).order), before, self.past[layer])
+        return None if self.documents is None else same_document(self.documents_at(layer))
 
     def _blocks(self, layer: int) -> Tensor | None:
         """(B, W) long, the block of each slot; -1: none. None where all is causal."""
@@ -177,6 +191,24 @@ def same_document(documents: Tensor | None) -> Callable[..., Tensor]:
         return documents[b, q] == documents[b, k]
 
     return same
+
+
+def sees_chunk(query: Tensor, key: Tensor, before: int) -> Tensor:
+    """Whether a query in one chunk of a video may see a key in another: of its own, or up to ``before`` ones before it.
+
+    -1, no chunk, sees and is seen by all. Source: Video-XL-2, arXiv 2506.19225.
+    """
+    return (query - key <= before) | (query < 0) | (key < 0)
+
+
+def near_chunk(chunk: Tensor, before: int, past: int) -> Callable[..., Tensor]:
+    """Mask function: the same of the ``chunk`` (B, W) of each slot, which start at column ``past``."""
+    last = chunk.shape[1] - 1
+
+    def near(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return (k < past) | sees_chunk(chunk[b, q - past], chunk[b, (k - past).clamp(0, last)], before)
+
+    return near
 
 
 def both_ways(blocks: Tensor, past: int) -> Callable[..., Tensor]:

@@ -88,7 +88,8 @@ def _average(reduced: DecoderPass, step: int, came: list[ImageGroup], layer: int
 
 def _count_cache_as_position(reduced: DecoderPass) -> None:
     """From here on a new token's position id in a layer is the number of real tokens that layer's cache holds."""
-    following = reduced.positions.flat[:, -1] + 1
+    assert reduced.positions.end is not None
+    following = reduced.positions.end + 1
     shifts: dict[int, Tensor] = {}
     for i, real in enumerate(reduced.masks.real):
         length = int(physical_length(reduced.cache, i))

@@ -182,7 +182,7 @@ def hand_over(reduced: DecoderPass, decoder: Any, kwargs: dict[str, Any], change
     positions = positions.expand(*positions.shape[:-2], batch, length)
     along = positions[0] if positions.ndim == 3 else positions
     reduced.positions.begin = along.gather(1, reduced.real.to(torch.uint8).argmax(dim=1, keepdim=True))
-    reduced.positions.end = along[:, -1]
+    reduced.positions.end = along[:, -1] if reduced.rest is None else reduced.rest.id_before(along)
     if changed:
         columns = carried(packing, reduced.groups)
         positions = positions.gather(-1, columns.expand(*positions.shape[:-2], -1, -1))
@@ -210,7 +210,7 @@ def hand_over(reduced: DecoderPass, decoder: Any, kwargs: dict[str, Any], change
         # without a mask and without a cache, gaps between position ids would be taken for packed sequences
         visible = torch.ones(batch, packing.width, dtype=torch.bool, device=embeds.device)
     two_dimensional = mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)
-    if reduced.masks.two_way is not None or reduced.masks.caller_says or not two_dimensional:
+    if reduced.masks.two_way is not None or reduced.masks.says_more or not two_dimensional:
         kinds = {layer_type(decoder.config, i): i for i in reversed(range(reduced.depth))}
         made = {kind: reduced.masks.mask(first, embeds) for kind, first in kinds.items()}
         first = made[layer_type(decoder.config, 0)]

@@ -43,6 +43,16 @@ def with_last_alone(tokens: list[int], past: list[int], readers: list[int]) -> t
     return new, [before + n - own for before, n, own in zip(past, tokens, new)]
 
 
+def parts_of(reduced: DecoderPass) -> list[tuple[list[list[int]], list[int]]]:
+    """By layer and sample, tokens that are worked on, and by layer, those held before: of each part in which a prompt is read."""
+    counts = [reduced.packings.at(i).counts for i in range(reduced.depth)]
+    rest = reduced.rest
+    if rest is None or rest.past is None:
+        return [(counts, reduced.masks.past)]
+    first = [[n - m for n, m in zip(row, rest.counts, strict=True)] for row in counts]
+    return [(first, reduced.masks.past), ([rest.counts] * reduced.depth, rest.past)]
+
+
 def pictured_at(reduced: DecoderPass, alive: list[Tensor], readers: list[int]) -> list[list[int]]:
     """By layer and sample: tokens that pass experts of pictures, of the columns ``alive`` (B, L) in each layer.
 
@@ -65,17 +75,18 @@ def report_of(
 ) -> Report:
     """What this prompt cost a decoder of ``shape``; the pipeline's stopwatch is read and starts again at zero."""
     images, layers = trace.images_per_sample(), range(reduced.depth)
-    packings, before = reduced.packings, reduced.masks.past
-    counts = [packings.at(i).counts for i in layers]
+    packings, before, parts = reduced.packings, reduced.masks.past, parts_of(reduced)
     readers = [i for i, holder in enumerate(reduced.masks.holders) if holder != i] if reduced.last_alone else []
     alone = readers if output[0].shape[1] == 1 else []
     own = pictured_at(reduced, [packings.at(i).alive for i in layers], alone)
     all_own = pictured_at(reduced, [torch.ones_like(packings.at(0).alive)] * reduced.depth, readers)
     flops = whole = step = whole_step = 0
     for b, length in enumerate(reduced.length_in):
-        new = with_last_alone([counts[i][b] for i in layers], before, alone)
         unreduced = with_last_alone([length] * reduced.depth, [reduced.offset] * reduced.depth, readers)
-        flops += shape.prefill(*new, [row[b] for row in own]) - 2 * reduced.spared[b]
+        for counts, past in parts:
+            new = with_last_alone([row[b] for row in counts], past, alone)
+            flops += shape.prefill(*new, [min(row[b], n) for row, n in zip(own, new[0])])
+        flops -= 2 * reduced.spared[b]
         whole += shape.prefill(*unreduced, [row[b] for row in all_own])
         step += shape.step([before[i] + reduced.held(i)[b] for i in layers])
         whole_step += shape.step([reduced.offset + length] * reduced.depth)

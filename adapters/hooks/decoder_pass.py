@@ -13,6 +13,7 @@ from tokenreduce.adapters.hooks.kv_cache import DecodeState, physical_length
 from tokenreduce.adapters.hooks.picture_pass import PicturePass
 from tokenreduce.adapters.hooks.position_ids import PositionIds
 from tokenreduce.adapters.hooks.prompt_text import PromptText, normed
+from tokenreduce.adapters.hooks.rest_of_prompt import Rest
 from tokenreduce.adapters.hooks.sequence_packing import Packing, carried, write
 from tokenreduce.adapters.hooks.unmerged_rows import UnmergedRows
 from tokenreduce.adapters.upstream.cache import Cache
@@ -42,6 +43,7 @@ class DecoderPass(PicturePass):
         cached: by layer, what is left of this chunk in a cache that was trimmed.
         held_before: pictures of earlier chunks in the cache, which later tokens choose from; ``reading``, what the new
             tokens of this pass read of them, None: this pass reads everything; ``steps_read``, where that is counted.
+        rest: the text behind the last picture, where it is read after this pass.
         unmerged: rows that stand at all places of the sequence they were merged of; None: columns are rows. ``spared``,
             multiply-adds per decoder row that this saves.
         norm: the decoder's last; ``text``: what the text of this chunk is, where a method asks for it.
@@ -78,6 +80,7 @@ class DecoderPass(PicturePass):
         self.held_before: list[PictureEntries] = []
         self.steps_read: StepsRead | None = None
         self.reading: StepReading | None = None
+        self.rest: Rest | None = None
         self.unmerged: UnmergedRows | None = None
         self.spared = [0] * len(self.length_in)
         self._entered: dict[int, list[ImageGroup]] = {}  # the images as they came to each llm step
@@ -181,7 +184,9 @@ class DecoderPass(PicturePass):
 
     def held(self, layer: int) -> list[int]:
         """Tokens per sample that the cache of ``layer`` holds of this chunk."""
-        return self.cached.get(layer, self.packings.at(layer)).counts
+        if layer not in self.cached or self.rest is None:
+            return self.cached.get(layer, self.packings.at(layer)).counts
+        return [n + m for n, m in zip(self.cached[layer].counts, self.rest.counts, strict=True)]
 
     def state(self) -> DecodeState:
         """What the next chunk must know."""

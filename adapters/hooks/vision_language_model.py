@@ -7,16 +7,14 @@ from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from tokenreduce.adapters.attention_functions import KeySelection
-from tokenreduce.adapters.hooks import decoder_inputs, deepstack
+from tokenreduce.adapters.hooks import decided_prompts, decoder_inputs, deepstack, split_prompt
 from tokenreduce.adapters.hooks.cache_coding import code_cache, code_written
 from tokenreduce.adapters.hooks.cache_reading import CachedPictures, StepReading
 from tokenreduce.adapters.hooks.cache_trimming import trim_cache
 from tokenreduce.adapters.hooks.cached_pictures import cached_pictures
-from tokenreduce.adapters.hooks.call_scope import Decided
 from tokenreduce.adapters.hooks.checks import (
     check_cache,
     check_decoder,
@@ -43,7 +41,6 @@ from tokenreduce.cost import StepsRead
 from tokenreduce.flops import DecoderShape
 from tokenreduce.per_thread import PerThread, nothing
 from tokenreduce.pipeline import acts
-from tokenreduce.reduction import Reduction
 from tokenreduce.uploading import uploaded
 
 
@@ -91,6 +88,8 @@ class VisionLanguageHooks(ModelHooks):
 
     def enter(self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.current = None
+        if KEY in kwargs:  # the rest of a prompt, made ready
+            return None
         refuse_stray_cache(kwargs)
         embeds, cache = kwargs.get("inputs_embeds"), given_cache(kwargs)
         if self.call is None or embeds is None:
@@ -139,7 +138,8 @@ class VisionLanguageHooks(ModelHooks):
         changed, shown = False, embeds
         if images:
             self.show(reduced, images, encoded, embeds.device)
-            reduced.recalled = self._recall(kwargs)
+            if not decoder_inputs.uses_cache(decoder, kwargs):
+                reduced.recalled = decided_prompts.recalled(scope, self.call.input_ids)
             if self.pipeline.ranks_by_text or self.scopes.told is not None:
                 ends = self.scopes.prompt_ends(visual, past)
                 reduced.question_end = None if ends is None else uploaded(ends, embeds.device)
@@ -163,6 +163,8 @@ class VisionLanguageHooks(ModelHooks):
         if scope is not None and scope.generates and reduced.groups and not decoder_inputs.uses_cache(decoder, kwargs):
             refuse_missing_cache(self.pipeline, reduced.groups)
         kwargs = {**kwargs, "inputs_embeds": shown}
+        split_prompt.note_chunks(reduced)
+        changed |= split_prompt.cut_off(reduced, decoder, kwargs)
         with self.pipeline.stopwatch(embeds.device):
             decoder_inputs.hand_over(reduced, self.family.decoder, kwargs, changed)
         reduced.groups = [replace(group.settle(), entered=group.num_tokens) for group in reduced.groups]
@@ -194,22 +196,6 @@ class VisionLanguageHooks(ModelHooks):
         if answers and length == 1 and reduced.held_before:
             reduced.reading = StepReading(reduced.pipeline, pictures, reduced.held_before, past, batch)
 
-    def _recall(self, kwargs: dict[str, Any]) -> dict[Any, list[Reduction]]:
-        """Decisions made for this very prompt, when ``generate`` passes it again, grown, because it uses no cache."""
-        scope, call = self.scopes.scope, self.call
-        if scope is None or scope.decided is None or call is None or call.input_ids is None:
-            return {}
-        if decoder_inputs.uses_cache(self.family.decoder, kwargs):
-            return {}
-        known = scope.decided.input_ids
-        again = call.input_ids.shape[1] > known.shape[1] and torch.equal(call.input_ids[:, : known.shape[1]], known)
-        return scope.decided.decisions if again else {}
-
-    def _remember(self, reduced: DecoderPass) -> None:
-        scope, ids = self.scopes.scope, None if self.call is None else self.call.input_ids
-        if scope is not None and scope.generates and scope.decided is None and ids is not None:
-            scope.decided = Decided(ids if scope.prompt is None else ids[:, : scope.prompt], reduced.decisions)
-
     def _acts_later(self, reduced: DecoderPass) -> bool:
         later = [method for method, step in self.pipeline.steps if step.stage in ("llm", "cache", "decode")]
         return any(acts(method, group) for method in later for group in reduced.groups)
@@ -231,11 +217,15 @@ class VisionLanguageHooks(ModelHooks):
                 scope = self.scopes.scope
                 code_cache(reduced, scope.prompt if scope is not None and scope.generates else None)
             if reduced.cache is None:
-                self._remember(reduced)
+                ids = None if self.call is None else self.call.input_ids
+                decided_prompts.remember(scope, ids, reduced.decisions)
             else:
                 state = reduced.state()
                 state.pictures = cached_pictures(reduced, groups, steps)
                 adopt(reduced.cache, state)
+            if reduced.rest is not None:
+                self.current = None  # its own pass, which ends here
+                output = split_prompt.read_rest(reduced, decoder, output)
             if reduced.reading is not None:
                 reduced.reading.record(self.shape.step)
         if self.going_on is not None and reduced.groups:
@@ -247,4 +237,5 @@ class VisionLanguageHooks(ModelHooks):
             self.done.note(trace, report_of(reduced, trace, self.shape, output, uncounted, steps))
         elif self.done.report is not None:
             self.done.report.step_stopwatch.add(self.pipeline.stopwatch.lap())
-        return at_full_length(reduced, output) if self.output_length == "full" else None
+        found = at_full_length(reduced, output) if self.output_length == "full" else None
+        return output if found is None else found
