@@ -27,11 +27,11 @@ SETTINGS = {
 def longer(monkeypatch):
     """A tiny model whose videos have ``FRAMES`` frames, and prompts of it."""
 
-    def made(key, plan):
+    def made(key, plan, attn="sdpa"):
         family = tiny_models.KNOWN[key]
         shape = family.film_shape
         monkeypatch.setattr(family, "film_shape", FRAMES if isinstance(shape, int) else (FRAMES, *shape[1:]))
-        model = tiny_models.build(key)
+        model = tiny_models.build(key, attn)
         return model, tiny_models.case(key, plan, model)
 
     return made
@@ -147,6 +147,16 @@ def test_later_turns_beams_and_proposed_tokens_read_the_same_cache(longer):
         assert_close(asked[b], own.read(row), atol=2e-5, rtol=1e-4)
 
 
+@torch.no_grad()
+def test_blocks_that_flex_attention_leaves_out_are_those_that_a_mask_hides(longer):
+    found = []
+    for attn in ("sdpa", "flex_attention"):
+        model, case = longer("llava_onevision", ([["v"], ["v", "v"]], "left"), attn)
+        with tr.wrapped(model, VideoXL2(**SMALL)), torch.compiler.set_stance("force_eager"):
+            found.append(model(**case.inputs).logits[case.inputs["attention_mask"].bool()])
+    assert_close(*found, atol=2e-5, rtol=1e-4)
+
+
 def test_a_full_budget_and_prompts_without_a_video_change_no_bit(longer):
     model, case = longer("qwen2_5_vl", ([["v"]], None))
     pictures = tiny_models.inputs("qwen2_5_vl", "mixed", model)
@@ -185,7 +195,6 @@ def test_losses_have_gradients_and_behind_another_method_a_frame_is_what_is_left
         ({"output_attentions": True}, "no attention maps of the whole prompt|fewer rows and columns"),
         ({"cache_implementation": "static"}, "stage 'cache' cannot average what is held by a Static"),
         ({"use_cache": False}, "use_cache=False, but method='video_xl_2'"),
-        ({"prefill_chunk_size": 8}, "prefill_chunk_size"),
     ],
 )
 def test_calls_that_cannot_be_read_in_two_parts(longer, given, words):
