@@ -35,3 +35,10 @@ def test_serving():
     made = script("benchmarks/serving_page.py")
     text = made.PAGE.read_text()
     assert text == made.page(text, made.measured()), "run python benchmarks/serving_page.py"
+
+
+def test_what_learning_is_worth():
+    made = script("benchmarks/learned_page.py")
+    assert made.PAGE.read_text() == made.page(json.loads(made.DATA.read_text())), (
+        "run python benchmarks/learned.py --page"
+    )
