@@ -4,8 +4,9 @@ python benchmarks/learned.py [--quick] [--page]    (writes results/learned.json,
 
 The demo model answers questions about pictures that were not trained on, of textures that no training picture has; nor were
 these pictures asked about when `ranking.py` chose the methods to compare with. What learns is trained for each count with three
-seeds, by distillation, on one thread. Results are kept one by one: a run that was stopped goes on, under the same settings,
-versions, sources and weights of the demo model, and refuses where one of them is another.
+seeds, from what the model says with all tokens, on one thread: all of it takes some fifty minutes. Results are kept one by one. A
+run that was stopped goes on, counts, seeds and arms may come to those that are there; but settings, versions, sources and weights
+of the demo model have to be the same, or it is refused.
 """
 
 from __future__ import annotations

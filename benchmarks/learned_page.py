@@ -22,8 +22,8 @@ ABOUT = {
     "learned_selector": "keeps what two layers score highest, by token and picture",
     "learned_selector, asks": "does the same, and by the question, too",
     "query_compressor": "writes new rows, each what a query that knows the question reads in a region",
-    "rewarded_selector": "an [example](../examples/learned/rewarded_selector.py), keeps what two layers score highest; it "
-    "learns by rewards for choices drawn at random, where the others learn by gradients through the model",
+    "rewarded_selector": "keeps what two layers score highest, too; an [example](../examples/learned/rewarded_selector.py) that "
+    "learns\n  by rewards for choices drawn at random, where the others learn by gradients through the model",
 }
 
 
