@@ -43,16 +43,6 @@ def with_last_alone(tokens: list[int], past: list[int], readers: list[int]) -> t
     return new, [before + n - own for before, n, own in zip(past, tokens, new)]
 
 
-def parts_of(reduced: DecoderPass) -> list[tuple[list[list[int]], list[int]]]:
-    """By layer and sample, tokens that are worked on, and by layer, those held before: of each part in which a prompt is read."""
-    counts = [reduced.packings.at(i).counts for i in range(reduced.depth)]
-    rest = reduced.rest
-    if rest is None or rest.past is None:
-        return [(counts, reduced.masks.past)]
-    first = [[n - m for n, m in zip(row, rest.counts, strict=True)] for row in counts]
-    return [(first, reduced.masks.past), ([rest.counts] * reduced.depth, rest.past)]
-
-
 def pictured_at(reduced: DecoderPass, alive: list[Tensor], readers: list[int]) -> list[list[int]]:
     """By layer and sample: tokens that pass experts of pictures, of the columns ``alive`` (B, L) in each layer.
 
@@ -65,6 +55,24 @@ def pictured_at(reduced: DecoderPass, alive: list[Tensor], readers: list[int]) -
     return [[0] * len(marked) if i in readers else counts[id(columns)] for i, columns in enumerate(alive)]
 
 
+def parts_of(reduced: DecoderPass, alone: list[int]) -> list[tuple[list[list[int]], list[int], list[list[int]]]]:
+    """Of each part in which a prompt is read: tokens that are worked on, by layer and sample; those held before, by layer; of the
+    first, how many pass experts of pictures. In the layers ``alone`` only the last token is worked on.
+    """
+    at = [reduced.packings.at(i) for i in range(reduced.depth)]
+    counts, rest = [packing.counts for packing in at], reduced.rest
+    own = pictured_at(reduced, [packing.alive for packing in at], alone)
+    if rest is None or rest.past is None:
+        return [(counts, reduced.masks.past, own)]
+    later = [rest.counts] * reduced.depth
+    later_own = pictured_at(reduced, [rest.packing.alive] * reduced.depth, alone)
+    return [(less(counts, later), reduced.masks.past, less(own, later_own)), (later, rest.past, later_own)]
+
+
+def less(whole: list[list[int]], part: list[list[int]]) -> list[list[int]]:
+    return [[n - m for n, m in zip(*rows, strict=True)] for rows in zip(whole, part, strict=True)]
+
+
 def report_of(
     reduced: DecoderPass,
     trace: Trace,
@@ -75,17 +83,17 @@ def report_of(
 ) -> Report:
     """What this prompt cost a decoder of ``shape``; the pipeline's stopwatch is read and starts again at zero."""
     images, layers = trace.images_per_sample(), range(reduced.depth)
-    packings, before, parts = reduced.packings, reduced.masks.past, parts_of(reduced)
+    packings, before = reduced.packings, reduced.masks.past
     readers = [i for i, holder in enumerate(reduced.masks.holders) if holder != i] if reduced.last_alone else []
     alone = readers if output[0].shape[1] == 1 else []
-    own = pictured_at(reduced, [packings.at(i).alive for i in layers], alone)
+    parts = parts_of(reduced, alone)
     all_own = pictured_at(reduced, [torch.ones_like(packings.at(0).alive)] * reduced.depth, readers)
     flops = whole = step = whole_step = 0
     for b, length in enumerate(reduced.length_in):
         unreduced = with_last_alone([length] * reduced.depth, [reduced.offset] * reduced.depth, readers)
-        for counts, past in parts:
+        for counts, past, own in parts:
             new = with_last_alone([row[b] for row in counts], past, alone)
-            flops += shape.prefill(*new, [min(row[b], n) for row, n in zip(own, new[0])])
+            flops += shape.prefill(*new, [row[b] for row in own])
         flops -= 2 * reduced.spared[b]
         whole += shape.prefill(*unreduced, [row[b] for row in all_own])
         step += shape.step([before[i] + reduced.held(i)[b] for i in layers])
