@@ -182,7 +182,10 @@ def hand_over(reduced: DecoderPass, decoder: Any, kwargs: dict[str, Any], change
     positions = positions.expand(*positions.shape[:-2], batch, length)
     along = positions[0] if positions.ndim == 3 else positions
     reduced.positions.begin = along.gather(1, reduced.real.to(torch.uint8).argmax(dim=1, keepdim=True))
-    reduced.positions.end = along[:, -1] if reduced.rest is None else reduced.rest.id_before(along)
+    last = reduced.real.shape[1] - 1 - reduced.real.flip(1).to(torch.uint8).argmax(dim=1, keepdim=True)
+    reduced.positions.end = along.gather(1, last)[:, 0]
+    if reduced.rest is not None:
+        reduced.positions.end = reduced.rest.id_before(along, reduced.positions.end)
     if changed:
         columns = carried(packing, reduced.groups)
         positions = positions.gather(-1, columns.expand(*positions.shape[:-2], -1, -1))

@@ -19,7 +19,7 @@ class PositionIds:
     Attributes:
         given: (1 | B, W) or, for rotary ids of several axes, (A, 1 | B, W) the caller's ids per slot of layer 0.
         begin: (B, 1) the caller's id of the first real column of this chunk, kept or not; set with ``given``.
-        end: (B,) the caller's id of the last column of this chunk, kept or not; set with ``given``.
+        end: (B,) the caller's id of the last real column of this chunk, kept or not; set with ``given``.
         shift: per layer, (B,) long to subtract from the caller's ids of later chunks; None where ids are kept.
     """
 

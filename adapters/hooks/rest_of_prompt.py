@@ -30,7 +30,8 @@ class Rest:
     def counts(self) -> list[int]:
         return self.packing.counts
 
-    def id_before(self, along: Tensor) -> Tensor:
-        """(B,) of the caller's ids ``along`` (B, L), the one in front of this text; of a row without, its last."""
-        begin = along.gather(1, self.behind.to(torch.uint8).argmax(dim=1, keepdim=True))[:, 0] - 1
-        return torch.where(self.behind.any(dim=1), begin, along[:, -1])
+    def id_before(self, along: Tensor, end: Tensor) -> Tensor:
+        """(B,) of the caller's ids ``along`` (B, L), the one in front of this text; of a row without, its ``end`` (B,)."""
+        text = self.packing.alive
+        begin = along.gather(1, text.to(torch.uint8).argmax(dim=1, keepdim=True))[:, 0]
+        return torch.where(text.any(dim=1), begin - 1, end)

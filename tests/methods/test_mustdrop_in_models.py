@@ -174,3 +174,22 @@ def test_windows_that_merge_by_likeness_do_so_in_each_image(model) -> None:
     with tr.wrapped(model, method, batch_min=True), torch.no_grad():
         model(**inputs)
         assert tr.report(model).tokens_at_layer[0] == [72]
+
+
+@torch.no_grad()
+def test_ids_from_the_length_of_the_cache_are_those_of_each_row_also_with_padding_behind_it(model):
+    inputs = prompt(model, [1, 2], "right")
+    lengths = inputs["attention_mask"].sum(dim=1)
+
+    def following(rows: slice, width: int, images: slice) -> Tensor:
+        own = {name: inputs[name][rows, :width] for name in ("input_ids", "attention_mask")}
+        ids, more = lengths[rows][:, None], torch.ones(len(lengths[rows]), 1, dtype=torch.long)
+        with tr.wrapped(model, MustDrop(keep=12, window=2, legacy_decode_ids=True)):
+            cache = model(**own, pixel_values=inputs["pixel_values"][images]).past_key_values
+            mask = torch.cat([own["attention_mask"], more], dim=1)
+            given = {"attention_mask": mask, "position_ids": ids, "past_key_values": cache}
+            return model(input_ids=torch.full_like(more, 5), **given).logits
+
+    together = following(slice(2), int(lengths.max()), slice(3))
+    assert int(lengths[0]) < int(lengths.max())
+    torch.testing.assert_close(together[:1], following(slice(1), int(lengths[0]), slice(1)), atol=TOLERANCE, rtol=1e-5)
