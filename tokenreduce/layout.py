@@ -65,13 +65,6 @@ class Layout:
         return _split(self, by)
 
     @property
-    def frame(self) -> tuple[int, ...]:
-        """Frame of every token; of an image seen in several views, the view."""
-        parts = self.split("frame")
-        owner = {n: t for t, (_, own) in enumerate(parts) for n in own}
-        return tuple(owner[n] for n in range(self.num_tokens))
-
-    @property
     def patches(self) -> tuple[int, ...]:
         """Cell of every token, counted through the complete grids of all views."""
         if not self.views:
@@ -96,9 +89,11 @@ def _split(layout: Layout, by: Seen) -> tuple[tuple[Layout, tuple[int, ...]], ..
         return ((layout, whole),)
     area = layout.height * layout.width
     places = layout.cells or whole
+    owned: list[list[int]] = [[] for _ in range(layout.frames)]
+    for n in whole:
+        owned[places[n] // area].append(n)
     frames = []
-    for t in range(layout.frames):
-        own = tuple(n for n in whole if places[n] // area == t)
+    for own in map(tuple, owned):
         cells = tuple(places[n] % area for n in own)
         frames.append((replace(layout, frames=1, cells=None if cells == tuple(range(area)) else cells), own))
     return tuple(frames)

@@ -92,7 +92,7 @@ class Method:
     media: ClassVar[tuple[str, ...]] = ("image", "video")  # what it reduces; anything else passes through untouched
     sees: ClassVar[Seen] = "video"  # there: each tile and the whole video, each frame, or all of an image
     adapts: ClassVar[bool] = False  # whether keep='auto' has a meaning
-    shortens: ClassVar[bool] = True  # whether tokens leave; else ``keep`` has no meaning but 1.0, which is off
+    shortens: ClassVar[bool] = True  # whether ``keep`` says how many tokens are left; else it only turns off, by 1.0
     counts_at: ClassVar[CountsAt] = "kept"
     output_order = "raster"
     unmerges = False  # whether decoder layers read rows merged inside the tower at all places they stand for
@@ -126,7 +126,8 @@ class Method:
 
     @property
     def budget(self) -> Budget:
-        return Budget(self.keep)  # type: ignore[arg-type]  # None is refused, unless a subclass gives it a meaning
+        keep = 0.5 if self.keep is None and not self.shortens else self.keep
+        return Budget(keep)  # type: ignore[arg-type]  # None is refused, unless a subclass gives it a meaning
 
     @property
     def policy(self) -> PositionPolicy:
@@ -135,6 +136,8 @@ class Method:
 
     def is_identity(self, n: int) -> bool:
         """Whether ``n`` tokens pass through untouched; then ``reduce`` is not called at all."""
+        if not self.shortens:
+            return self.budget.is_full
         return (self.budget.least(n) if self.budget.adapts else self.budget.count(n)) >= n
 
     def most(self, n: int) -> int:
@@ -142,11 +145,11 @@ class Method:
 
         A method that rounds up, or whose counts follow the image, says so by overriding.
         """
-        return self.budget.count(n)
+        return self.budget.count(n) if self.shortens else n
 
     def always_left(self, layout: Layout) -> int:
         """Rows that a step at the projector leaves of a picture of ``layout``, however few are asked for; 0: none."""
-        return 0
+        return 0 if self.shortens else layout.num_tokens
 
     def leaving(self, tokens: VisualTokens) -> int | None:
         """How many ``tokens`` of an image a step at the projector leaves, to be shared among its views; None: by content."""

@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tokenreduce.layout import Layout
 from tokenreduce.learned_module import Learned
 from tokenreduce.projection import Projector
+from tokenreduce.uploading import uploaded
 
 if TYPE_CHECKING:
     from tokenreduce.signals import Signal
@@ -139,6 +140,15 @@ class VisualTokens:
             return self.signals[wanted]
         except KeyError:
             raise KeyError(f"{wanted} was not captured; list it in the `needs` of the step that reads it") from None
+
+
+def frame_of(layout: Layout, source: Tensor) -> Tensor:
+    """(B, N) long, ascending: the frame of each token of a video, which sit at ``source`` (B, N); of a summary, which sits at
+    none, that of the token before it."""
+    cell = source.clamp_min(0)
+    if layout.cells is not None:
+        cell = uploaded(layout.cells, source.device)[cell]
+    return (cell // (layout.height * layout.width)).masked_fill(source < 0, 0).cummax(dim=1).values
 
 
 def holds_nan(x: Tensor) -> bool:

@@ -19,6 +19,7 @@ from tokenreduce.adapters.upstream.decoder import put_deep_stack
 from tokenreduce.kernels.rows import take_rows
 from tokenreduce.method import Method, Step
 from tokenreduce.pipeline import Pipeline, acts
+from tokenreduce.tokens import frame_of
 from tokenreduce.uploading import uploaded
 
 MASKED = ("sdpa", "eager", "flex_attention")  # attention that keeps to any mask
@@ -98,8 +99,7 @@ def note_chunks(reduced: DecoderPass) -> None:
     chunk = torch.full(reduced.visual.shape, -1, device=reduced.real.device)
     last, apart = max(member for group in own for member in group.members), chunk.shape[1]
     for group in own:
-        frame = uploaded(list(group.layout.frame), chunk.device)
-        at = frame[group.source.clamp_min(0)].masked_fill(group.source < 0, 0).cummax(dim=1).values // frames
+        at = frame_of(group.layout, group.source) // frames
         # of two videos in a row the later one counts lower, and so sees all of the one before it
         lift = [apart * (last - member) for member in group.members]
         chunk[group.samples[:, None], group.seats] = at + uploaded(lift, chunk.device)[:, None]

@@ -140,7 +140,7 @@ def servable(model: nn.Module, names: Sequence[str], keeps: Sequence[float | int
     media = {row["name"]: row["media"] for row in tr.methods()}
     for name in names:
         if not shortens(name):
-            reasons[name] = "no token leaves, so that no budget is filled"
+            reasons[name] = "what is left of a picture is not said by keep, so that no budget is filled"
             continue
         if "image" not in media[name]:
             reasons[name] = f"it reduces {media[name]} only; see the table of videos"

@@ -92,7 +92,7 @@ def text_is_untouched(s: Setting) -> None:
 @torch.no_grad()
 def budget_is_filled_exactly(s: Setting) -> None:
     if not s.method.shortens:
-        raise Skipped("no token leaves")
+        raise Skipped("what is left is not said by keep")
     with tr.wrapped(s.model, s.method):
         s.model(**s.case.inputs)
         images = tr.trace(s.model).images

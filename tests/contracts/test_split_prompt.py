@@ -10,7 +10,9 @@ import torch
 from torch.testing import assert_close
 
 import tokenreduce as tr
+from tokenreduce.adapters.upstream.decoder_shape import decoder_shape
 from tokenreduce.eval import tiny_models
+from tokenreduce.eval.doctor.shortened import decoder_of
 from tokenreduce.method import Method, Step
 from tokenreduce.methods.video_xl_2 import VideoXL2
 
@@ -157,6 +159,25 @@ def test_blocks_that_flex_attention_leaves_out_are_those_that_a_mask_hides(longe
     assert_close(*found, atol=2e-5, rtol=1e-4)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("key", ["llava_onevision", "ernie4_5_vl_moe"])
+def test_the_text_behind_a_video_costs_what_text_does(longer, key):
+    """Also where tokens of pictures pass experts of their own: none of them is read twice."""
+    model, case = longer(key, ([["v"], ["v", "i0"]], "left"))
+    with tr.wrapped(model, VideoXL2(selected_units=())):
+        model(**case.inputs)
+        report, ends = tr.report(model), ends_of(model)
+    shape, depth = decoder_shape(decoder_of(model)), decoder_of(model).config.num_hidden_layers
+    real, whole = case.inputs["attention_mask"], 0
+    first = [int(row[:end].sum()) for row, end in zip(real, ends, strict=True)]
+    marked = case.inputs.get("moe_mm_token_type_ids", torch.zeros_like(real)).bool() & real.bool()
+    for row, n, length, end in zip(marked, first, real.sum(dim=1).tolist(), ends, strict=True):
+        whole += shape.prefill([n] * depth, [0] * depth, [int(row[:end].sum())] * depth)
+        whole += shape.prefill([length - n] * depth, [max(first)] * depth, [int(row[end:].sum())] * depth)
+    assert report.flops == whole
+    assert report.kv_bytes == report.kv_bytes_unreduced
+
+
 def test_a_full_budget_and_prompts_without_a_video_change_no_bit(longer):
     model, case = longer("qwen2_5_vl", ([["v"]], None))
     pictures = tiny_models.inputs("qwen2_5_vl", "mixed", model)
@@ -182,7 +203,7 @@ def test_losses_have_gradients_and_behind_another_method_a_frame_is_what_is_left
     model.zero_grad(set_to_none=True)
     (entered,) = {stage.source.shape[0] for image in trace.images for stage in image.stages[:1]}
     first = trace.images[0]
-    frames = torch.tensor(first.layout.frame)[first.stages[0].source].bincount().tolist()
+    frames = (first.stages[0].source // (first.layout.num_tokens // FRAMES)).bincount().tolist()
     kept = sum(n if f in (0, FRAMES - 1) else max(n // 2, 1) for f, n in enumerate(frames))
     assert sum(frames) == entered
     assert report.tokens_kept == [[kept], [kept]]

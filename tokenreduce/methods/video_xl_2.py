@@ -6,18 +6,15 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from tokenreduce.bilevel_cache import mean_of_units, pooled, whole_blocks
-from tokenreduce.budgets import Budget
 from tokenreduce.kernels.top_k import top_k
-from tokenreduce.layout import Layout
 from tokenreduce.method import Method, Step
 from tokenreduce.model_facts import ModelFacts
 from tokenreduce.reduction import Reduction
 from tokenreduce.signals import Text
 from tokenreduce.text_relevance import cosine_to_text
-from tokenreduce.tokens import VisualTokens
+from tokenreduce.tokens import VisualTokens, frame_of
 from tokenreduce.uploading import uploaded
 from tokenreduce.validation import choice, whole
 
@@ -80,19 +77,6 @@ class VideoXL2(Method):
             for unit in self.selected_units:
                 whole("selected_units", unit, 0, " each, units of two frames counted from 0")
 
-    @property
-    def budget(self) -> Budget:
-        return Budget(0.5 if self.keep is None else self.keep)
-
-    def is_identity(self, n: int) -> bool:
-        return self.budget.is_full
-
-    def most(self, n: int) -> int:
-        return n
-
-    def always_left(self, layout: Layout) -> int:
-        return layout.num_tokens
-
     def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
         chunks = None if self.block_size is None else (self.block_size, self.previous)
         ids: Literal["continue", "cache_length"] = "continue" if self.suffix_positions == "original" else "cache_length"
@@ -100,7 +84,7 @@ class VideoXL2(Method):
         return (pooling,) if self.selected_units is not None else (Step("projector", needs=(Text(),)), pooling)
 
     def reduce(self, tokens: VisualTokens) -> Reduction:
-        frame, length = frame_of(tokens), tokens.layout.frames
+        frame, length = frame_of(tokens.layout, tokens.source), tokens.layout.frames
         if tokens.stage == "projector":
             near = cosine_to_text(tokens.features, tokens.signal(Text()))
             return Reduction.identity(tokens, notes={"relevance": mean_of_units(near, frame, length)})
@@ -111,9 +95,3 @@ class VideoXL2(Method):
             units = uploaded(self.selected_units, frame.device, torch.long).expand(len(frame), -1)
         stays = whole_blocks(length, self.chunk_size, units).gather(1, frame // self.chunk_size)
         return replace(pooled(frame, stays, self.run), role=stays.long(), role_names=ROLES)
-
-
-def frame_of(tokens: VisualTokens) -> Tensor:
-    """(B, N) long, ascending: the frame of each of ``tokens``; of a summary, that of the token before it."""
-    frame = uploaded(tokens.layout.frame, tokens.source.device)
-    return frame[tokens.source.clamp_min(0)].masked_fill(tokens.source < 0, 0).cummax(dim=1).values

@@ -8,11 +8,9 @@ from math import floor
 import torch
 from torch import Tensor
 
-from tokenreduce.budgets import Budget
 from tokenreduce.cache_codec import Coded
 from tokenreduce.channel_coding import coded_keys, coded_values
 from tokenreduce.kernels.top_k import top_k
-from tokenreduce.layout import Layout
 from tokenreduce.method import Method, Step
 from tokenreduce.model_facts import ModelFacts
 from tokenreduce.reduction import Reduction
@@ -63,19 +61,6 @@ class VidKV(Method):
         in_range("protect", self.protect, 0, 1)
         whole("group", self.group, 2, " (tokens that share a scale), 32 in the paper")
         whole("residual", self.residual, self.group, f" (as group={self.group}), 128 in the paper", none=True)
-
-    @property
-    def budget(self) -> Budget:
-        return Budget(0.5 if self.keep is None else self.keep)
-
-    def is_identity(self, n: int) -> bool:
-        return self.budget.is_full
-
-    def most(self, n: int) -> int:
-        return n
-
-    def always_left(self, layout: Layout) -> int:
-        return layout.num_tokens
 
     def plan(self, facts: ModelFacts) -> tuple[Step, ...]:
         coding = Step("cache", layer=0, codec=self)
